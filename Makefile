@@ -1,0 +1,64 @@
+# On a machine that has only Python (>= 3.11), make and git: `make ablation` and `make test` do all the set-up.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
+RUNS ?= runs
+# What narrows an ablation: SEEDS=0,1 VARIANTS=baseline,gated-norm STEPS=200; LAUNCH= goes in front of each command.
+SEEDS ?=
+VARIANTS ?=
+STEPS ?=
+LAUNCH ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install ablation ablation-text test test-all lint format bench clean
+
+help:  ## show this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[hf,notebooks,dev]"
+	@touch $@
+
+install: $(VENV)/.installed  ## build .venv (everything else does so by itself)
+
+narrow = $(if $(SEEDS),--seeds=$(SEEDS)) $(if $(VARIANTS),--variants=$(VARIANTS)) $(if $(STEPS),--steps=$(STEPS))
+
+# Make is the scheduler: `sinks grid` writes one target per run, and one thread per run keeps the jobs side by side.
+define run_ablation
+	@set -e; folder=$$($(BIN)/sinks grid $(1) $(narrow) --runs=$(RUNS) --out=$(RUNS)/.grid-$(basename $(notdir $(1))).mk); \
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -k -j $(JOBS) -f $(RUNS)/.grid-$(basename $(notdir $(1))).mk SINKS=$(BIN)/sinks LAUNCH="$(LAUNCH)" grid || failed=1; \
+	$(BIN)/sinks report $$folder; exit $${failed:-0}
+endef
+
+ablation: $(VENV)/.installed  ## train the five families on a CPU and report their sinks (minutes)
+	$(call run_ablation,experiments/ablations/backcopy.yaml)
+
+ablation-text: $(VENV)/.installed  ## the same on real text (too few tokens for natural sinks)
+	$(call run_ablation,experiments/ablations/text.yaml)
+
+sweep-dyt: $(VENV)/.installed  ## how DyT's slope, embedding scale and learning rate were chosen
+	$(call run_ablation,experiments/ablations/dyt-sweep.yaml)
+
+test: $(VENV)/.installed  ## the tests (under 15 minutes on 2 cores)
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: $(VENV)/.installed  ## the tests, the slow ones included
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## let ruff format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed  ## time a training step beside Hugging Face's Llama
+	$(BIN)/python -m experiments.bench
+
+clean:  ## remove runs and caches, keep .venv
+	rm -rf $(RUNS) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,7 @@
+"""`python -m sinks`."""
+
+import sys
+
+from sinks.cli import main
+
+sys.exit(main())

@@ -1,0 +1,7 @@
+"""When statistics are taken and where they go."""
+
+from sinks.callbacks.progress import LineProgress
+from sinks.callbacks.recorder import RunRecorder
+from sinks.callbacks.statistics import SinkStatistics
+
+__all__ = ["LineProgress", "RunRecorder", "SinkStatistics"]

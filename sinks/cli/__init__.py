@@ -1,0 +1,52 @@
+"""The command line: a dispatcher that imports neither torch nor Lightning; each command is imported when called."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "fit": ("sinks.cli.training", "train a variant and record it in a run folder"),
+    "validate": ("sinks.cli.training", "measure a checkpoint: loss and sink statistics"),
+    "prepare": ("sinks.cli.prepare", "turn text into token chunks"),
+    "grid": ("sinks.cli.grid", "print an ablation as a Make fragment, one target per run"),
+    "report": ("sinks.cli.report", "turn run folders into tables, figures and one HTML file"),
+}
+
+
+def usage() -> str:
+    """The help of `sinks` itself."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {description}" for name, (_, description) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: sinks COMMAND ...",
+            "",
+            "Train, measure, question and replace attention sinks and residual sinks.",
+            "",
+            *lines,
+            "",
+            "`sinks COMMAND --help` tells more; `sinks fit --model Gated --model.help` lists a family's options.",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, or 2 for a user's mistake."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command not in COMMANDS:
+        print(f"sinks: error: unknown command {command!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    from sinks.errors import UserError
+
+    try:
+        import_module(COMMANDS[command][0]).main(command, rest)
+    except UserError as error:
+        print(f"sinks {command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"sinks {command}: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,262 @@
+"""`sinks fit` and `sinks validate`: LightningCLI over the families and data modules, around one run folder."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
+
+import sinks.data.backcopy
+import sinks.data.text
+import sinks.families  # noqa: F401  (its classes resolve by their short names)
+from sinks.callbacks import LineProgress, RunRecorder, SinkStatistics
+from sinks.cli.parser import OneLineErrors, one_line
+from sinks.data.module import TokenData
+from sinks.errors import UserError
+from sinks.families import CausalLM
+from sinks.record import RunFolder
+from sinks.record.logger import EventLogger, RunFolderLogger
+from sinks.record.provenance import config_fingerprint, provenance
+
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # Lightning's would shuffle; the suite has its own order of data
+    "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": None,  # training is one endless stream: validation is counted in steps
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class TrainingParser(OneLineErrors, LightningArgumentParser):
+    """Lightning's parser with one-line errors."""
+
+
+class WriteConfig(SaveConfigCallback):
+    """Writes the resolved configuration into the run folder."""
+
+    def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        recorder = next(c for c in trainer.callbacks if isinstance(c, RunRecorder))
+        config = self.config.clone()
+        for name, value in pl_module.resolved_options().items():
+            config.model.init_args[name] = value
+        text = self.parser.dump(config, skip_none=False, skip_link_targets=True)
+        recorder.folder.write_config(text)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("config", f"```yaml\n{text}\n```")
+
+
+class TrainingCLI(LightningCLI):
+    """Adds the run folder, the statistics and the links between data and model to Lightning's command line."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        offered = LightningCLI.subcommands()
+        return {name: offered[name] for name in ("fit", "validate")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(RunRecorder, "run")
+        parser.add_lightning_class_args(SinkStatistics, "statistics")
+        parser.add_lightning_class_args(LineProgress, "progress")
+        for name in ("vocab_size", "context_length"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        refuse_unknown_sections(sys.argv[1:] if args is None else args, self._subcommand_parsers)
+        super().parse_arguments(parser, args)
+
+    # -- the trainer around the run folder ----------------------------------------------------------------------
+
+    def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        config = self._get(self.config_init, "trainer")
+        directory = self.recorder.folder.path
+        fitting = self.subcommand == "fit"
+        if fitting and config.max_steps < 1:
+            raise UserError(
+                f"trainer.max_steps is {config.max_steps}, but training is an endless stream: give --trainer.max_steps"
+            )
+        if not fitting:
+            kwargs["logger"] = False
+        elif config.logger in (None, True):
+            kwargs["logger"] = [EventLogger(str(directory)), RunFolderLogger(str(directory))]
+        elif config.logger is not False:
+            others = config.logger if isinstance(config.logger, list) else [config.logger]
+            kwargs["logger"] = [*others, RunFolderLogger(str(directory))]
+        callbacks = config.callbacks if isinstance(config.callbacks, list) else [c for c in [config.callbacks] if c]
+        own_checkpoint = any(isinstance(c, ModelCheckpoint) for c in callbacks)
+        if fitting and config.enable_checkpointing is not False and not own_checkpoint:
+            callbacks = [*callbacks, default_checkpoint(directory)]
+        kwargs["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    @property
+    def recorder(self) -> RunRecorder:
+        return self._get(self.config_init, "run")
+
+    def identity(self) -> dict[str, Any]:
+        """What names the run, and tells it from others."""
+        config = yaml.safe_load(self._parser(self.subcommand).dump(self._get_config(), skip_none=False))
+        config["model"]["init_args"].update(self.model.resolved_options())
+        seedless = config | {"seed_everything": None, "data": {**config["data"]}}
+        seedless["data"]["init_args"] = {k: v for k, v in config["data"]["init_args"].items() if k != "seed"}
+        data_fingerprint = self.datamodule.fingerprint()
+        return {
+            "variant": self.recorder.variant or type(self.model).__name__,
+            "seed": config["seed_everything"],
+            "config_fingerprint": config_fingerprint(config, data_fingerprint),
+            "variant_fingerprint": config_fingerprint(seedless, ""),
+            "data_fingerprint": data_fingerprint,
+        }
+
+    def _get_config(self) -> Namespace:
+        return self.config[self.subcommand]
+
+    # -- the commands -------------------------------------------------------------------------------------------
+
+    def fit(self, model: CausalLM, datamodule: TokenData, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Train into the run folder: start, resume what was broken off, or say that it is finished."""
+        folder, rank = self.recorder.folder, self.trainer.global_rank
+        datamodule.prepare_data()
+        identity = self.recorder.identity = self.identity()
+        if rank == 0:
+            refuse_another_run(folder, identity)
+            if folder.finished:
+                print(f"{folder.path} is finished: nothing to do (choose another --run.dir to run it again)")
+                return
+            folder.write_provenance(provenance() | identity)
+        if ckpt_path is None and folder.last_checkpoint.is_file():
+            print(f"resuming {folder.path} from {folder.last_checkpoint.name}")
+            ckpt_path = str(folder.last_checkpoint)
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
+        if self.trainer.interrupted:
+            raise KeyboardInterrupt
+        if self.recorder.validated_at != self.trainer.global_step and not self.recorder.diverged:
+            self.trainer.validate(model, datamodule=datamodule, verbose=False)
+        self.recorder.finish(self.trainer, model)
+
+    def validate(self, model: CausalLM, datamodule: TokenData, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Measure a checkpoint (the run folder's last one if none is given) and write validation/<checkpoint>.json."""
+        folder = self.recorder.folder
+        path = Path(ckpt_path) if ckpt_path else folder.last_checkpoint
+        if not path.exists():
+            raise UserError(f"there is no checkpoint {path}: give --ckpt_path, or --run.dir of a finished run")
+        datamodule.prepare_data()
+        self.recorder.identity = self.identity()
+        self.trainer.validate(model, datamodule=datamodule, ckpt_path=str(path), **kwargs)
+        statistics = next(c.latest for c in self.trainer.callbacks if isinstance(c, SinkStatistics))
+        loss = float(self.trainer.callback_metrics["validation/loss"])
+        result = {"checkpoint": str(path), "validation/loss": loss} | statistics | provenance() | self.recorder.identity
+        if self.trainer.is_global_zero:
+            print(f"validation/loss {loss:.6f}  ->  {folder.write_validation(path.stem, result)}")
+
+
+def default_checkpoint(directory: Path) -> ModelCheckpoint:
+    """Every 500 steps, the latest kept as last.ckpt."""
+    return ModelCheckpoint(
+        directory / "checkpoints",
+        filename="step{step:08d}",
+        auto_insert_metric_name=False,
+        every_n_train_steps=500,
+        save_top_k=1,
+        save_last="link",
+        enable_version_counter=False,
+    )
+
+
+def refuse_another_run(folder: RunFolder, identity: dict[str, Any]) -> None:
+    """One folder holds one run.
+
+    Raises:
+        UserError: if the folder holds a run of another configuration.
+    """
+    try:
+        existing = folder.provenance()["config_fingerprint"]
+    except UserError:
+        return
+    if existing != identity["config_fingerprint"]:
+        raise UserError(
+            f"{folder.path} holds a run of another configuration (fingerprint {existing}, "
+            f"not {identity['config_fingerprint']}): choose another --run.dir or remove the folder"
+        )
+
+
+def refuse_unknown_sections(arguments: list[str], parsers: dict[str, LightningArgumentParser]) -> None:
+    """jsonargparse passes over an unknown section that is empty; a typing mistake must not.
+
+    Raises:
+        UserError: naming the section and the known ones.
+    """
+    if not arguments or arguments[0] not in parsers:
+        return
+    known = {action.dest.split(".")[0] for action in parsers[arguments[0]]._actions}
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, attached = flag.partition("=")
+        if name not in ("-c", "--config"):
+            continue
+        file = Path(attached or value)
+        if not file.is_file():
+            raise UserError(f"there is no configuration file {file}: check the path, relative to {Path.cwd().name}/")
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is not YAML: {one_line(str(error))}") from None
+        if not isinstance(content, dict):
+            raise UserError(
+                f"{file} holds {type(content).__name__}, but must hold sections: {', '.join(sorted(known))}"
+            )
+        for section in content:
+            if section.split(".")[0] not in known:
+                raise UserError(
+                    f"{file} has an unknown section {section!r}: known are {', '.join(sorted(known - {'help'}))}"
+                )
+
+
+def quieten() -> None:
+    """Silence advertisements and what is deliberate here; warnings about the user's run stay."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*args parameter is intended to run from within Python.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def main(command: str, arguments: list[str]) -> None:
+    """Run `fit` or `validate`."""
+    quieten()
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads:
+        torch.set_num_threads(int(threads))
+    try:
+        TrainingCLI(
+            CausalLM,
+            TokenData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_class=TrainingParser,
+            parser_kwargs={"prog": "sinks", "parser_mode": "omegaconf+", "allow_abbrev": False},
+            save_config_callback=WriteConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=[command, *arguments],
+        )
+    except (MisconfigurationException, OmegaConfBaseException) as error:
+        raise UserError(one_line(str(error))) from None

@@ -1,0 +1,1 @@
+"""Token streams: Bigram-Backcopy and real text, in one order of data."""

@@ -1,0 +1,86 @@
+"""What every source of tokens shares: loaders in the suite's order of data, and the position to resume from."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sinks.data.order import ShardBatchSampler, StreamBatchSampler
+from sinks.errors import UserError
+
+
+class TokenData(lightning.LightningDataModule):
+    """Rows of `context_length + 1` token ids [B, T + 1] int64: inputs are `row[:-1]`, targets `row[1:]`.
+
+    Training is one endless stream (see `sinks.data.order`); `trainer.max_steps` says how far it is read.
+
+    Args:
+        vocab_size: number of token ids; the model takes it from here.
+        context_length: tokens T the model sees; the model takes it from here.
+        batch_size: rows per process and step.
+        seed: data seed, apart from the seed of initialisation.
+        num_workers: loader processes per rank.
+    """
+
+    def __init__(self, vocab_size: int, context_length: int, batch_size: int, seed: int, num_workers: int) -> None:
+        super().__init__()
+        for name, value in (("context_length", context_length), ("batch_size", batch_size)):
+            if value < 1:
+                raise UserError(f"data.{name} is {value}, but must be at least 1: give a positive number")
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self._start = 0
+
+    @abstractmethod
+    def train_set(self) -> Dataset[torch.Tensor]:
+        """Map-style set of training rows [T + 1]."""
+
+    @abstractmethod
+    def train_order(self) -> Callable[[int], int]:
+        """The map from stream position to index of the training set."""
+
+    @abstractmethod
+    def validation_set(self) -> Dataset[torch.Tensor]:
+        """Map-style, finite set of validation rows [T + 1]."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """What the rows depend on, as a short hash: runs on different fingerprints are not compared."""
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _loader(self, dataset: Dataset[torch.Tensor], sampler: StreamBatchSampler | ShardBatchSampler) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world_size = self._ranks()
+        sampler = StreamBatchSampler(self.train_order(), self.batch_size, rank, world_size, self._start)
+        return self._loader(self.train_set(), sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        rank, world_size = self._ranks()
+        dataset = self.validation_set()
+        return self._loader(dataset, ShardBatchSampler(len(dataset), self.batch_size, rank, world_size))  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stream position after the last optimiser step."""
+        if self.trainer is None:
+            return {"stream_position": self._start}
+        per_step = self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return {"stream_position": self.trainer.global_step * per_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._start = int(state_dict["stream_position"])

@@ -1,0 +1,8 @@
+"""The one error a user's mistake raises."""
+
+
+class UserError(ValueError):
+    """A mistake of the user's, told in one line: the value, the limit, the remedy.
+
+    The command line prints it without a traceback and exits with code 2.
+    """

@@ -1,0 +1,6 @@
+"""The LightningModules: `CausalLM` with every axis free, and the five named families on it."""
+
+from sinks.families.causal_lm import CausalLM, Optimization
+from sinks.families.named import Baseline, Clipped, Gated, NoNorm, SinkAbsorbed
+
+__all__ = ["Baseline", "CausalLM", "Clipped", "Gated", "NoNorm", "Optimization", "SinkAbsorbed"]

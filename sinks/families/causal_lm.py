@@ -1,0 +1,190 @@
+"""The LightningModule with every axis free; the named families fix some of them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from sinks.errors import UserError
+from sinks.models.attention_gates import AttentionGate, NoGate
+from sinks.models.clips import NoClip, ResidualClip
+from sinks.models.decoder import Architecture, Decoder, Parts
+from sinks.models.feed_forward import FeedForward, FeedForwardShape, SwiGLU
+from sinks.models.normalizers import Normalizer, Softmax
+from sinks.models.norms import Norm, RMSNorm
+from sinks.models.shapes import AttentionShape
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW and its schedule.
+
+    Args:
+        lr: peak learning rate.
+        betas: decay of the first and second moment.
+        eps: added to the root of the second moment.
+        weight_decay: of parameters with two or more dimensions.
+        one_dimensional_weight_decay: of gains, biases and sinks; decay on gains is a first-order confound.
+        one_dimensional_lr_multiplier: factor on the learning rate of gains, biases and sinks.
+        warmup_steps: steps of linear warm-up.
+        schedule: after the warm-up: constant, or a cosine or straight line down to `final_lr_ratio` at the last step.
+        final_lr_ratio: last learning rate over the peak.
+    """
+
+    lr: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    one_dimensional_weight_decay: float = 0.0
+    one_dimensional_lr_multiplier: float = 1.0
+    warmup_steps: int = 100
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    final_lr_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise UserError(f"optimization.lr is {self.lr}, but must be above 0: give e.g. 3e-3")
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """Learning rate of optimiser step `step` (from 0) over the peak."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
+        decayed = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+        return self.final_lr_ratio + (1 - self.final_lr_ratio) * decayed[self.schedule]
+
+
+class CausalLM(lightning.LightningModule):
+    """Causal language model: next-token cross-entropy in nats per token.
+
+    Args:
+        vocab_size: number of token ids; taken from the data.
+        context_length: tokens seen; taken from the data.
+        architecture: widths, positions, initialisation.
+        optimization: optimiser and schedule.
+        normalizer: how attention scores become weights.
+        attention_gate: what scales each head's output.
+        norm: norm at the two norms of each block.
+        head_norm: norm before the head.
+        residual_clip: what is done to the residual stream after each addition.
+        feed_forward: feed-forward sublayer.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        context_length: int,
+        architecture: Architecture = Architecture(),
+        optimization: Optimization = Optimization(),
+        normalizer: Callable[[AttentionShape], Normalizer] = Softmax,
+        attention_gate: Callable[[AttentionShape], AttentionGate] = NoGate,
+        norm: Callable[[int], Norm] = RMSNorm,
+        head_norm: Callable[[int], Norm] = RMSNorm,
+        residual_clip: Callable[[str], ResidualClip] = NoClip,
+        feed_forward: Callable[[FeedForwardShape], FeedForward] = SwiGLU,
+    ) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+        self.architecture = architecture
+        self.optimization = optimization
+        self.parts = Parts(normalizer, attention_gate, norm, head_norm, residual_clip, feed_forward)
+        with torch.device("meta"):
+            self._decoder()  # a bad option is told at construction, before data is read or devices are taken
+        self.decoder: Decoder | None = None
+        self.validation_loss = MeanMetric()
+        self.gradient_norm: Tensor | None = None
+
+    def _decoder(self) -> Decoder:
+        return Decoder(self.vocab_size, self.context_length, self.architecture, self.parts)
+
+    def configure_model(self) -> None:
+        if self.decoder is None:
+            self.decoder = self._decoder()
+
+    def resolved_options(self) -> dict[str, Any]:
+        """Options that were computed, under the names of constructor arguments, for the saved configuration."""
+        return {}
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids [B, T] -> logits [B, T, V].
+
+        Raises:
+            UserError: if T is above the context length.
+        """
+        assert self.decoder is not None, "configure_model() comes first"
+        if tokens.shape[1] > self.context_length:
+            raise UserError(
+                f"{tokens.shape[1]} tokens were given, but the context length is {self.context_length}: give fewer"
+            )
+        return self.decoder(tokens)
+
+    @torch.no_grad()
+    def attention_maps(self, tokens: Tensor) -> Tensor:
+        """Attention weights [layers, heads, T, T] of one row of token ids [1, T]."""
+        self.configure_model()
+        assert self.decoder is not None
+        return self.decoder.attention_maps(tokens)[:, 0].float()
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """Mean next-token cross-entropy of rows [B, T + 1]."""
+        logits = self(rows[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.loss(batch)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.validation_loss.update(self.loss(batch), weight=batch[:, 1:].numel())
+        self.log("validation/loss", self.validation_loss, on_step=False, on_epoch=True, logger=False)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does; the norm before clipping is kept for the recorder."""
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        self.gradient_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        options = self.optimization
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options.weight_decay},
+            {
+                "params": [p for p in parameters if p.dim() == 1],
+                "weight_decay": options.one_dimensional_weight_decay,
+                "lr": options.lr * options.one_dimensional_lr_multiplier,
+            },
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=True)
+        max_steps = self.trainer.max_steps
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: options.factor(step, max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture in one line.
+
+        Raises:
+            UserError: naming the first parameter that differs.
+        """
+        self.configure_model()
+        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        stored = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", own).items()}
+        for name in sorted(own.keys() | stored.keys()):
+            if own.get(name) != stored.get(name):
+                raise UserError(
+                    f"the checkpoint is of another architecture: {name} is {stored.get(name, 'absent')} there and "
+                    f"{own.get(name, 'absent')} here: use the config.yaml that lies beside the checkpoint"
+                )

@@ -1,0 +1,95 @@
+"""The attention sublayer: projections, positions, a normaliser, an output gate."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sinks.errors import UserError
+from sinks.models.attention_gates import AttentionGate
+from sinks.models.layers import Linear
+from sinks.models.normalizers import Normalizer
+from sinks.models.norms import RMSNorm
+from sinks.models.positions import Rotary
+from sinks.models.shapes import AttentionShape
+from sinks.models.taps import Tap
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: [B, T, D] -> [B, T, D].
+
+    Args:
+        shape: widths, names and initialisation.
+        normalizer: how scores become weights.
+        gate: what scales each head's output.
+
+    Raises:
+        UserError: if the key and value heads do not divide the query heads.
+    """
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        normalizer: Callable[[AttentionShape], Normalizer],
+        gate: Callable[[AttentionShape], AttentionGate],
+    ) -> None:
+        super().__init__()
+        if shape.n_heads % shape.n_kv_heads:
+            raise UserError(
+                f"n_kv_heads is {shape.n_kv_heads}, but must divide n_heads = {shape.n_heads}: give a divisor of it"
+            )
+        self.shape = shape
+        width, kv_width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+        self.query = Linear(shape.d_model, width, shape.init_std, shape.bias)
+        self.key = Linear(shape.d_model, kv_width, shape.init_std, shape.bias)
+        self.value = Linear(shape.d_model, kv_width, shape.init_std, shape.bias)
+        self.query_norm = RMSNorm(shape.head_dim) if shape.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(shape.head_dim) if shape.qk_norm else nn.Identity()
+        self.rotary = (
+            nn.Identity() if shape.rope_base is None else Rotary(shape.head_dim, shape.context_length, shape.rope_base)
+        )
+        self.normalizer = normalizer(shape)
+        self.gate = gate(shape)
+        self.out = Linear(width, shape.d_model, shape.output_std, shape.bias)
+        self.query_tap = Tap(f"{shape.site}.query")
+        self.key_tap = Tap(f"{shape.site}.key")
+        self.value_tap = Tap(f"{shape.site}.value")
+        self.gate_tap = Tap(f"{shape.site}.gate")
+        self.mass_tap = Tap(f"{shape.site}.mass")
+        self.out_input = Tap(f"{shape.site}.out.input")
+
+    def _heads(self, x: Tensor, n_heads: int) -> Tensor:
+        """[B, T, n_heads * head_dim] -> [B, n_heads, T, head_dim], a view."""
+        return x.view(*x.shape[:2], n_heads, self.shape.head_dim).transpose(1, 2)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, D] -> q [B, H, T, head_dim], k and v [B, n_kv_heads, T, head_dim], positions applied."""
+        q = self.rotary(self.query_norm(self._heads(self.query(x), self.shape.n_heads)))
+        k = self.rotary(self.key_norm(self._heads(self.key(x), self.shape.n_kv_heads)))
+        v = self._heads(self.value(x), self.shape.n_kv_heads)
+        return self.query_tap(q), self.key_tap(k), self.value_tap(v)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x)
+        gate = self.gate(x)
+        if self.gate_tap.on and gate is not None:
+            self.gate_tap.report(torch.sigmoid(gate))
+        if self.mass_tap.on:
+            out, statistics = self.normalizer.attend_with_statistics(q, k, v, gate)
+            self.mass_tap.report(statistics)
+        else:
+            out = self.normalizer.attend(q, k, v, gate)
+        return self.out(self.out_input(out.transpose(1, 2).flatten(2)))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Attention weights [B, H, T, T] of the given normed input, by attending to one-hot values; for looking."""
+        q, k, _ = self.project(x)
+        batch, _, length, head_dim = q.shape
+        one_hot = torch.eye(length, dtype=q.dtype, device=q.device)
+        columns = []
+        for first in range(0, length, head_dim):
+            block = one_hot[:, first : first + head_dim]
+            v = nn.functional.pad(block, (0, head_dim - block.shape[1]))
+            v = v.expand(batch, self.shape.n_kv_heads, length, head_dim)
+            columns.append(self.normalizer.attend(q, k, v, None)[..., : block.shape[1]])
+        return torch.cat(columns, dim=-1)

@@ -1,0 +1,96 @@
+"""Output gates of attention: pre-activations from the normed input, applied as a sigmoid to each head's output.
+
+Gated attention as in arXiv:2505.06708 (position G1, after the weighted sum, before the output projection).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sinks.models.gated_norm import logit
+from sinks.models.layers import Linear
+from sinks.models.shapes import AttentionShape
+
+
+class AttentionGate(nn.Module):
+    """Base of the gates.
+
+    Args:
+        shape: widths, names and initialisation of the attention sublayer.
+    """
+
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor | None:
+        """[B, T, D] -> pre-activations [B, H, T] or [B, H, T, head_dim], or None for no gate."""
+        raise NotImplementedError
+
+
+class NoGate(AttentionGate):
+    """No gate.
+
+    Args:
+        shape: widths, names and initialisation of the attention sublayer.
+    """
+
+    def forward(self, x: Tensor) -> None:
+        return None
+
+
+class HeadwiseGate(AttentionGate):
+    """One gate per head and token.
+
+    Args:
+        shape: widths, names and initialisation of the attention sublayer.
+        initial_gate: value at which the gate starts, up to the noise of the initial weights.
+    """
+
+    def __init__(self, shape: AttentionShape, initial_gate: float = 0.5) -> None:
+        super().__init__(shape)
+        self.projection = Linear(shape.d_model, shape.n_heads, shape.init_std)
+        self.offset = logit(initial_gate, "initial_gate")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(x).transpose(1, 2) + self.offset
+
+
+class ElementwiseGate(AttentionGate):
+    """One gate per channel of each head's output and token.
+
+    Args:
+        shape: widths, names and initialisation of the attention sublayer.
+        initial_gate: value at which the gate starts, up to the noise of the initial weights.
+    """
+
+    def __init__(self, shape: AttentionShape, initial_gate: float = 0.5) -> None:
+        super().__init__(shape)
+        self.projection = Linear(shape.d_model, shape.n_heads * shape.head_dim, shape.init_std)
+        self.offset = logit(initial_gate, "initial_gate")
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        gate = self.projection(x).view(batch, length, self.shape.n_heads, self.shape.head_dim)
+        return gate.transpose(1, 2) + self.offset
+
+
+class UnconditionalGate(AttentionGate):
+    """One learned gate per channel, the same for every token: the control, for it cannot rescale by context.
+
+    Args:
+        shape: widths, names and initialisation of the attention sublayer.
+        initial_gate: value at which the gate starts.
+    """
+
+    def __init__(self, shape: AttentionShape, initial_gate: float = 0.5) -> None:
+        super().__init__(shape)
+        self.initial = logit(initial_gate, "initial_gate")
+        self.value = nn.Parameter(torch.full((shape.n_heads * shape.head_dim,), self.initial))
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.value, self.initial)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        value = self.value.to(x.dtype).view(1, self.shape.n_heads, 1, self.shape.head_dim)
+        return value.expand(batch, -1, length, -1)

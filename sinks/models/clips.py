@@ -1,0 +1,88 @@
+"""Clipping: outliers cut off in the residual stream, or only in what a norm reads (arXiv:2601.22966, section 3)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sinks.errors import UserError
+from sinks.models.norms import Norm, RMSNorm
+from sinks.models.taps import Tap
+
+
+def positive(value: float, name: str, example: float) -> float:
+    """`value`, if it is above zero.
+
+    Raises:
+        UserError: otherwise.
+    """
+    if not value > 0:
+        raise UserError(f"{name} is {value}, but a clip threshold must be above 0: give e.g. {example}")
+    return value
+
+
+class ResidualClip(nn.Module):
+    """What is done to the residual stream after each addition: [B, T, D] -> [B, T, D].
+
+    Args:
+        site: name under which the clipped share is reported.
+    """
+
+    def __init__(self, site: str) -> None:
+        super().__init__()
+        self.share = Tap(site)
+
+
+class NoClip(ResidualClip):
+    """The residual stream as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Clamp(ResidualClip):
+    """x clamped to [-threshold, threshold].
+
+    Args:
+        site: name under which the clipped share is reported.
+        threshold: largest |h| left in the stream.
+    """
+
+    def __init__(self, site: str, threshold: float = 100.0) -> None:
+        super().__init__(site)
+        self.threshold = positive(threshold, "residual threshold", 100.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.share.on:
+            self.share.report((x.abs() > self.threshold).float().mean())
+        return x.clamp(-self.threshold, self.threshold)
+
+
+class ClippedNorm(Norm):
+    """norm(x clamped to `medians` times the token's median |x|): the stream keeps its outliers, the norm loses them.
+
+    Args:
+        d_model: width D of the residual stream.
+        medians: threshold in units of the token's median |x|; no gradient flows through it.
+        norm: the norm that reads the clipped input.
+    """
+
+    def __init__(self, d_model: int, medians: float = 4.0, norm: Callable[[int], Norm] = RMSNorm) -> None:
+        super().__init__(d_model)
+        self.medians = positive(medians, "norm-input threshold", 4.0)
+        self.norm = norm(d_model)
+        self.share = Tap("norm.clip")
+
+    def name_sites(self, site: str) -> None:
+        self.share.site = f"{site}.clip"
+        self.norm.name_sites(site)
+
+    def gain(self) -> Tensor | None:
+        return self.norm.gain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            threshold = self.medians * x.abs().median(dim=-1, keepdim=True).values
+        if self.share.on:
+            self.share.report((x.abs() > threshold).float().mean())
+        return self.norm(x.clamp(-threshold, threshold))

@@ -1,0 +1,198 @@
+"""The decoder, a screenful: embedding, pre-norm blocks, head."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sinks.errors import UserError
+from sinks.models.attention import Attention
+from sinks.models.attention_gates import AttentionGate
+from sinks.models.clips import ResidualClip
+from sinks.models.feed_forward import FeedForward, FeedForwardShape
+from sinks.models.layers import Embedding, Linear
+from sinks.models.normalizers import Normalizer
+from sinks.models.norms import Norm, NormSite
+from sinks.models.positions import LearnedPositions, Position
+from sinks.models.shapes import AttentionShape
+from sinks.models.taps import Tap
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Widths, positions and initialisation.
+
+    All projections start from N(0, init_std); those that write to the residual stream from
+    N(0, init_std / sqrt(2 * n_layers)); embeddings and learned positions from N(0, embedding_std); gains at one.
+
+    Args:
+        d_model: width of the residual stream.
+        n_layers: number of blocks.
+        n_heads: query heads.
+        n_kv_heads: key and value heads; as many as query heads if not given.
+        head_dim: width of a head; d_model / n_heads if not given.
+        ffn_hidden: width of the feed-forward hidden layer.
+        position: rotary, learned absolute, or no positions.
+        rope_base: wavelength base of rotary positions.
+        qk_norm: whether queries and keys are normed per head.
+        tied_embeddings: whether the head is the embedding.
+        bias: whether projections have biases.
+        init_std: standard deviation of initial projections.
+        embedding_std: standard deviation of initial embeddings.
+    """
+
+    d_model: int = 128
+    n_layers: int = 2
+    n_heads: int = 1
+    n_kv_heads: int | None = None
+    head_dim: int | None = None
+    ffn_hidden: int = 480
+    position: Position = "rope"
+    rope_base: float = 10000.0
+    qk_norm: bool = False
+    tied_embeddings: bool = False
+    bias: bool = False
+    init_std: float = 0.02
+    embedding_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "n_heads", "ffn_hidden"):
+            if getattr(self, name) < 1:
+                raise UserError(f"architecture.{name} is {getattr(self, name)}, but must be at least 1")
+        for name in ("n_kv_heads", "head_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"architecture.{name} is {value}, but must be at least 1: leave it out for the default")
+        if self.head_dim is None and self.d_model % self.n_heads:
+            raise UserError(
+                f"d_model is {self.d_model}, which n_heads = {self.n_heads} does not divide: "
+                "change one of them or give head_dim"
+            )
+
+    @property
+    def output_std(self) -> float:
+        return self.init_std / (2 * self.n_layers) ** 0.5
+
+    def attention_shape(self, site: str, context_length: int) -> AttentionShape:
+        return AttentionShape(
+            site=site,
+            d_model=self.d_model,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads or self.n_heads,
+            head_dim=self.head_dim or self.d_model // self.n_heads,
+            context_length=context_length,
+            init_std=self.init_std,
+            output_std=self.output_std,
+            bias=self.bias,
+            qk_norm=self.qk_norm,
+            rope_base=self.rope_base if self.position == "rope" else None,
+        )
+
+    def feed_forward_shape(self, site: str) -> FeedForwardShape:
+        return FeedForwardShape(site, self.d_model, self.ffn_hidden, self.init_std, self.output_std, self.bias)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The interchangeable parts, one factory per axis.
+
+    Args:
+        normalizer: how attention scores become weights.
+        attention_gate: what scales each head's output.
+        norm: what stands between the residual stream and a sublayer, at the two norms of each block.
+        head_norm: what stands before the head.
+        residual_clip: what is done to the residual stream after each addition.
+        feed_forward: the feed-forward sublayer.
+    """
+
+    normalizer: Callable[[AttentionShape], Normalizer]
+    attention_gate: Callable[[AttentionShape], AttentionGate]
+    norm: Callable[[int], Norm]
+    head_norm: Callable[[int], Norm]
+    residual_clip: Callable[[str], ResidualClip]
+    feed_forward: Callable[[FeedForwardShape], FeedForward]
+
+
+class Block(nn.Module):
+    """One pre-norm block.
+
+    Args:
+        site: name, e.g. `blocks.0`.
+        architecture: widths and initialisation.
+        parts: the interchangeable parts.
+        context_length: largest number of tokens.
+    """
+
+    def __init__(self, site: str, architecture: Architecture, parts: Parts, context_length: int) -> None:
+        super().__init__()
+        shape = architecture.attention_shape(f"{site}.attention", context_length)
+        self.attention_norm = NormSite(f"{site}.attention.norm", parts.norm(architecture.d_model))
+        self.attention = Attention(shape, parts.normalizer, parts.attention_gate)
+        self.attention_clip = parts.residual_clip(f"{site}.residual.mid.clip")
+        self.mid = Tap(f"{site}.residual.mid")
+        self.feed_forward_norm = NormSite(f"{site}.feed_forward.norm", parts.norm(architecture.d_model))
+        self.feed_forward = parts.feed_forward(architecture.feed_forward_shape(f"{site}.feed_forward"))
+        self.feed_forward_clip = parts.residual_clip(f"{site}.residual.out.clip")
+        self.residual = Tap(f"{site}.residual.out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D].
+
+        x --+--> attention_norm --> attention ---------------(+)--> clip --+--> feed_forward_norm --> ... --(+)--> clip
+            |                                                 |            |                                 |
+            +-------------------------------------------------+            +---------------------------------+
+        """
+        x = self.mid(self.attention_clip(x + self.attention(self.attention_norm(x))))
+        return self.residual(self.feed_forward_clip(x + self.feed_forward(self.feed_forward_norm(x))))
+
+
+class Decoder(nn.Module):
+    """Token ids [B, T] -> logits [B, T, V].
+
+    Args:
+        vocab_size: number of token ids V.
+        context_length: largest number of tokens T.
+        architecture: widths and initialisation.
+        parts: the interchangeable parts.
+    """
+
+    def __init__(self, vocab_size: int, context_length: int, architecture: Architecture, parts: Parts) -> None:
+        super().__init__()
+        self.context_length = context_length
+        width, std = architecture.d_model, architecture.embedding_std
+        self.embedding = Embedding(vocab_size, width, std)
+        self.positions = (
+            LearnedPositions(context_length, width, std) if architecture.position == "learned" else nn.Identity()
+        )
+        self.embedding_tap = Tap("embedding")
+        blocks = [Block(f"blocks.{i}", architecture, parts, context_length) for i in range(architecture.n_layers)]
+        self.blocks = nn.ModuleList(blocks)
+        self.head_norm = NormSite("head.norm", parts.head_norm(width))
+        self.head = Linear(width, vocab_size, architecture.init_std)
+        if architecture.tied_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding_tap(self.positions(self.embedding(tokens)))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.head_norm(x))
+
+    def attention_maps(self, tokens: Tensor) -> Tensor:
+        """Attention weights of every layer and head [layers, B, H, T, T] for token ids [B, T]."""
+        x = self.positions(self.embedding(tokens))
+        maps = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            maps.append(block.attention.weights(block.attention_norm(x)))
+            x = block(x)
+        return torch.stack(maps)
+
+
+def reset_parameters(module: nn.Module) -> None:
+    """Fill every parameter and buffer in order of definition, as construction does: for a model built on `meta`."""
+    for child in module.modules():
+        reset = getattr(child, "reset_parameters", None)
+        if callable(reset):
+            reset()

@@ -1,0 +1,82 @@
+"""Feed-forward sublayers: [B, T, D] -> [B, T, D]."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sinks.models.layers import Linear
+from sinks.models.taps import Tap
+
+
+@dataclass(frozen=True)
+class FeedForwardShape:
+    """What a feed-forward sublayer is built from.
+
+    Args:
+        site: name of the place, e.g. `blocks.0.feed_forward`.
+        d_model: width of the residual stream.
+        hidden: width of the hidden layer.
+        init_std: of the projections that read the stream.
+        output_std: of the projection that writes to it.
+        bias: whether projections have biases.
+    """
+
+    site: str
+    d_model: int
+    hidden: int
+    init_std: float
+    output_std: float
+    bias: bool = False
+
+
+class FeedForward(nn.Module):
+    """Base: the projection back into the residual stream, tapped at its input.
+
+    Args:
+        shape: widths, names and initialisation.
+    """
+
+    def __init__(self, shape: FeedForwardShape) -> None:
+        super().__init__()
+        self.up = Linear(shape.d_model, shape.hidden, shape.init_std, shape.bias)
+        self.down_input = Tap(f"{shape.site}.down.input")
+        self.down = Linear(shape.hidden, shape.d_model, shape.output_std, shape.bias)
+
+
+class GELU(FeedForward):
+    """W_down gelu(W_up x).
+
+    Args:
+        shape: widths, names and initialisation.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.down_input(F.gelu(self.up(x))))
+
+
+class SwiGLU(FeedForward):
+    """W_down (silu(W_gate x) * W_up x) (arXiv:2002.05202).
+
+    Args:
+        shape: widths, names and initialisation.
+    """
+
+    def __init__(self, shape: FeedForwardShape) -> None:
+        super().__init__(shape)
+        self.gate = Linear(shape.d_model, shape.hidden, shape.init_std, shape.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.down_input(F.silu(self.gate(x)) * self.up(x)))
+
+
+class SigmoidGLU(SwiGLU):
+    """W_down (sigmoid(W_gate x) * W_up x): bounded gates (arXiv:2601.22966, Table 1 rows 15-18).
+
+    Args:
+        shape: widths, names and initialisation.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.down_input(torch.sigmoid(self.gate(x)) * self.up(x)))

@@ -1,0 +1,101 @@
+"""Low-rank gates after a norm: explicit rescaling in place of rescaling by outliers (arXiv:2601.22966, section 4)."""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sinks.errors import UserError
+from sinks.models.layers import Linear
+from sinks.models.norms import DyT, Norm, RMSNorm
+from sinks.models.taps import Tap
+
+Activation = Literal["sigmoid", "tanh", "silu", "identity"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "identity": torch.nn.Identity(),
+}
+
+
+def logit(probability: float, name: str) -> float:
+    """The pre-activation at which a sigmoid gate gives `probability`.
+
+    Raises:
+        UserError: unless 0 < probability < 1.
+    """
+    if not 0 < probability < 1:
+        raise UserError(f"{name} is {probability}, but a sigmoid gate starts between 0 and 1: give e.g. 0.5")
+    return math.log(probability / (1 - probability))
+
+
+class GatedNorm(Norm):
+    """y = norm(x); y * act(W_up silu(W_down y)).
+
+    Args:
+        d_model: width D of the residual stream.
+        rank: width r of the bottleneck; 2 * r * D parameters.
+        granularity: one gate per channel, or one per token.
+        activation: of the gate; all but the sigmoid were unstable in the paper.
+        initial_gate: value at which a sigmoid gate starts, up to the noise of the initial weights.
+        init_std: standard deviation of the initial W_down and W_up.
+        norm: the norm that is gated.
+
+    Raises:
+        UserError: if the rank is below 1 or above d_model.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        rank: int = 16,
+        granularity: Literal["elementwise", "tensorwise"] = "elementwise",
+        activation: Activation = "sigmoid",
+        initial_gate: float = 0.5,
+        init_std: float = 0.02,
+        norm: Callable[[int], Norm] = RMSNorm,
+    ) -> None:
+        super().__init__(d_model)
+        if not 1 <= rank <= d_model:
+            raise UserError(f"norm rank is {rank}, but must lie in 1 ... d_model = {d_model}: give e.g. 16")
+        self.norm = norm(d_model)
+        self.down = Linear(d_model, rank, init_std)
+        self.up = Linear(rank, d_model if granularity == "elementwise" else 1, init_std)
+        self.offset = logit(initial_gate, "initial_gate") if activation == "sigmoid" else 0.0
+        self.activation = ACTIVATIONS[activation]
+        self.gate = Tap("norm.gate")
+
+    def name_sites(self, site: str) -> None:
+        self.gate.site = f"{site}.gate"
+        self.norm.name_sites(site)
+
+    def gain(self) -> Tensor | None:
+        return self.norm.gain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        gate = self.activation(self.up(F.silu(self.down(y))) + self.offset)
+        return self.gate(gate) * y
+
+
+class GateDyT(GatedNorm):
+    """The low-rank gate over DyT (arXiv:2601.22966, Table 1 row 9).
+
+    Args:
+        d_model: width D of the residual stream.
+        rank: width r of the bottleneck.
+        initial_gate: value at which the gate starts.
+        init_std: standard deviation of the initial W_down and W_up.
+        alpha: initial slope of DyT.
+    """
+
+    def __init__(
+        self, d_model: int, rank: int = 16, initial_gate: float = 0.5, init_std: float = 0.02, alpha: float = 0.5
+    ) -> None:
+        super().__init__(
+            d_model, rank, initial_gate=initial_gate, init_std=init_std, norm=lambda d: DyT(d, alpha=alpha)
+        )

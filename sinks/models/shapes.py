@@ -1,0 +1,34 @@
+"""The widths and names from which an attention sublayer is built."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What an attention sublayer, its normaliser and its gate are built from.
+
+    Args:
+        site: name of the place, e.g. `blocks.0.attention`.
+        d_model: width D of the residual stream.
+        n_heads: query heads H.
+        n_kv_heads: key and value heads; divides n_heads.
+        head_dim: width of a head; free of d_model / n_heads.
+        context_length: largest number of tokens.
+        init_std: of the projections that read the stream.
+        output_std: of the projection that writes to it.
+        bias: whether projections have biases.
+        qk_norm: whether queries and keys are normed per head.
+        rope_base: wavelength base of rotary positions, None for none.
+    """
+
+    site: str
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    context_length: int
+    init_std: float
+    output_std: float
+    bias: bool = False
+    qk_norm: bool = False
+    rope_base: float | None = None

@@ -1,0 +1,232 @@
+"""The run folder: the contract between a run and everyone who looks at it later, with no live model.
+
+config.yaml        the fully resolved configuration
+provenance.json    commit, versions, device, command, fingerprints
+metrics.jsonl      one line per logged step, append-only
+statistics/        arrays over steps: safetensors, one file per flush
+checkpoints/       Lightning's
+validation/        one JSON per `sinks validate`
+summary.json       final numbers; written last and atomically: its presence means "finished"
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sinks.errors import UserError
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Arrays over the logged steps of one stage, joined from every flush.
+
+    Args:
+        steps: [S] optimiser steps.
+        arrays: name -> [S, ...], e.g. `attention/first_token_mass` [S, layers, heads].
+        sites: axis 1 of the arrays of a group, by name, e.g. `residual` -> site names.
+    """
+
+    steps: np.ndarray
+    arrays: dict[str, np.ndarray]
+    sites: dict[str, list[str]]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside the target, then rename: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: NaN and infinities are written as the strings "nan", "inf", "-inf", never dropped."""
+
+    def clean(item: Any) -> Any:
+        if isinstance(item, float) and not math.isfinite(item):
+            return str(item)
+        if isinstance(item, Mapping):
+            return {str(k): clean(v) for k, v in item.items()}
+        if isinstance(item, (list, tuple)):
+            return [clean(v) for v in item]
+        return item
+
+    return json.dumps(clean(value), indent=indent, allow_nan=False)
+
+
+def from_json(text: str) -> Any:
+    """Inverse of `to_json`."""
+    special = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+    def restore(item: Any) -> Any:
+        if isinstance(item, str):
+            return special.get(item, item)
+        if isinstance(item, dict):
+            return {k: restore(v) for k, v in item.items()}
+        if isinstance(item, list):
+            return [restore(v) for v in item]
+        return item
+
+    return restore(json.loads(text))
+
+
+class RunFolder:
+    """Reads and writes one run's folder.
+
+    Args:
+        path: the folder; it need not exist before the first write.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "summary.json").is_file()
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def write_config(self, text: str) -> None:
+        write_atomically(self.config_file, text)
+
+    def write_provenance(self, provenance: Mapping[str, Any]) -> None:
+        write_atomically(self.path / "provenance.json", to_json(provenance, indent=2) + "\n")
+
+    def append_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Append one JSON object per line to metrics.jsonl."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(to_json(line) + "\n" for line in lines)
+
+    def cut_back(self, step: int) -> None:
+        """Drop what was logged after `step`: called when a run resumes from a checkpoint of that step."""
+        metrics = self.path / "metrics.jsonl"
+        if metrics.is_file():
+            kept = [line for line in self.metrics() if line["step"] <= step]
+            write_atomically(metrics, "".join(to_json(line) + "\n" for line in kept))
+        for file in self._statistics_files():
+            if int(file.stem.split("-")[1]) <= step:
+                continue
+            arrays, metadata = _load(file)
+            rows = {stage: arrays[f"{stage}/steps"] <= step for stage in _stages(arrays)}
+            file.unlink()
+            cut = {name: array[rows[name.split("/")[0]]] for name, array in arrays.items()}
+            if any(kept.any() for kept in rows.values()):
+                self._save_statistics(cut, metadata)
+
+    def append_statistics(self, stage: str, statistics: Statistics) -> None:
+        """Write one flush of a stage ("train" or "validation")."""
+        arrays = {f"{stage}/{name}": array for name, array in statistics.arrays.items()}
+        arrays[f"{stage}/steps"] = statistics.steps
+        self._save_statistics(arrays, {"sites": json.dumps(statistics.sites)})
+
+    def _save_statistics(self, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+        from safetensors.numpy import save
+
+        steps = np.concatenate([arrays[f"{stage}/steps"] for stage in _stages(arrays)])
+        folder = self.path / "statistics"
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = "+".join(_stages(arrays))
+        file = folder / f"{int(steps.min()):08d}-{int(steps.max()):08d}-{stage}.safetensors"
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata))
+        temporary.replace(file)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json: after this the run counts as finished."""
+        write_atomically(self.path / "summary.json", to_json(summary, indent=2) + "\n")
+
+    def write_validation(self, name: str, result: Mapping[str, Any]) -> Path:
+        file = self.path / "validation" / f"{name}.json"
+        write_atomically(file, to_json(result, indent=2) + "\n")
+        return file
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.path} has no {name}: give a run folder, written by `sinks fit --run.dir {self.path}`"
+            ) from None
+
+    def config(self) -> dict[str, Any]:
+        return yaml.safe_load(self._read("config.yaml"))
+
+    def provenance(self) -> dict[str, Any]:
+        return from_json(self._read("provenance.json"))
+
+    def summary(self) -> dict[str, Any]:
+        return from_json(self._read("summary.json"))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl; a last line cut off by a crash is left out."""
+        lines = []
+        for line in self._read("metrics.jsonl").splitlines():
+            try:
+                lines.append(from_json(line))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps [S] and values [S] of one key of metrics.jsonl."""
+        pairs = [(line["step"], line[key]) for line in self.metrics() if key in line]
+        steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+        return np.asarray(steps, dtype=np.int64), np.asarray(values, dtype=np.float64)
+
+    def _statistics_files(self) -> list[Path]:
+        return sorted((self.path / "statistics").glob("*.safetensors"))
+
+    def statistics(self, stage: str = "validation") -> Statistics:
+        """Every flush of a stage ("train" or "validation"), joined along the step axis."""
+        parts: list[dict[str, np.ndarray]] = []
+        sites: dict[str, list[str]] = {}
+        for file in self._statistics_files():
+            arrays, metadata = _load(file)
+            if f"{stage}/steps" in arrays:
+                parts.append({k.removeprefix(f"{stage}/"): v for k, v in arrays.items() if k.startswith(f"{stage}/")})
+                sites = json.loads(metadata["sites"])
+        if not parts:
+            raise UserError(f"{self.path} has no {stage} statistics: train with the statistics callback on")
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return Statistics(joined.pop("steps"), joined, sites)
+
+
+def _stages(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    return sorted({name.split("/")[0] for name in arrays})
+
+
+def _load(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="numpy") as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
+
+
+def find_runs(root: str | os.PathLike[str]) -> list[RunFolder]:
+    """Every run folder (with a config.yaml) at or below `root`, sorted by path."""
+    return [RunFolder(file.parent) for file in sorted(Path(root).rglob("config.yaml"))]

@@ -1,0 +1,105 @@
+"""A Lightning logger that writes the run folder, so that everything that is logged lands there too."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from sinks.record.folder import RunFolder, Statistics
+
+
+class RunFolderLogger(Logger):
+    """metrics.jsonl and statistics/ of a run folder; what is logged at one step is merged into one line.
+
+    Args:
+        directory: the run folder.
+        flush_every: logged statistics per file.
+    """
+
+    def __init__(self, directory: str, flush_every: int = 50) -> None:
+        super().__init__()
+        self.folder = RunFolder(directory)
+        self.flush_every = flush_every
+        self._line: dict[str, Any] = {}
+        self._statistics: dict[str, list[Statistics]] = {}
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.name
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.folder.path)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The configuration is written by the recorder, resolved and whole."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        metrics = {k: v for k, v in metrics.items() if k != "epoch"}
+        if step is None or not metrics:
+            return
+        if self._line and (self._line["step"] != step or metrics.keys() & self._line.keys()):
+            self._write_line()
+        self._line = {"step": step} | self._line | metrics
+
+    @rank_zero_only
+    def log_statistics(self, stage: str, statistics: Statistics) -> None:
+        kept = self._statistics.setdefault(stage, [])
+        kept.append(statistics)
+        if len(kept) >= self.flush_every:
+            self._write_statistics(stage)
+
+    def _write_line(self) -> None:
+        self.folder.append_metrics([self._line])
+        self._line = {}
+
+    def _write_statistics(self, stage: str) -> None:
+        kept = self._statistics.pop(stage)
+        arrays = {name: np.concatenate([s.arrays[name] for s in kept]) for name in kept[0].arrays}
+        steps = np.concatenate([s.steps for s in kept])
+        self.folder.append_statistics(stage, Statistics(steps, arrays, kept[0].sites))
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what is held back: called when a checkpoint is taken, and at the end."""
+        if self._line:
+            self._write_line()
+        for stage in list(self._statistics):
+            self._write_statistics(stage)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if Path(self.save_dir).exists():
+            self.save()
+
+
+class EventLogger(TensorBoardLogger):
+    """TensorBoard events of a run folder; the configuration lies in config.yaml, so no hparams.yaml is written.
+
+    Args:
+        directory: the run folder.
+    """
+
+    def __init__(self, directory: str, **kwargs: Any) -> None:
+        super().__init__(directory, name="", version="", **kwargs)
+
+    @rank_zero_only
+    def save(self) -> None:
+        if self._experiment is not None:
+            self._experiment.flush()
+
+
+def log_to_all(trainer: lightning.Trainer, metrics: dict[str, float], step: int) -> None:
+    """Log at an optimiser step, counted from 1, to every logger of the trainer."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step)

@@ -1,0 +1,80 @@
+"""Where a number comes from: commit, versions, machine, command; and the fingerprint that tells runs apart."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "triton", "lightning", "torchmetrics", "litdata", "numpy", "tokenizers")
+# What says where and how a run is watched, not what it computes.
+NOT_FINGERPRINTED = ("run", "config", "ckpt_path", "weights_only", "verbose")
+TRAINER_NOT_FINGERPRINTED = (
+    "logger",
+    "callbacks",
+    "default_root_dir",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "enable_checkpointing",
+    "log_every_n_steps",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "profiler",
+)
+
+
+def config_fingerprint(config: Mapping[str, Any], data_fingerprint: str) -> str:
+    """Sixteen hex digits of everything in a resolved configuration that the results depend on."""
+    relevant = {k: v for k, v in config.items() if k not in NOT_FINGERPRINTED}
+    trainer = relevant.get("trainer") or {}
+    relevant["trainer"] = {k: v for k, v in trainer.items() if k not in TRAINER_NOT_FINGERPRINTED}
+    relevant["data_fingerprint"] = data_fingerprint
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=10, cwd=Path(__file__).parent, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def provenance() -> dict[str, Any]:
+    """Commit (null outside a checkout), dirty flag, versions, hardware, command and time of the calling process."""
+    status = _git("status", "--porcelain")
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(status) if status is not None else None,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,1 @@
+"""Definitions of sink statistics: pure functions first, torchmetrics on top."""
