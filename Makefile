@@ -58,7 +58,7 @@ format: $(VENV)/.installed  ## let ruff format the code
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed  ## time a training step beside Hugging Face's Llama
-	$(BIN)/python -m experiments.bench
+	$(BIN)/python -m tests.benchmarks.training_step
 
 clean:  ## remove runs and caches, keep .venv
 	rm -rf $(RUNS) .pytest_cache .mypy_cache .ruff_cache

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import_module(COMMANDS[command][0]).main(command, rest)
     except UserError as error:
-        print(f"sinks {command}: error: {error}", file=sys.stderr)
+        print(f"sinks: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"sinks {command}: interrupted", file=sys.stderr)

@@ -2,10 +2,10 @@
 
 import logging
 import os
-import sys
+import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning
 import torch
@@ -39,13 +39,30 @@ TRAINER_DEFAULTS = {
 
 
 class TrainingParser(OneLineErrors, LightningArgumentParser):
-    """Lightning's parser with one-line errors."""
+    """Lightning's parser with one-line errors, which for an unknown class name the known ones."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        unknown = re.search(r'Parser key "(model|data)".*Expected a dot import path string: (\S+)', message, re.DOTALL)
+        if unknown:
+            section, name = unknown.groups()
+            base: type = {"model": CausalLM, "data": TokenData}[section]
+            known = sorted(c.__name__ for c in {base, *subclasses(base)} if c is not TokenData)
+            message = f"{section} {name!r} is not known: choose one of {', '.join(known)}, or give an import path"
+        super().error(message, ex)
+
+
+def subclasses(base: type) -> set[type]:
+    """All subclasses that are imported, however deep."""
+    children = base.__subclasses__()
+    return set(children).union(*(subclasses(child) for child in children))
 
 
 class WriteConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run folder."""
 
     def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
         recorder = next(c for c in trainer.callbacks if isinstance(c, RunRecorder))
         config = self.config.clone()
         for name, value in pl_module.resolved_options().items():
@@ -73,7 +90,7 @@ class TrainingCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        refuse_unknown_sections(sys.argv[1:] if args is None else args, self._subcommand_parsers)
+        refuse_unknown_sections(args, getattr(self, "_subcommand_parsers", {}).get(args[0], parser) if args else parser)
         super().parse_arguments(parser, args)
 
     # -- the trainer around the run folder ----------------------------------------------------------------------
@@ -81,7 +98,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         config = self._get(self.config_init, "trainer")
         directory = self.recorder.folder.path
-        fitting = self.subcommand == "fit"
+        fitting = self.subcommand != "validate"
         if fitting and config.max_steps < 1:
             raise UserError(
                 f"trainer.max_steps is {config.max_steps}, but training is an endless stream: give --trainer.max_steps"
@@ -98,7 +115,10 @@ class TrainingCLI(LightningCLI):
         if fitting and config.enable_checkpointing is not False and not own_checkpoint:
             callbacks = [*callbacks, default_checkpoint(directory)]
         kwargs["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the trainer cannot be built: {one_line(str(error))}") from None
 
     @property
     def recorder(self) -> RunRecorder:
@@ -127,6 +147,8 @@ class TrainingCLI(LightningCLI):
     def fit(self, model: CausalLM, datamodule: TokenData, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train into the run folder: start, resume what was broken off, or say that it is finished."""
         folder, rank = self.recorder.folder, self.trainer.global_rank
+        if ckpt_path is not None and not Path(ckpt_path).exists():
+            raise UserError(f"there is no checkpoint {ckpt_path}: leave --ckpt_path out to start or resume the run")
         datamodule.prepare_data()
         identity = self.recorder.identity = self.identity()
         if rank == 0:
@@ -191,15 +213,13 @@ def refuse_another_run(folder: RunFolder, identity: dict[str, Any]) -> None:
         )
 
 
-def refuse_unknown_sections(arguments: list[str], parsers: dict[str, LightningArgumentParser]) -> None:
+def refuse_unknown_sections(arguments: list[str], parser: LightningArgumentParser) -> None:
     """jsonargparse passes over an unknown section that is empty; a typing mistake must not.
 
     Raises:
         UserError: naming the section and the known ones.
     """
-    if not arguments or arguments[0] not in parsers:
-        return
-    known = {action.dest.split(".")[0] for action in parsers[arguments[0]]._actions}
+    known = {action.dest.split(".")[0] for action in parser._actions}
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, attached = flag.partition("=")
         if name not in ("-c", "--config"):
@@ -237,13 +257,22 @@ def quieten() -> None:
 
 def main(command: str, arguments: list[str]) -> None:
     """Run `fit` or `validate`."""
+    command_line([command, *arguments])
+
+
+def command_line(arguments: list[str], run: bool = True) -> TrainingCLI:
+    """Parse and run; with `run=False` (and no command among the arguments) only build trainer, model and data.
+
+    Raises:
+        UserError: for a mistake in the configuration.
+    """
     quieten()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
         torch.set_num_threads(int(threads))
     try:
-        TrainingCLI(
+        return TrainingCLI(
             CausalLM,
             TokenData,
             subclass_mode_model=True,
@@ -256,7 +285,22 @@ def main(command: str, arguments: list[str]) -> None:
             save_config_kwargs={"save_to_log_dir": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=[command, *arguments],
+            args=arguments,
+            run=run,
         )
-    except (MisconfigurationException, OmegaConfBaseException) as error:
+    except OmegaConfBaseException as error:
+        raise UserError(f"{one_line(str(error))}: check what stands between ${{ and }}") from None
+    except MisconfigurationException as error:
         raise UserError(one_line(str(error))) from None
+    except Exception as error:
+        # jsonargparse takes a UserError of a constructor for a failed guess at a type, and raises its own list.
+        if (mistake := users_mistake(error)) is None:
+            raise
+        raise mistake from None
+
+
+def users_mistake(error: BaseException | None) -> UserError | None:
+    """The UserError that an exception was raised from, if any."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -99,7 +99,7 @@ class CausalLM(lightning.LightningModule):
         with torch.device("meta"):
             self._decoder()  # a bad option is told at construction, before data is read or devices are taken
         self.decoder: Decoder | None = None
-        self.validation_loss = MeanMetric()
+        self.validation_loss = MeanMetric(nan_strategy="disable")  # a NaN is a result, not to be averaged away
         self.gradient_norm: Tensor | None = None
 
     def _decoder(self) -> Decoder:

@@ -83,13 +83,13 @@ class Attention(nn.Module):
 
     def weights(self, x: Tensor) -> Tensor:
         """Attention weights [B, H, T, T] of the given normed input, by attending to one-hot values; for looking."""
-        q, k, _ = self.project(x)
-        batch, _, length, head_dim = q.shape
+        q, k, v = self.project(x)
+        length, head_dim = v.shape[-2:]
         one_hot = torch.eye(length, dtype=q.dtype, device=q.device)
+        elsewhere = self.normalizer.attend(q, k, torch.zeros_like(v), None)  # what a learned value adds
         columns = []
         for first in range(0, length, head_dim):
             block = one_hot[:, first : first + head_dim]
-            v = nn.functional.pad(block, (0, head_dim - block.shape[1]))
-            v = v.expand(batch, self.shape.n_kv_heads, length, head_dim)
-            columns.append(self.normalizer.attend(q, k, v, None)[..., : block.shape[1]])
+            values = nn.functional.pad(block, (0, head_dim - block.shape[1])).expand_as(v)
+            columns.append((self.normalizer.attend(q, k, values, None) - elsewhere)[..., : block.shape[1]])
         return torch.cat(columns, dim=-1)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from sinks.errors import UserError
@@ -63,7 +62,7 @@ class ClippedNorm(Norm):
 
     Args:
         d_model: width D of the residual stream.
-        medians: threshold in units of the token's median |x|; no gradient flows through it.
+        medians: threshold in units of the token's median |x|.
         norm: the norm that reads the clipped input.
     """
 
@@ -81,8 +80,7 @@ class ClippedNorm(Norm):
         return self.norm.gain()
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            threshold = self.medians * x.abs().median(dim=-1, keepdim=True).values
+        threshold = self.medians * x.abs().median(dim=-1, keepdim=True).values
         if self.share.on:
             self.share.report((x.abs() > threshold).float().mean())
         return self.norm(x.clamp(-threshold, threshold))

@@ -1,0 +1,49 @@
+"""`sinks prepare`: turn text into token chunks ahead of training."""
+
+from typing import Literal
+
+from sinks.cli.parser import run_function
+
+
+def prepare(
+    sources: list[str] | None = None,
+    *,
+    output: str = "data",
+    vocab_size: int = 4096,
+    bos: Literal["none", "document", "block"] = "document",
+    validation_share: float = 0.05,
+    text_field: str = "text",
+    processes: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Tokenise text into checksummed chunks in a folder of its own; nothing is done twice.
+
+    Args:
+        sources: .txt, .jsonl and .parquet files, and folders of them; none: the source files of Python's standard
+            library.
+        output: folder that holds prepared corpora.
+        vocab_size: number of token ids, `<bos>` among them; at least 257.
+        bos: where `<bos>` stands: nowhere (none), before every document (document), first in every row (block).
+        validation_share: share of documents for validation, between 0 and 1.
+        text_field: field of a .jsonl line, column of a .parquet file.
+        processes: processes that tokenise; none: one for each core.
+        progress: show progress bars on a terminal.
+    """
+    from sinks.data.manifest import verify
+    from sinks.data.prepare import Preparation
+
+    plan = Preparation.plan(sources, output, vocab_size, bos, validation_share, text_field)
+    unchanged = plan.finished
+    folder = plan.run(processes, progress)
+    manifest = verify(folder)
+    print(f"{folder}{' (unchanged)' if unchanged else ''}")
+    print(f"  sources     {', '.join(manifest.sources)}: {manifest.files} files, {manifest.skipped_files} skipped")
+    print(f"  documents   one is a {manifest.unit}")
+    print(f"  vocabulary  {manifest.tokenizer_entries} entries, bos {bos}")
+    for name, split in manifest.splits.items():
+        print(f"  {name:<10}  {split.tokens:,} tokens, {split.documents:,} documents, {split.bytes:,} bytes")
+
+
+def main(command: str, arguments: list[str]) -> None:
+    """Run `sinks prepare`."""
+    run_function(prepare, command, arguments, several=("sources", "files and folders; none: the standard library"))

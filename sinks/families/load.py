@@ -1,0 +1,61 @@
+"""A finished run as a live model and its data, for notebooks and probes."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+
+from sinks.errors import UserError
+from sinks.families.causal_lm import CausalLM
+from sinks.record import RunFolder
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run brought back to life.
+
+    Args:
+        folder: its run folder.
+        model: in evaluation mode, with the weights of the checkpoint.
+        data: the data module, of the run's own configuration.
+    """
+
+    folder: RunFolder
+    model: CausalLM
+    data: lightning.LightningDataModule
+
+
+def instantiate(model: dict[str, Any], data: dict[str, Any]) -> tuple[CausalLM, lightning.LightningDataModule]:
+    """Model and data from their `class_path` / `init_args` sections of a run's config.yaml."""
+    from jsonargparse import ArgumentParser  # not on a bare GPU machine, where runs are not loaded by configuration
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(lightning.LightningModule, "model")
+    parser.add_subclass_arguments(lightning.LightningDataModule, "data")
+    for name in ("vocab_size", "context_length"):
+        parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+    built = parser.instantiate_classes(parser.parse_object({"model": model, "data": data}))
+    return built.model, built.data
+
+
+def load_run(path: str | os.PathLike[str]) -> LoadedRun:
+    """Build the model and data of a run folder and load its last checkpoint.
+
+    Args:
+        path: a run folder.
+
+    Raises:
+        UserError: if the folder holds no run or no checkpoint.
+    """
+    folder = RunFolder(path)
+    config = folder.config()
+    if not folder.last_checkpoint.exists():
+        raise UserError(f"{folder.path} has no checkpoint {folder.last_checkpoint.name}: train it with checkpoints on")
+    model, data = instantiate(config["model"], config["data"])
+    model.configure_model()
+    checkpoint = torch.load(folder.last_checkpoint, map_location="cpu", weights_only=True)
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    return LoadedRun(folder, model.eval(), data)

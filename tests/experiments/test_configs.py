@@ -1,0 +1,68 @@
+"""Every YAML the suite ships can be used."""
+
+import itertools
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from sinks.cli.grid import fragment, read_ablation
+from sinks.cli.training import command_line
+from sinks.data.module import TokenData
+from sinks.families import CausalLM
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = ROOT / "experiments"
+SIZES = {"backcopy": ("models/backcopy.yaml", "data/backcopy.yaml"), "text": ("models/text-cpu.yaml", "data/text.yaml")}
+
+
+def names(folder: str) -> list[str]:
+    return sorted(str(p.relative_to(EXPERIMENTS)) for p in (EXPERIMENTS / folder).rglob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _in_the_projects_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def built(*arguments: str) -> tuple[CausalLM, TokenData]:
+    cli = command_line([*arguments, "--trainer.max_steps=1"], run=False)
+    return cli.model, cli.datamodule
+
+
+@pytest.mark.parametrize(("variant", "size"), list(itertools.product(names("variants"), SIZES)))
+def test_every_variant_is_built_at_every_cpu_size(variant: str, size: str) -> None:
+    files = [variant, *SIZES[size], "trainers/cpu.yaml"]
+    arguments = [f"--config={EXPERIMENTS / file}" for file in files]
+    if variant == "variants/clip-residual.yaml":
+        arguments.append("--model.residual_threshold=10")
+    model, data = built(*arguments)
+    model.configure_model()
+    assert model.vocab_size == data.vocab_size
+    tokens = torch.zeros(1, 3, dtype=torch.int64)
+    assert model(tokens).shape == (1, 3, data.vocab_size)
+
+
+def test_every_file_is_reached_by_a_test() -> None:
+    reached = {*names("variants"), *names("ablations"), *itertools.chain(*SIZES.values()), *names("trainers")}
+    assert set(names(".")) - set(names("results")) == reached
+
+
+@pytest.mark.parametrize("file", names("ablations"))
+def test_every_run_of_every_ablation_is_built(file: str) -> None:
+    ablation = read_ablation(EXPERIMENTS / file)
+    text = fragment(ablation, Path("runs/test"), list(ablation["variants"]), [0], 1)
+    commands = [line for line in text.splitlines() if line.startswith("\t@$(LAUNCH) $(SINKS) fit")]
+    assert len(commands) == len(ablation["variants"])
+    for command in commands:
+        arguments = shlex.split(command.split("$(SINKS) fit", 1)[1].split("&& touch")[0])
+        arguments = [a for a in arguments if "baseline_run" not in a]
+        if any("clip-residual.yaml" in a for a in arguments):
+            arguments.append("--model.residual_threshold=10")
+        built(*arguments)
+
+
+@pytest.mark.parametrize("file", names("trainers"))
+def test_every_trainer_is_built(file: str) -> None:
+    built(*(f"--config={EXPERIMENTS / f}" for f in ("variants/baseline.yaml", *SIZES["backcopy"], file)))

@@ -1,0 +1,60 @@
+"""Every variant the suite ships, small: what the tests of all variants run over."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from sinks.families import Baseline, CausalLM, Clipped, Gated, NoNorm, SinkAbsorbed
+from sinks.models.decoder import Architecture
+from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
+
+SMALL = Architecture(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, ffn_hidden=24, init_std=0.3)
+
+VARIANTS: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
+    "baseline": (Baseline, {}),
+    "sigmoid": (NoNorm, {"residual": "rms_norm"}),
+    "dyt": (NoNorm, {"attention": "softmax", "residual": "dyt"}),
+    "no-norm": (NoNorm, {"attention": "softmax", "residual": "none"}),
+    "sigmoid+dyt": (NoNorm, {}),
+    "clipped-softmax": (Clipped, {"attention": "clipped_softmax", "softmax_alpha": 1.5, "residual": "none"}),
+    "soft-cap": (Clipped, {"attention": "soft_cap", "soft_cap": 2.0, "residual": "none"}),
+    "clip-stream": (Clipped, {"residual": "stream", "residual_threshold": 0.7}),
+    "clip-norm-input": (Clipped, {"residual": "norm_input", "norm_medians": 2.0}),
+    "learnable-sink": (SinkAbsorbed, {"residual": "rms_norm", "sink_scale": 10.0}),
+    "off-by-one": (SinkAbsorbed, {"attention": "off_by_one", "residual": "rms_norm"}),
+    "key-value-bias": (SinkAbsorbed, {"attention": "key_value_bias", "residual": "rms_norm"}),
+    "key-bias": (SinkAbsorbed, {"attention": "key_value_bias", "learn_value": False, "residual": "rms_norm"}),
+    "pre-affine": (SinkAbsorbed, {"attention": "softmax"}),
+    "headwise-gate": (Gated, {"attention_gate": "headwise", "norm_gate": "none"}),
+    "elementwise-gate": (Gated, {"attention_gate": "elementwise", "norm_gate": "none"}),
+    "unconditional-gate": (Gated, {"attention_gate": "unconditional", "norm_gate": "none"}),
+    "gated-norm": (Gated, {"attention_gate": "none", "norm_rank": 3}),
+    "tensorwise-norm-gate": (Gated, {"attention_gate": "none", "norm_rank": 3, "norm_granularity": "tensorwise"}),
+    "tanh-norm-gate": (Gated, {"attention_gate": "none", "norm_rank": 3, "norm_activation": "tanh"}),
+    "silu-norm-gate": (Gated, {"attention_gate": "none", "norm_rank": 3, "norm_activation": "silu"}),
+    "identity-norm-gate": (Gated, {"attention_gate": "none", "norm_rank": 3, "norm_activation": "identity"}),
+    "gate-dyt": (Gated, {"attention_gate": "none", "norm_gate": "gate_dyt", "norm_rank": 3}),
+    "gated": (Gated, {"norm_rank": 3}),
+}
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    f"{position}{'+qk-norm' if qk_norm else ''}{'+tied' if tied else ''}": {
+        "position": position,
+        "qk_norm": qk_norm,
+        "tied_embeddings": tied,
+        "bias": tied,
+    }
+    for position, qk_norm, tied in itertools.product(("rope", "learned", "none"), (False, True), (False, True))
+}
+FEED_FORWARDS = {"gelu": GELU, "swiglu": SwiGLU, "sigmoid-glu": SigmoidGLU}
+
+
+def build(name: str, context_length: int = 12, vocab_size: int = 11, **options: Any) -> CausalLM:
+    """A variant at a small size, its decoder built."""
+    family, own = VARIANTS[name]
+    model = family(vocab_size, context_length, **{"architecture": SMALL, "feed_forward": GELU} | own | options)
+    model.configure_model()
+    return model
+
+
+Builder = Callable[..., CausalLM]
