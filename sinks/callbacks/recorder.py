@@ -41,7 +41,7 @@ class RunRecorder(Callback):
         variant: name of the run in reports; the family's name if not given.
     """
 
-    def __init__(self, dir: str = "runs/unnamed", variant: str | None = None) -> None:
+    def __init__(self, dir: str, variant: str | None = None) -> None:
         self.folder = RunFolder(dir)
         self.variant = variant
         self.identity: dict[str, Any] = {}

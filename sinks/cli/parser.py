@@ -37,7 +37,7 @@ def run_function(
         parser.add_argument(several[0], nargs="*", type=str, default=[], help=several[1])
     skip = {several[0]} if several else set()
     parser.add_function_arguments(function, as_positional=True, fail_untyped=True, skip=skip)
-    parsed = dict(vars(parser.instantiate_classes(parser.parse_args(arguments))))
+    parsed = dict(vars(parser.instantiate(parser.parse_args(arguments))))
     if several:
         parsed[several[0]] = parsed[several[0]] or None
     return function(**parsed)

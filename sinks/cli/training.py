@@ -53,7 +53,7 @@ class TrainingParser(OneLineErrors, LightningArgumentParser):
 
 def subclasses(base: type) -> set[type]:
     """All subclasses that are imported, however deep."""
-    children = base.__subclasses__()
+    children: list[type] = base.__subclasses__()
     return set(children).union(*(subclasses(child) for child in children))
 
 
@@ -67,7 +67,7 @@ class WriteConfig(SaveConfigCallback):
         config = self.config.clone()
         for name, value in pl_module.resolved_options().items():
             config.model.init_args[name] = value
-        text = self.parser.dump(config, skip_none=False, skip_link_targets=True)
+        text = self.parser.dump(config, skip_unset=False, skip_link_targets=True)
         recorder.folder.write_config(text)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -126,10 +126,14 @@ class TrainingCLI(LightningCLI):
 
     def identity(self) -> dict[str, Any]:
         """What names the run, and tells it from others."""
-        config = yaml.safe_load(self._parser(self.subcommand).dump(self._get_config(), skip_none=False))
-        config["model"]["init_args"].update(self.model.resolved_options())
-        seedless = config | {"seed_everything": None, "data": {**config["data"]}}
-        seedless["data"]["init_args"] = {k: v for k, v in config["data"]["init_args"].items() if k != "seed"}
+        config = yaml.safe_load(self._parser(self.subcommand).dump(self._get_config(), skip_unset=False))
+        # Without the seeds, and without what is resolved from another run, which differs from seed to seed.
+        options = {k: v for k, v in config["data"]["init_args"].items() if k != "seed"}
+        seedless = config | {"seed_everything": None, "data": config["data"] | {"init_args": options}}
+        resolved = self.model.resolved_options()
+        unresolved = config["model"]["init_args"] | dict.fromkeys(resolved)
+        seedless["model"] = config["model"] | {"init_args": unresolved}
+        config["model"]["init_args"] = config["model"]["init_args"] | resolved
         data_fingerprint = self.datamodule.fingerprint()
         return {
             "variant": self.recorder.variant or type(self.model).__name__,
@@ -251,8 +255,10 @@ def quieten() -> None:
         ".*LeafSpec.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*args parameter is intended to run from within Python.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # raised by Lightning's own calls
 
 
 def main(command: str, arguments: list[str]) -> None:

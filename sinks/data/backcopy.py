@@ -6,7 +6,7 @@ needs somewhere to look when the current token is no trigger, and learns to look
 
 import hashlib
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from sinks.data.module import TokenData
 from sinks.data.order import identity_order
+from sinks.errors import UserError
 
 BOS = 0
 CHARACTERS = "\n (),.:=_abcdefghijklmnopqrstuvwxyz"
@@ -36,6 +37,23 @@ def bigram_table(text: str) -> np.ndarray:
     counts += 1e-9
     counts[:, BOS] = 0
     return counts / counts.sum(axis=1, keepdims=True)
+
+
+def encode(text: str) -> list[int]:
+    """Token ids of a text: BOS, then a token per character; upper case is read as lower case.
+
+    Raises:
+        UserError: if a character is not in `CHARACTERS`.
+    """
+    unknown = sorted(set(text.lower()) - set(CHARACTERS))
+    if unknown:
+        raise UserError(f"text has {''.join(unknown)!r}, but the task knows only {CHARACTERS!r}: leave the others out")
+    return [BOS, *(CHARACTERS.index(character) + 1 for character in text.lower())]
+
+
+def decode(ids: Sequence[int]) -> str:
+    """The text of token ids, without BOS."""
+    return "".join(CHARACTERS[i - 1] for i in ids if i != BOS)
 
 
 def standard_library_bigrams() -> np.ndarray:

@@ -36,6 +36,7 @@ class TokenData(lightning.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self._start = 0
+        self._start_step = 0
 
     @abstractmethod
     def train_set(self) -> Dataset[torch.Tensor]:
@@ -78,9 +79,12 @@ class TokenData(lightning.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The stream position after the last optimiser step."""
         if self.trainer is None:
-            return {"stream_position": self._start}
+            return {"stream_position": self._start, "step": self._start_step}
+        # Counted from where this process began: before a resume a step may have had another number of rows.
         per_step = self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        return {"stream_position": self.trainer.global_step * per_step}
+        step = self.trainer.global_step
+        return {"stream_position": self._start + (step - self._start_step) * per_step, "step": step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._start = int(state_dict["stream_position"])
+        self._start_step = int(state_dict["step"])

@@ -6,6 +6,7 @@ resumed run continues at a stream position, at any world size.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -82,18 +83,21 @@ class StreamBatchSampler(Sampler[list[int]]):
 
 
 class ShardBatchSampler(Sampler[list[int]]):
-    """Every `world_size`-th sample of a finite set, in order, in batches; the last one may be short.
+    """Every `world_size`-th sample of a finite set, in order, in batches of nearly equal size.
 
-    Ranks may differ by one sample and so by one batch; sums over ranks stay exact because no sample is repeated.
+    Sums over ranks stay exact because no sample is repeated. Ranks may differ by one sample, but not in the number of
+    batches as long as each has a sample for each: under FSDP all ranks must run the model equally often.
     """
 
     def __init__(self, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self.indices = range(rank, length, world_size)
-        self.batch_size = batch_size
+        most = -(-length // world_size)
+        self.batches = min(-(-most // batch_size), len(self.indices))
 
     def __iter__(self) -> Iterator[list[int]]:
-        for first in range(0, len(self.indices), self.batch_size):
-            yield list(self.indices[first : first + self.batch_size])
+        bounds = [len(self.indices) * i // self.batches for i in range(self.batches + 1)] if self.batches else []
+        for first, end in pairwise(bounds):
+            yield list(self.indices[first:end])
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return self.batches

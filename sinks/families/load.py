@@ -36,7 +36,7 @@ def instantiate(model: dict[str, Any], data: dict[str, Any]) -> tuple[CausalLM, 
     parser.add_subclass_arguments(lightning.LightningDataModule, "data")
     for name in ("vocab_size", "context_length"):
         parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
-    built = parser.instantiate_classes(parser.parse_object({"model": model, "data": data}))
+    built = parser.instantiate(parser.parse_object({"model": model, "data": data}))
     return built.model, built.data
 
 

@@ -38,6 +38,19 @@ class Statistics:
     sites: dict[str, list[str]]
 
 
+def join(parts: list[Statistics]) -> Statistics:
+    """Parts of one stage along the step axis; NaN where a part lacks an array that another has."""
+    shapes = {name: array.shape[1:] for part in parts for name, array in part.arrays.items()}
+
+    def of(part: Statistics, name: str) -> np.ndarray:
+        if name in part.arrays:
+            return part.arrays[name]
+        return np.full((len(part.steps), *shapes[name]), np.nan, dtype=np.float32)
+
+    arrays = {name: np.concatenate([of(part, name) for part in parts]) for name in shapes}
+    return Statistics(np.concatenate([part.steps for part in parts]), arrays, parts[-1].sites)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write beside the target, then rename: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,10 +144,10 @@ class RunFolder:
                 continue
             arrays, metadata = _load(file)
             rows = {stage: arrays[f"{stage}/steps"] <= step for stage in _stages(arrays)}
-            file.unlink()
             cut = {name: array[rows[name.split("/")[0]]] for name, array in arrays.items()}
             if any(kept.any() for kept in rows.values()):
                 self._save_statistics(cut, metadata)
+            file.unlink()  # after the rest is safe; its name differs, for it ends at a later step
 
     def append_statistics(self, stage: str, statistics: Statistics) -> None:
         """Write one flush of a stage ("train" or "validation")."""
@@ -183,14 +196,19 @@ class RunFolder:
         return from_json(self._read("summary.json"))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl; a last line cut off by a crash is left out."""
-        lines = []
+        """One mapping per logged step, in order of steps.
+
+        A step that was written in two parts, because a checkpoint was taken between them, is joined; a last line cut
+        off by a crash is left out.
+        """
+        steps: dict[int, dict[str, Any]] = {}
         for line in self._read("metrics.jsonl").splitlines():
             try:
-                lines.append(from_json(line))
+                part = from_json(line)
             except json.JSONDecodeError:
                 break
-        return lines
+            steps.setdefault(part["step"], {}).update(part)
+        return list(steps.values())
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps [S] and values [S] of one key of metrics.jsonl."""
@@ -203,17 +221,15 @@ class RunFolder:
 
     def statistics(self, stage: str = "validation") -> Statistics:
         """Every flush of a stage ("train" or "validation"), joined along the step axis."""
-        parts: list[dict[str, np.ndarray]] = []
-        sites: dict[str, list[str]] = {}
+        parts: list[Statistics] = []
         for file in self._statistics_files():
             arrays, metadata = _load(file)
             if f"{stage}/steps" in arrays:
-                parts.append({k.removeprefix(f"{stage}/"): v for k, v in arrays.items() if k.startswith(f"{stage}/")})
-                sites = json.loads(metadata["sites"])
+                named = {k.removeprefix(f"{stage}/"): v for k, v in arrays.items() if k.startswith(f"{stage}/")}
+                parts.append(Statistics(named.pop("steps"), named, json.loads(metadata["sites"])))
         if not parts:
             raise UserError(f"{self.path} has no {stage} statistics: train with the statistics callback on")
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return Statistics(joined.pop("steps"), joined, sites)
+        return join(parts)
 
 
 def _stages(arrays: Mapping[str, np.ndarray]) -> list[str]:

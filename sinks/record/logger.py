@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from sinks.record.folder import RunFolder, Statistics
+from sinks.record.folder import RunFolder, Statistics, join
 
 
 class RunFolderLogger(Logger):
@@ -64,10 +63,7 @@ class RunFolderLogger(Logger):
         self._line = {}
 
     def _write_statistics(self, stage: str) -> None:
-        kept = self._statistics.pop(stage)
-        arrays = {name: np.concatenate([s.arrays[name] for s in kept]) for name in kept[0].arrays}
-        steps = np.concatenate([s.steps for s in kept])
-        self.folder.append_statistics(stage, Statistics(steps, arrays, kept[0].sites))
+        self.folder.append_statistics(stage, join(self._statistics.pop(stage)))
 
     @rank_zero_only
     def save(self) -> None:

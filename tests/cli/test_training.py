@@ -149,7 +149,23 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = str(finished.last_checkpoint)
-    assert main(["validate", *SMALL, "--model", "Gated", "--model.norm_rank", "2", "--ckpt_path", checkpoint]) == 2
+    assert (
+        main(
+            [
+                "validate",
+                *SMALL,
+                "--model",
+                "Gated",
+                "--model.norm_rank",
+                "2",
+                "--ckpt_path",
+                checkpoint,
+                "--run.dir",
+                str(tmp_path),
+            ]
+        )
+        == 2
+    )
     assert "the checkpoint is of another architecture" in capsys.readouterr().err
 
 

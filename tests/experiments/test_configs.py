@@ -10,6 +10,7 @@ import torch
 from sinks.cli.grid import fragment, read_ablation
 from sinks.cli.training import command_line
 from sinks.data.module import TokenData
+from sinks.errors import UserError
 from sinks.families import CausalLM
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ def _in_the_projects_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def built(*arguments: str) -> tuple[CausalLM, TokenData]:
-    cli = command_line([*arguments, "--trainer.max_steps=1"], run=False)
+    cli = command_line(["--run.dir=runs/test", *arguments, "--trainer.max_steps=1"], run=False)
     return cli.model, cli.datamodule
 
 
@@ -64,5 +65,10 @@ def test_every_run_of_every_ablation_is_built(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", names("trainers"))
-def test_every_trainer_is_built(file: str) -> None:
-    built(*(f"--config={EXPERIMENTS / f}" for f in ("variants/baseline.yaml", *SIZES["backcopy"], file)))
+def test_every_trainer_is_built_or_says_what_it_lacks(file: str) -> None:
+    arguments = [f"--config={EXPERIMENTS / f}" for f in ("variants/baseline.yaml", *SIZES["backcopy"], file)]
+    if file == "trainers/cpu.yaml" or torch.cuda.is_available():
+        built(*arguments)
+    else:
+        with pytest.raises(UserError, match="gpu"):
+            built(*arguments)

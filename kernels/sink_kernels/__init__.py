@@ -1,0 +1,19 @@
+"""Attention with sinks, gates and statistics, fused where a fused path exists and exact everywhere.
+
+Imports torch alone. See `attention` for what is offered and `reference` for the formulas.
+"""
+
+from sink_kernels.attention import attention
+from sink_kernels.key_mass import key_mass
+from sink_kernels.options import BACKENDS, NORMALIZERS, STATISTICS, Backend, Normalizer, Statistic
+
+__all__ = [
+    "BACKENDS",
+    "NORMALIZERS",
+    "STATISTICS",
+    "Backend",
+    "Normalizer",
+    "Statistic",
+    "attention",
+    "key_mass",
+]

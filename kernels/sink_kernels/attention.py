@@ -1,0 +1,142 @@
+"""The one entry: causal attention with sinks, gates and statistics, dispatched to whatever computes it best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from sink_kernels import attention_op, flash_attention4, flash_cpu, reference
+from sink_kernels.options import Backend, Normalizer, Options, Statistic
+from sink_kernels.validation import validate_attention
+
+_FUSED = {"flash": flash_cpu, "triton": attention_op, "fa4": flash_attention4}
+
+
+@overload
+def attention(  # type: ignore[overload-overlap]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    normalizer: Normalizer = ...,
+    sink: Tensor | None = ...,
+    bias: float | None = ...,
+    gate: Tensor | None = ...,
+    clip: tuple[float, float] | None = ...,
+    scale: float | None = ...,
+    window: int | None = ...,
+    softcap: float | None = ...,
+    stats: tuple[()] = ...,
+    backend: Backend = ...,
+) -> Tensor: ...
+
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    normalizer: Normalizer = ...,
+    sink: Tensor | None = ...,
+    bias: float | None = ...,
+    gate: Tensor | None = ...,
+    clip: tuple[float, float] | None = ...,
+    scale: float | None = ...,
+    window: int | None = ...,
+    softcap: float | None = ...,
+    stats: Sequence[Statistic],
+    backend: Backend = ...,
+) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    normalizer: Normalizer = "softmax",
+    sink: Tensor | None = None,
+    bias: float | None = None,
+    gate: Tensor | None = None,
+    clip: tuple[float, float] | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    stats: Sequence[Statistic] = (),
+    backend: Backend = "auto",
+) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    """Causal attention. The formulas of every normaliser stand in `sink_kernels.reference`.
+
+    Args:
+        q: queries [B, H, T, D], any strides.
+        k: keys [B, Hkv, T, D]; H must be a multiple of Hkv (grouped-query attention without repeating heads).
+        v: values [B, Hkv, T, D].
+        normalizer: "softmax"; "off_by_one" (a sink logit fixed at 0); "learnable_sink" (a logit per head, `sink`);
+            "sigmoid" (no normalisation, needs `bias`); "clipped_softmax" (needs `clip`).
+        sink: logit per head [H], float32, any value; -inf is plain softmax.
+        bias: number added to every logit of sigmoid attention; -log(context length) is the usual one.
+        gate: pre-activations [B, H, T] (head-wise) or [B, H, T, D] (element-wise); out is multiplied by their sigmoid.
+        clip: (gamma, zeta) with gamma <= 0, zeta >= 1; gamma = -alpha / context length, zeta = 1 are the usual ones.
+        scale: factor of q . k; D ** -0.5 by default.
+        window: number of keys a query sees, its own included; all by default.
+        softcap: cap of the scaled logits, s <- cap * tanh(s / cap).
+        stats: names of the statistics to return (below).
+        backend: "auto" takes "triton" on a GPU and "flash" on the CPU where they can, "reference" where they cannot.
+            "triton": everything but clipped_softmax and float64, D up to 256. "flash": softmax, off_by_one and
+            learnable_sink without softcap. "fa4": the same by an installed FlashAttention-4. A backend named here is
+            used, or refused with what would support the call.
+
+    Returns:
+        out [B, H, T, D] in q's dtype, or (out, {name: Tensor}) if `stats` is not empty. Under torch.autocast q, k and v
+        are cast first, as torch's own attention does.
+
+    Statistics, each [B, H, T] float32 and not differentiable, one number a query:
+        lse: log of what the row is divided by, the sink included; for clipped_softmax that of the softmax inside; for
+            sigmoid the log of the row's total mass, log sum_j sigmoid(s_ij + bias).
+        first_key_mass: weight on key 0.
+        sink_mass: weight on the sink, exp(sink - lse); 0 where there is none.
+        entropy: of the row's weights in nats, the sink's included.
+        max_logit: largest s_ij; neither the sink nor the sigmoid's bias counts.
+    The rows of sigmoid and clipped_softmax do not sum to 1: first_key_mass and entropy are those of the row
+    *renormalised* to sum to 1, a proxy. A clipped row may be empty: both are then 0.
+    """
+    device_type = q.device.type
+    if torch.is_autocast_enabled(device_type) and q.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    options = validate_attention(
+        q,
+        k,
+        v,
+        normalizer=normalizer,
+        sink=sink,
+        bias=bias,
+        gate=gate,
+        clip=clip,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        stats=stats,
+        backend=backend,
+    )
+    out, taken = _backend(backend, q, options).attend(q, k, v, sink, gate, options, stats)
+    return (out, taken) if stats else out
+
+
+def _backend(name: str, q: Tensor, options: Options) -> ModuleType:
+    """The module that will compute the call; ValueError where the one named cannot."""
+    if name == "reference":
+        return reference
+    if name == "auto":
+        fused = attention_op if q.device.type == "cuda" else flash_cpu
+        return fused if fused.unsupported(q, options) is None else reference
+    module = _FUSED[name]
+    reason = module.unsupported(q, options)
+    if reason is not None:
+        raise ValueError(reason)
+    return module

@@ -1,0 +1,201 @@
+"""The Triton attention as torch custom ops: opaque to torch.compile, with shapes and gradients declared.
+
+Importing this file imports no Triton; running an op does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sink_kernels.options import Options
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_HEAD_DIM = 256
+_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+def unsupported(q: Tensor, options: Options) -> str | None:
+    """Why this path cannot take the call, with what can; None where it can."""
+    if not _INSTALLED:
+        return "triton is not installed (it is Linux only): use backend='auto' or 'reference'"
+    if q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return (
+            f"backend 'triton' runs on a GPU, q is on {q.device}: use backend='auto', "
+            "or TRITON_INTERPRET=1 to test kernels on the CPU"
+        )
+    if options.normalizer == "clipped_softmax":
+        return "backend 'triton' cannot normalise by 'clipped_softmax': use backend='reference'"
+    if q.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        return f"backend 'triton' takes {names}, q is {q.dtype}: cast q or use backend='reference'"
+    if q.shape[3] > MAX_HEAD_DIM:
+        return (
+            f"backend 'triton' takes head dimensions up to {MAX_HEAD_DIM} (fastest: 64, 128), q has {q.shape[3]}: "
+            "use more heads or backend='reference'"
+        )
+    return None
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    gate: Tensor | None,
+    options: Options,
+    stats: Sequence[str],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
+    # The total of a sigmoid row is a statistic; a softmax row's is needed anyway.
+    row_stats = "entropy" in stats or "max_logit" in stats or (options.normalizer == "sigmoid" and len(stats) > 0)
+    out, lse, first_key_mass, entropy, max_logit = attention_forward(
+        q, k, v, sink, gate, *flat(options), "first_key_mass" in stats, row_stats
+    )
+    taken = {"lse": lse, "first_key_mass": first_key_mass, "entropy": entropy, "max_logit": max_logit}
+    if "sink_mass" in stats:
+        with torch.no_grad():
+            if options.has_sink:
+                logit = 0.0 if sink is None else sink.float().view(1, -1, 1)
+                taken["sink_mass"] = (logit - lse).exp()
+            else:
+                taken["sink_mass"] = torch.zeros_like(lse)
+    return out, {name: taken[name] for name in stats}
+
+
+@torch.library.custom_op("sink_kernels::attention_forward", mutates_args=())
+def attention_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    gate: Tensor | None,
+    normalizer: str,
+    scale: float,
+    window: int,
+    softcap: float,
+    bias: float,
+    first_key: bool,
+    row_stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(out, lse, first_key_mass, entropy, max_logit); 0 stands for no window and no softcap."""
+    from sink_kernels import triton_attention
+
+    options = _options(normalizer, scale, window, softcap, bias)
+    return triton_attention.forward(q, k, v, sink, gate, options, first_key, row_stats)
+
+
+@torch.library.custom_op("sink_kernels::attention_backward", mutates_args=())
+def attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    gate: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    normalizer: str,
+    scale: float,
+    window: int,
+    softcap: float,
+    bias: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dq, dk, dv, dsink, dgate); empty where there is no sink or gate."""
+    from sink_kernels import triton_attention
+
+    options = _options(normalizer, scale, window, softcap, bias)
+    return triton_attention.backward(grad, q, k, v, sink, gate, out, lse, options)
+
+
+@torch.library.custom_op("sink_kernels::key_mass", mutates_args=())
+def key_mass(
+    q: Tensor, k: Tensor, lse: Tensor, normalizer: str, scale: float, window: int, softcap: float, bias: float
+) -> Tensor:
+    """The mass each key receives, [B, H, T] float32."""
+    from sink_kernels import triton_attention
+
+    return triton_attention.key_mass(q, k, lse, _options(normalizer, scale, window, softcap, bias))
+
+
+@attention_forward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    gate: Tensor | None,
+    normalizer: str,
+    scale: float,
+    window: int,
+    softcap: float,
+    bias: float,
+    first_key: bool,
+    row_stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, heads, tokens, head_dim = q.shape
+
+    def rows(wanted: bool) -> Tensor:
+        return q.new_empty((batch, heads, tokens) if wanted else 0, dtype=torch.float32)
+
+    out = q.new_empty((batch, tokens, heads, head_dim)).transpose(1, 2)
+    return out, rows(True), rows(first_key), rows(row_stats), rows(row_stats)
+
+
+@attention_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    gate: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    normalizer: str,
+    scale: float,
+    window: int,
+    softcap: float,
+    bias: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dsink = q.new_empty(0) if sink is None else torch.empty_like(sink)
+    dgate = q.new_empty(0) if gate is None else torch.empty_like(gate)
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), dsink, dgate
+
+
+@key_mass.register_fake
+def _(
+    q: Tensor, k: Tensor, lse: Tensor, normalizer: str, scale: float, window: int, softcap: float, bias: float
+) -> Tensor:
+    return q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, v, sink, gate, *flat = inputs
+    out, lse = output[:2]
+    ctx.save_for_backward(q, k, v, sink, gate, out, lse)
+    ctx.flat = flat[:5]
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, sink, gate, out, lse = ctx.saved_tensors
+    dq, dk, dv, dsink, dgate = attention_backward(grad, q, k, v, sink, gate, out, lse, *ctx.flat)
+    return dq, dk, dv, None if sink is None else dsink, None if gate is None else dgate, *[None] * 7
+
+
+attention_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def flat(options: Options) -> tuple[str, float, int, float, float]:
+    """The options as a custom op's schema can carry them."""
+    return options.normalizer, options.scale, options.window or 0, options.softcap or 0.0, options.bias or 0.0
+
+
+def _options(normalizer: str, scale: float, window: int, softcap: float, bias: float) -> Options:
+    return Options(normalizer, scale, window or None, softcap or None, bias if normalizer == "sigmoid" else None)

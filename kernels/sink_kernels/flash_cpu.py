@@ -1,0 +1,96 @@
+"""Training on the CPU: torch's own flash attention, with a sink put in exactly after the fact.
+
+torch gives o0 = softmax(s) v and lse0. A sink c of no value only changes what the row is divided by:
+
+    o = sigmoid(lse0 - c) * o0        lse = log(exp(lse0) + exp(c))
+
+For the backward the true weights are P_ij = exp(s_ij - lse) and dS_ij = P_ij (dO_i . v_j - dO_i . o_i). torch's flash
+backward computes P = exp(s - lse_in) and delta = rowsum(dO * out_in), so that given the *rescaled* out and the lse
+*with* the sink it returns the exact dq, dk, dv. The sink's own gradient is dc = -sum_i exp(c - lse_i) (dO_i . o_i).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sink_kernels.masks import additive_causal_mask
+from sink_kernels.options import Options
+from sink_kernels.row_blocks import statistics
+
+_AVAILABLE = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu") and hasattr(
+    torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward"
+)
+if _AVAILABLE:
+    _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+def unsupported(q: Tensor, options: Options) -> str | None:
+    """Why this path cannot take the call, with what can; None where it can."""
+    if q.device.type != "cpu":
+        return f"backend 'flash' runs on the CPU, q is on {q.device}: use backend='auto' or 'reference'"
+    if not _AVAILABLE:
+        return f"torch {torch.__version__} has no flash attention for the CPU: use backend='reference'"
+    if options.normalizer in ("sigmoid", "clipped_softmax"):
+        return f"backend 'flash' cannot normalise by {options.normalizer!r}: use backend='reference'"
+    if options.softcap is not None:
+        return "backend 'flash' cannot cap logits: use backend='reference' or softcap=None"
+    return None
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    gate: Tensor | None,
+    options: Options,
+    stats: Sequence[str],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    mask = None if options.window is None else additive_causal_mask(q.shape[2], options.window, q.dtype, q.device)
+    if options.has_sink:
+        if sink is None:
+            sink = torch.zeros(q.shape[1], dtype=torch.float32, device=q.device)
+        out, lse = _SinkFlash.apply(q, k, v, sink, mask, options.scale)
+    else:
+        out, lse = _forward(q, k, v, 0.0, mask is None, attn_mask=mask, scale=options.scale)
+    if gate is not None:
+        opened = torch.sigmoid(gate).to(out.dtype)
+        out = out * (opened if gate.dim() == 4 else opened.unsqueeze(-1))
+    return out, statistics(q, k, lse, sink, options, stats)
+
+
+class _SinkFlash(torch.autograd.Function):
+    """(q, k, v, sink [H]) -> (out, lse [B, H, T] with the sink, not differentiable)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor, mask: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out, lse = _forward(q, k, v, 0.0, mask is None, attn_mask=mask, scale=scale)
+        logit = sink.to(lse.dtype).view(1, -1, 1)
+        # The factor is cast, because mixing half and single precision costs ten times as much on the CPU.
+        out.mul_(torch.sigmoid(lse - logit).to(out.dtype).unsqueeze(-1))
+        lse = torch.logaddexp(lse, logit)
+        ctx.save_for_backward(q, k, v, sink, mask, out, lse)
+        ctx.scale = scale
+        ctx.mark_non_differentiable(lse)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, sink, mask, out, lse = ctx.saved_tensors
+        grad = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
+        dq, dk, dv = _backward(grad, q, k, v, out, lse, 0.0, mask is None, attn_mask=mask, scale=ctx.scale)
+        dsink = None
+        if ctx.needs_input_grad[3]:
+            delta = (grad * out).sum(-1, dtype=lse.dtype)
+            sink_mass = torch.exp(sink.to(lse.dtype).view(1, -1, 1) - lse)
+            dsink = -(sink_mass * delta).sum((0, 2)).to(sink.dtype)
+        return dq, dk, dv, dsink, None, None

@@ -1,0 +1,59 @@
+"""The causal, possibly windowed mask as a [T, T] tensor, cached: for the reference and for windows on the CPU path."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+_CAPACITY = 8
+_cache: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+
+
+def forbidden(rows: Tensor, columns: Tensor, window: int | None) -> Tensor:
+    """Bool [len(rows), len(columns)]: True where query `rows[i]` may not see key `columns[j]`."""
+    distance = rows[:, None] - columns[None, :]
+    if window is None:
+        return distance < 0
+    return (distance < 0) | (distance >= window)
+
+
+def causal_mask(tokens: int, window: int | None, device: torch.device) -> Tensor:
+    """Bool [T, T]: True where attention is forbidden."""
+    return _cached(tokens, window, None, device)
+
+
+def additive_causal_mask(tokens: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[T, T] of `dtype`: 0 where allowed, far below any logit where forbidden.
+
+    Finite, because a key block that is forbidden as a whole would otherwise compute inf - inf.
+    """
+    return _cached(tokens, window, dtype, device)
+
+
+def _cached(tokens: int, window: int | None, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    # A traced mask belongs to its graph: it must neither be kept nor come from outside.
+    if torch.compiler.is_compiling():
+        return _build(tokens, window, dtype, device)
+    key = (tokens, window, dtype, device)
+    mask = _cache.get(key)
+    if mask is not None:
+        _cache.move_to_end(key)
+        return mask
+    # A mask first built during validation would be an inference tensor, which autograd refuses to save later.
+    with torch.inference_mode(False):
+        mask = _build(tokens, window, dtype, device)
+    if type(mask) is Tensor:
+        _cache[key] = mask
+        if len(_cache) > _CAPACITY:
+            _cache.popitem(last=False)
+    return mask
+
+
+def _build(tokens: int, window: int | None, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    positions = torch.arange(tokens, device=device)
+    mask = forbidden(positions, positions, window)
+    if dtype is None:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(mask, torch.finfo(dtype).min / 2)

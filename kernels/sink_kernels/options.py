@@ -1,0 +1,32 @@
+"""What one attention call asks for, beside its tensors.
+
+Shapes in this package: B batch, H query heads, Hkv key/value heads (H = G * Hkv), T tokens, D head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+Normalizer = Literal["softmax", "off_by_one", "learnable_sink", "sigmoid", "clipped_softmax"]
+Statistic = Literal["lse", "first_key_mass", "sink_mass", "entropy", "max_logit"]
+Backend = Literal["auto", "triton", "flash", "fa4", "reference"]
+
+NORMALIZERS: tuple[str, ...] = get_args(Normalizer)
+STATISTICS: tuple[str, ...] = get_args(Statistic)
+BACKENDS: tuple[str, ...] = get_args(Backend)
+
+
+class Options(NamedTuple):
+    """The settled, validated options of a call: `scale` is filled in, a window that cuts nothing off is None."""
+
+    normalizer: str = "softmax"
+    scale: float = 1.0
+    window: int | None = None
+    softcap: float | None = None
+    bias: float | None = None
+    clip: tuple[float, float] | None = None
+
+    @property
+    def has_sink(self) -> bool:
+        """Whether the rows share their mass with a sink logit (fixed at 0 for off_by_one)."""
+        return self.normalizer in ("off_by_one", "learnable_sink")

@@ -1,0 +1,120 @@
+"""The definition: causal attention over an explicit [T, T] matrix, in plain torch.
+
+    s_ij = softcap(scale * q_i . k_j)                      for j <= i, and i - j < window
+    softmax            P_ij = exp(s_ij) / sum_j exp(s_ij)
+    off_by_one         P_ij = exp(s_ij) / (1 + sum_j exp(s_ij))
+    learnable_sink     P_ij = exp(s_ij) / (exp(sink_h) + sum_j exp(s_ij))        gpt-oss; Xiao et al., arXiv 2309.17453
+    sigmoid            P_ij = 1 / (1 + exp(-s_ij - bias))                        Ramapuram et al., arXiv 2409.04431
+    clipped_softmax    P_ij = clip((zeta - gamma) * softmax_ij + gamma, 0, 1)    Bondarenko et al., arXiv 2306.12929
+    out_i = sigmoid(gate_i) * sum_j P_ij v_j                                     Qiu et al., arXiv 2505.06708
+
+Works on every device and in float64; half precision is computed in float32. The fast paths are tested against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sink_kernels.masks import causal_mask
+from sink_kernels.options import Options
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    gate: Tensor | None,
+    options: Options,
+    stats: Sequence[str],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
+    with torch.autocast(q.device.type, enabled=False):
+        wide = torch.promote_types(q.dtype, torch.float32)
+        group = q.shape[1] // k.shape[1]
+        logits = causal_logits(q.to(wide), repeat_heads(k.to(wide), group), options)
+        sink_logit = sink_column(sink, q.shape[1], wide, q.device) if options.has_sink else None
+        weights = normalise(logits, sink_logit, options)
+        out = weights @ repeat_heads(v.to(wide), group)
+        if gate is not None:
+            out = out * torch.sigmoid(gate.to(wide) if gate.dim() == 4 else gate.to(wide).unsqueeze(-1))
+        with torch.no_grad():
+            taken = statistics(logits.detach(), weights.detach(), sink_logit, options, stats)
+        return out.to(q.dtype), taken
+
+
+def causal_logits(q: Tensor, k: Tensor, options: Options) -> Tensor:
+    """s [B, H, T, T], -inf where attention is forbidden."""
+    logits = (q * options.scale) @ k.transpose(-1, -2)
+    if options.softcap is not None:
+        logits = options.softcap * torch.tanh(logits / options.softcap)
+    return logits.masked_fill(causal_mask(q.shape[2], options.window, q.device), float("-inf"))
+
+
+def normalise(logits: Tensor, sink_logit: Tensor | None, options: Options) -> Tensor:
+    """P [B, H, T, T] of the causal logits; the sink's column is added, normalised over and dropped."""
+    if sink_logit is not None:
+        column = sink_logit.expand(*logits.shape[:3], 1)
+        return torch.cat([logits, column], dim=-1).softmax(-1)[..., :-1]
+    if options.bias is not None:
+        return torch.sigmoid(logits + options.bias)
+    weights = logits.softmax(-1)
+    if options.clip is not None:
+        gamma, zeta = options.clip
+        # gamma <= 0 sends a forbidden key's zero to zero again.
+        weights = ((zeta - gamma) * weights + gamma).clamp(0.0, 1.0)
+    return weights
+
+
+def statistics(
+    logits: Tensor, weights: Tensor, sink_logit: Tensor | None, options: Options, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """The named statistics [B, H, T] in float32; defined in `sink_kernels.attention`."""
+    if not names:
+        return {}
+    renormalised = options.normalizer in ("sigmoid", "clipped_softmax")
+    # A clipped row may be empty: it then has no mass on any key, and no entropy.
+    mass = weights.sum(-1).clamp_min(torch.finfo(weights.dtype).tiny) if renormalised else weights.new_ones(())
+    lse = log_total(logits, weights, sink_logit, options)
+    taken: dict[str, Tensor] = {}
+    for name in names:
+        if name == "lse":
+            value = lse
+        elif name == "max_logit":
+            value = logits.amax(-1)
+        elif name == "first_key_mass":
+            value = weights[..., 0] / mass
+        elif name == "sink_mass":
+            value = torch.zeros_like(lse) if sink_logit is None else (sink_logit.squeeze(-1) - lse).exp()
+        else:
+            value = -torch.special.xlogy(weights, weights).sum(-1)
+            if renormalised:
+                value = torch.where(weights.sum(-1) > 0, value / mass + mass.log(), 0.0)
+            if sink_logit is not None:
+                sink_mass = (sink_logit.squeeze(-1) - lse).exp()
+                value = value - torch.special.xlogy(sink_mass, sink_mass)
+        taken[name] = value.float()
+    return taken
+
+
+def log_total(logits: Tensor, weights: Tensor, sink_logit: Tensor | None, options: Options) -> Tensor:
+    """log of what the row is divided by (softmax kinds, sink included) or of the row's total mass (sigmoid)."""
+    if options.normalizer == "sigmoid":
+        return weights.sum(-1).log()
+    lse = logits.logsumexp(-1)
+    return lse if sink_logit is None else torch.logaddexp(lse, sink_logit.squeeze(-1).expand_as(lse))
+
+
+def sink_column(sink: Tensor | None, heads: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The sink's logit as [1, H, 1, 1]; zero for off_by_one."""
+    if sink is None:
+        return torch.zeros(1, heads, 1, 1, dtype=dtype, device=device)
+    return sink.to(dtype).view(1, heads, 1, 1)
+
+
+def repeat_heads(x: Tensor, group: int) -> Tensor:
+    """[B, Hkv, T, D] -> [B, Hkv * group, T, D]: each key/value head serves `group` neighbouring query heads."""
+    return x if group == 1 else x.repeat_interleave(group, dim=1)

@@ -1,0 +1,77 @@
+"""The tile table: block sizes, warps and stages of each attention kernel. Checked in; nothing is tuned at run time.
+
+Chosen by the offline compile report (`python -m sink_kernels.compile_report`) on what Triton 3.6 makes of them: the
+best modelled utilisation without a spill inside the hot loop, some registers left for statistics and windows. Not yet
+ranked by a run on a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+
+class Tile(NamedTuple):
+    """Rows of queries and keys a program holds at once, its warps, and the loads it keeps in flight."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+KERNELS = ("forward", "backward_keys", "backward_queries", "key_mass")
+
+# (kernel, padded head dimension), half precision.
+_HOPPER: dict[tuple[str, int], Tile] = {
+    ("forward", 32): Tile(128, 64, 4, 3),
+    ("forward", 64): Tile(128, 64, 4, 3),
+    ("forward", 128): Tile(128, 64, 8, 3),
+    ("forward", 256): Tile(128, 64, 8, 2),
+    ("backward_keys", 32): Tile(64, 128, 8, 2),
+    ("backward_keys", 64): Tile(64, 128, 8, 2),
+    ("backward_keys", 128): Tile(32, 128, 8, 2),
+    ("backward_keys", 256): Tile(64, 32, 8, 1),
+    ("backward_queries", 32): Tile(128, 64, 8, 2),
+    ("backward_queries", 64): Tile(128, 128, 8, 2),
+    ("backward_queries", 128): Tile(128, 64, 8, 2),
+    ("backward_queries", 256): Tile(64, 32, 8, 2),
+    ("key_mass", 32): Tile(64, 128, 8, 2),
+    ("key_mass", 64): Tile(64, 128, 8, 2),
+    ("key_mass", 128): Tile(64, 128, 8, 2),
+    ("key_mass", 256): Tile(64, 64, 8, 2),
+}
+_AMPERE: dict[tuple[str, int], Tile] = _HOPPER | {
+    ("forward", 128): Tile(128, 32, 8, 3),
+    ("forward", 256): Tile(64, 32, 8, 2),
+    ("backward_keys", 128): Tile(64, 64, 8, 2),
+    ("backward_keys", 256): Tile(32, 32, 8, 1),
+    ("backward_queries", 64): Tile(64, 64, 4, 2),
+    ("backward_queries", 128): Tile(64, 64, 4, 2),
+    ("backward_queries", 256): Tile(32, 32, 4, 2),
+    ("key_mass", 256): Tile(64, 32, 8, 2),
+}
+
+
+def tile_for(kernel: str, head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tile:
+    """The tile of `kernel` for a padded head dimension, a dtype and a compute capability."""
+    hopper = capability[0] == 9 or capability in ((10, 0), (10, 3))
+    if dtype == torch.float32:
+        # Three tensor-core passes on split operands: their pieces fill the registers.
+        if head_dim <= 64:
+            return Tile(64, 64, 8, 1) if hopper else Tile(32, 32, 4, 1)
+        return Tile(16, 32 if head_dim <= 128 else 16, 4, 1)
+    tile = (_HOPPER if hopper else _AMPERE)[kernel, max(head_dim, 32)]
+    if not (hopper or capability == (8, 0)):
+        # Consumer GPUs have 99 KB of shared memory a block.
+        side = 64 if head_dim <= 64 else 32
+        return Tile(min(tile.queries, side), min(tile.keys, side), 4 if head_dim <= 128 else 8, 1)
+    return tile
+
+
+@functools.lru_cache
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Compute capability; that of an H100 for the interpreter on a CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)

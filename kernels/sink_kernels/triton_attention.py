@@ -1,0 +1,244 @@
+"""Launching the Triton attention kernels: strides, tiles and the memory of the results."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from sink_kernels.options import Options
+from sink_kernels.tiles import capability_of, tile_for
+from sink_kernels.triton_backward import (
+    attention_backward_keys_kernel,
+    attention_backward_queries_kernel,
+    attention_backward_rows_kernel,
+)
+from sink_kernels.triton_forward import attention_forward_kernel
+from sink_kernels.triton_key_mass import key_mass_kernel
+
+_NORMALIZERS = {"softmax": 0, "learnable_sink": 1, "off_by_one": 2, "sigmoid": 3}
+_ROWS_A_BLOCK = 64
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    gate: Tensor | None,
+    options: Options,
+    first_key: bool,
+    row_stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(out [B, H, T, D], lse, first_key_mass, entropy, max_logit); statistics not asked for are empty."""
+    q, k, v = _dense_rows(q), _dense_rows(k), _dense_rows(v)
+    batch, heads, tokens = q.shape[:3]
+    out = empty_output(q)
+    lse = _rows(q)
+    first, entropy, max_logit = _rows(q, first_key), _rows(q, row_stats), _rows(q, row_stats)
+    gate = None if gate is None else _dense_rows(gate)
+    tile = _tile("forward", q)
+    with _on(q.device):
+        attention_forward_kernel[(triton.cdiv(tokens, tile.queries) * batch * heads,)](
+            q,
+            k,
+            v,
+            lse if sink is None else sink,
+            q if gate is None else gate,
+            out,
+            lse,
+            first,
+            entropy,
+            max_logit,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            *(q if gate is None else gate).stride()[:3],
+            *out.stride()[:3],
+            heads,
+            tokens,
+            *_scalars(options),
+            GATE=_gate_kind(gate),
+            FIRST=first_key,
+            ROWS=row_stats,
+            BM=tile.queries,
+            BN=tile.keys,
+            **_constants(q, k, options),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    return out, lse, first, entropy, max_logit
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    gate: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dq, dk, dv, dsink, dgate); the last two are empty where there is no sink or gate."""
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    dgate = q.new_empty(0) if gate is None else torch.empty_like(gate)
+    grad, q, k, v = _dense_rows(grad), _dense_rows(q), _dense_rows(k), _dense_rows(v)
+    gate = None if gate is None else _dense_rows(gate)
+    own = [_row_strided(x) for x in (dq, dk, dv)]
+    own_dgate = q if gate is None else _row_strided(dgate)
+    batch, heads, tokens, _ = q.shape
+    kv_heads = k.shape[1]
+    constants = _constants(q, k, options)
+    blocks = triton.cdiv(tokens, _ROWS_A_BLOCK)
+    delta = _rows(q)
+    partial = q.new_empty((batch, heads, blocks), dtype=torch.float32)
+    do = grad if gate is None else empty_output(q)
+    with _on(q.device):
+        attention_backward_rows_kernel[(blocks * batch * heads,)](
+            grad,
+            out,
+            q if gate is None else gate,
+            lse if sink is None else sink,
+            lse,
+            do,
+            own_dgate,
+            delta,
+            partial,
+            *grad.stride()[:3],
+            *out.stride()[:3],
+            *(q if gate is None else gate).stride()[:3],
+            *do.stride()[:3],
+            *own_dgate.stride()[:3],
+            heads,
+            tokens,
+            D=constants["D"],
+            BD=constants["BD"],
+            BM=_ROWS_A_BLOCK,
+            GATE=_gate_kind(gate),
+            NORM=constants["NORM"],
+            num_warps=4,
+        )
+        shared = (q, k, v, do, lse, delta)
+        strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3])
+        scalars = (heads, tokens, *_scalars(options))
+        tile = _tile("backward_keys", q)
+        attention_backward_keys_kernel[(triton.cdiv(tokens, tile.keys) * batch * kv_heads,)](
+            *shared,
+            own[1],
+            own[2],
+            *strides,
+            *own[1].stride()[:3],
+            *own[2].stride()[:3],
+            *scalars,
+            BM=tile.queries,
+            BN=tile.keys,
+            **constants,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        tile = _tile("backward_queries", q)
+        attention_backward_queries_kernel[(triton.cdiv(tokens, tile.queries) * batch * heads,)](
+            *shared,
+            own[0],
+            *strides,
+            *own[0].stride()[:3],
+            *scalars,
+            BM=tile.queries,
+            BN=tile.keys,
+            **constants,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    for result, written in zip((dq, dk, dv, dgate), (*own, own_dgate), strict=True):
+        if written is not result and result.numel():
+            result.copy_(written)
+    dsink = q.new_empty(0) if sink is None else partial.sum((0, 2)).to(sink.dtype)
+    return dq, dk, dv, dsink, dgate
+
+
+def key_mass(q: Tensor, k: Tensor, lse: Tensor, options: Options) -> Tensor:
+    """[B, H, T] float32."""
+    q, k, lse = _dense_rows(q), _dense_rows(k), lse.float().contiguous()
+    batch, heads, tokens, _ = q.shape
+    mass = _rows(q)
+    tile = _tile("key_mass", q)
+    with _on(q.device):
+        key_mass_kernel[(triton.cdiv(tokens, tile.keys) * batch * heads,)](
+            q,
+            k,
+            lse,
+            mass,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            heads,
+            tokens,
+            *_scalars(options),
+            BM=tile.queries,
+            BN=tile.keys,
+            **_constants(q, k, options),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    return mass
+
+
+def empty_output(q: Tensor) -> Tensor:
+    """[B, H, T, D] stored as [B, T, H, D]: joining the heads afterwards costs no copy."""
+    batch, heads, tokens, head_dim = q.shape
+    return q.new_empty((batch, tokens, heads, head_dim)).transpose(1, 2)
+
+
+def _rows(q: Tensor, wanted: bool = True) -> Tensor:
+    return q.new_empty(q.shape[:3] if wanted else 0, dtype=torch.float32)
+
+
+def _dense_rows(x: Tensor) -> Tensor:
+    """`x` with a last dimension of stride 1, or of any stride where it is [B, H, T]."""
+    return x if x.dim() == 3 or x.stride(-1) == 1 else x.contiguous()
+
+
+def _row_strided(x: Tensor) -> Tensor:
+    """`x`, or a tensor like it that a kernel can write row by row."""
+    return x if x.dim() == 3 or x.stride(-1) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _gate_kind(gate: Tensor | None) -> int:
+    return 0 if gate is None else gate.dim() - 2
+
+
+def _tile(kernel: str, q: Tensor) -> Any:
+    return tile_for(kernel, _padded(q.shape[3]), q.dtype, capability_of(q.device))
+
+
+def _padded(head_dim: int) -> int:
+    """tl.dot wants powers of two, 16 at least."""
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+def _scalars(options: Options) -> tuple[float, float, float, int]:
+    return options.scale, options.softcap or 1.0, options.bias or 0.0, options.window or 0
+
+
+def _constants(q: Tensor, k: Tensor, options: Options) -> dict[str, Any]:
+    nvidia = q.device.type == "cuda" and torch.version.hip is None
+    return {
+        "D": q.shape[3],
+        "BD": _padded(q.shape[3]),
+        "GROUP": q.shape[1] // k.shape[1],
+        "NORM": _NORMALIZERS[options.normalizer],
+        "WINDOW": options.window is not None,
+        "CAP": options.softcap is not None,
+        # The approximate tanh is good to 2^-11, which half precision does not see.
+        "FAST": nvidia and q.dtype != torch.float32,
+        # Single precision means it: TF32 alone would lose 13 bits silently.
+        "PRECISION": "tf32x3" if nvidia and q.dtype == torch.float32 else "ieee",
+    }
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

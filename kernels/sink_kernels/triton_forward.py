@@ -1,0 +1,177 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs
+"""The fused forward: causal attention, its sink, its gate and its statistics in one pass over the keys.
+
+Logits are kept raw, as the dot product gives them: s = raw * scale, or cap * tanh(raw * scale / cap). The softmax runs
+in base 2, so that exp(s - m) is one multiply-add and one exp2. The sink joins in the epilogue alone, the gate likewise:
+neither costs anything inside the loop.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sink_kernels.triton_math import (
+    ELEMENT_GATE,
+    FAR_BELOW,
+    HEAD_GATE,
+    LEARNABLE_SINK,
+    LN2,
+    LOG2E,
+    SIGMOID,
+    SOFTMAX,
+    load_rows,
+    sigmoid,
+    store_rows,
+    tanh,
+    visible,
+)
+
+
+@triton.jit
+def _attend(
+    b_out, b_total, b_max, b_slogs, b_q, p_k, p_v, start, stop, o_m, o_n, o_d, s_kt, s_vt,
+    T, squash, factor, bias, window,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr,
+    MASKED: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Attend to the keys in [start, stop); returns the running output, total, maximum and sum of p log p."""
+    for n in range(start, stop, BN):
+        b_k = load_rows(p_k, n, o_n, o_d, s_kt, T, D, BD, MASKED)  # [BN, BD]
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BM, BN]
+        if CAP:
+            b_s = tanh(b_s * squash, FAST)
+        b_v = load_rows(p_v, n, o_n, o_d, s_vt, T, D, BD, MASKED)  # [BN, BD]
+        if MASKED:
+            m_seen = visible(o_m[:, None], n + o_n[None, :], T, window, WINDOW)
+            b_s = tl.where(m_seen, b_s, FAR_BELOW)
+        if NORM == SIGMOID:
+            b_p = sigmoid(b_s * factor + bias, FAST)
+            if ROWS:
+                b_max = tl.maximum(b_max, tl.max(b_s, 1))
+                b_total += tl.sum(b_p, 1)
+                b_slogs += tl.sum(b_p * tl.log2(tl.maximum(b_p, 1e-37)), 1)
+            b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
+        else:
+            b_new = tl.maximum(b_max, tl.max(b_s, 1))
+            b_decay = tl.exp2((b_max - b_new) * factor)
+            b_p = tl.exp2(b_s * factor - (b_new * factor)[:, None])
+            b_total = b_total * b_decay + tl.sum(b_p, 1)
+            if ROWS:
+                b_slogs = b_slogs * b_decay + tl.sum(b_p * b_s, 1)
+            b_out = b_out * b_decay[:, None]
+            b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
+            b_max = b_new
+    return b_out, b_total, b_max, b_slogs
+
+
+@triton.jit
+def attention_forward_kernel(
+    p_q, p_k, p_v, p_sink, p_gate, p_out, p_lse, p_first, p_entropy, p_max,
+    s_qb, s_qh, s_qt, s_kb, s_kh, s_kt, s_vb, s_vh, s_vt, s_gb, s_gh, s_gt, s_ob, s_oh, s_ot,
+    H, T, scale, softcap, bias, window,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
+    GATE: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
+    FAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: BM queries of one head. Grid: blocks of queries (fastest, longest rows first) x B * H."""
+    blocks = tl.cdiv(T, BM)
+    block = blocks - 1 - tl.program_id(0) % blocks
+    bh = tl.program_id(0) // blocks
+    b = tl.cast(bh // H, tl.int64)
+    h = tl.cast(bh % H, tl.int64)
+    first = block * BM
+    o_r = tl.arange(0, BM)
+    o_m = first + o_r
+    o_n = tl.arange(0, BN)
+    o_d = tl.arange(0, BD)
+    m_row = o_m < T
+    b_q = load_rows(p_q + b * s_qb + h * s_qh, first, o_r, o_d, s_qt, T, D, BD, True)  # [BM, BD]
+    p_k += b * s_kb + (h // GROUP) * s_kh
+    p_v += b * s_vb + (h // GROUP) * s_vh
+
+    squash = scale
+    factor = scale
+    if CAP:
+        squash = scale / softcap
+        factor = softcap
+    if NORM != SIGMOID:
+        factor = factor * LOG2E
+    b_out = tl.zeros([BM, BD], tl.float32)
+    b_total = tl.zeros([BM], tl.float32)
+    b_max = tl.full([BM], FAR_BELOW, tl.float32)
+    b_slogs = tl.zeros([BM], tl.float32)
+
+    stop = tl.minimum(first + BM, T)
+    diagonal = first // BN * BN
+    inside = 0
+    if WINDOW:
+        start = tl.maximum(first - window + 1, 0) // BN * BN
+        inside = tl.maximum(first + BM - window + BN - 1, 0) // BN * BN
+        inside = tl.minimum(tl.maximum(inside, start), diagonal)
+        b_out, b_total, b_max, b_slogs = _attend(
+            b_out, b_total, b_max, b_slogs, b_q, p_k, p_v, start, inside, o_m, o_n, o_d, s_kt, s_vt,
+            T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, True, WINDOW, CAP, FAST, PRECISION,
+        )  # fmt: skip
+    b_out, b_total, b_max, b_slogs = _attend(
+        b_out, b_total, b_max, b_slogs, b_q, p_k, p_v, inside, diagonal, o_m, o_n, o_d, s_kt, s_vt,
+        T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, False, WINDOW, CAP, FAST, PRECISION,
+    )  # fmt: skip
+    b_out, b_total, b_max, b_slogs = _attend(
+        b_out, b_total, b_max, b_slogs, b_q, p_k, p_v, diagonal, stop, o_m, o_n, o_d, s_kt, s_vt,
+        T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, True, WINDOW, CAP, FAST, PRECISION,
+    )  # fmt: skip
+
+    row = tl.cast(bh, tl.int64) * T + o_m
+    if NORM == SIGMOID:
+        b_lse = tl.log2(b_total)
+        if ROWS:
+            tl.store(p_lse + row, b_lse * LN2, mask=m_row)
+            tl.store(p_max + row, b_max * factor, mask=m_row)
+            tl.store(p_entropy + row, (b_lse - b_slogs / b_total) * LN2, mask=m_row)
+    else:
+        b_top = b_max * factor
+        if ROWS:
+            tl.store(p_max + row, b_top * LN2, mask=m_row)
+        b_slogs = b_slogs * factor
+        sink = 0.0
+        if NORM == LEARNABLE_SINK:
+            sink = tl.load(p_sink + h).to(tl.float32) * LOG2E
+        if NORM != SOFTMAX:
+            b_new = tl.maximum(b_top, sink)
+            b_decay = tl.exp2(b_top - b_new)
+            b_total = b_total * b_decay + tl.exp2(sink - b_new)
+            b_slogs = b_slogs * b_decay
+            b_out = b_out * b_decay[:, None]
+            b_top = b_new
+        b_lse = b_top + tl.log2(b_total)
+        tl.store(p_lse + row, b_lse * LN2, mask=m_row)
+        b_out = b_out / b_total[:, None]
+        if ROWS:
+            b_expected = b_slogs / b_total
+            if NORM == LEARNABLE_SINK:
+                b_sink_mass = tl.exp2(sink - b_lse)
+                # A sink at minus infinity has no mass and adds nothing.
+                b_expected += tl.where(b_sink_mass > 0.0, b_sink_mass * sink, 0.0)
+            tl.store(p_entropy + row, (b_lse - b_expected) * LN2, mask=m_row)
+    if FIRST:
+        b_k = tl.load(p_k + o_d, mask=o_d < D, other=0.0).to(tl.float32)
+        b_s = tl.sum(b_q.to(tl.float32) * b_k[None, :], 1)
+        if CAP:
+            b_s = tanh(b_s * squash, FAST)
+        if NORM == SIGMOID:
+            b_p = sigmoid(b_s * factor + bias, FAST) / b_total
+        else:
+            b_p = tl.exp2(b_s * factor - b_lse)
+        if WINDOW:
+            b_p = tl.where(o_m < window, b_p, 0.0)
+        tl.store(p_first + row, b_p, mask=m_row)
+
+    p_gate += b * s_gb + h * s_gh
+    if GATE == HEAD_GATE:
+        b_g = tl.load(p_gate + tl.cast(o_m, tl.int64) * s_gt, mask=m_row, other=0.0).to(tl.float32)
+        b_out = b_out * sigmoid(b_g, False)[:, None]
+    if GATE == ELEMENT_GATE:
+        b_g = load_rows(p_gate, first, o_r, o_d, s_gt, T, D, BD, True).to(tl.float32)
+        b_out = b_out * sigmoid(b_g, False)
+    store_rows(p_out + b * s_ob + h * s_oh, first, o_r, o_d, s_ot, T, b_out, D, BD)

@@ -1,0 +1,104 @@
+"""Token chunks written by `litdata.optimize`, in a process of its own.
+
+In this process it would reseed every random generator, replace the handler of Ctrl-C, set the start method of
+multiprocessing for good, and leave folders of shared names in the system's temporary folder; and a run that prepared
+its data would then differ from the same run that found them prepared.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sinks.data.manifest import INDEX_FILE
+
+POLL_S = 0.05
+
+
+def write_chunks(
+    tokens: Callable[[Any], np.ndarray],
+    inputs: dict[Path, list[Any]],
+    processes: int,
+    scratch: Path,
+    progress: Callable[[int], None],
+) -> None:
+    """One chunk for every input, in order; which tokens a chunk holds does not depend on the number of processes.
+
+    Args:
+        tokens: gives the token ids [N] of an input.
+        inputs: folder to write -> inputs.
+        processes: processes that call `tokens`.
+        scratch: folder for temporary files.
+        progress: called with the number of chunks written so far.
+    """
+    # Imported before the fork: the child need not do it again.
+    import litdata  # noqa: F401
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    log = scratch / "litdata.log"
+    arguments = (tokens, inputs, processes, scratch, log)
+    child = multiprocessing.get_context("fork").Process(target=_optimize, args=arguments)
+    child.start()
+    assert child.pid is not None
+    try:
+        while child.is_alive():
+            child.join(POLL_S)
+            progress(sum(len(list(folder.glob("chunk-*.bin"))) for folder in inputs))
+    finally:
+        # Its group: a worker of litdata's may outlive it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.kill()
+        child.join()
+    # litdata loses the chunks of a worker that was killed, e.g. for want of memory, and reports success.
+    short = [folder.name for folder, items in inputs.items() if _chunks_in_index(folder) != len(items)]
+    if child.exitcode != 0 or short:
+        said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        raise RuntimeError(
+            f"litdata.optimize ended with exit code {child.exitcode}, chunks missing in {', '.join(short) or 'none'} "
+            f"(out of memory? give fewer processes):\n{said}"
+        )
+
+
+def _chunks_in_index(folder: Path) -> int:
+    file = folder / INDEX_FILE
+    return len(json.loads(file.read_text(encoding="utf-8"))["chunks"]) if file.is_file() else 0
+
+
+def _optimize(
+    tokens: Callable[[Any], np.ndarray], inputs: dict[Path, list[Any]], processes: int, scratch: Path, log: Path
+) -> None:
+    os.setpgrp()
+    # Advertisement and progress bars; shown only when something fails.
+    stream = log.open("w", encoding="utf-8", buffering=1)
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr = stream
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Where litdata makes its folders `chunks` and `data`.
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
+
+    import litdata
+
+    for folder, items in inputs.items():
+        litdata.optimize(
+            fn=tokens,
+            inputs=items,
+            output_dir=str(folder),
+            # Every input has more than one token, and so becomes a chunk of its own.
+            chunk_size=1,
+            item_loader=litdata.TokensLoader(),
+            num_workers=min(processes, len(items)),
+            start_method="fork",
+            reorder_files=False,
+            keep_data_ordered=True,
+            verbose=False,
+        )

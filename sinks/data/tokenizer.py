@@ -1,0 +1,85 @@
+"""Byte-level BPE: every text can be encoded, and decoding gives the same text back."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sinks.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+BOS = "<bos>"
+BOS_ID = 0
+SMALLEST_VOCABULARY = 257
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class TextTokenizer:
+    """Text to token ids and back; id 0 is `<bos>`, which no text contains.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`.
+    """
+
+    def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
+        # Text that happens to spell "<bos>" is text.
+        tokenizer.encode_special_tokens = True
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "TextTokenizer":
+        """Learn merges from texts; fewer than `vocab_size` entries if the texts give no more."""
+        import tokenizers
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        check_vocab_size(vocab_size)
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[BOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "TextTokenizer":
+        """The tokenizer of a prepared folder."""
+        import tokenizers
+
+        file = Path(folder) / TOKENIZER_FILE
+        if not file.is_file():
+            raise UserError(f"{folder} has no {TOKENIZER_FILE}: give a folder that `sinks prepare` wrote")
+        return cls(tokenizers.Tokenizer.from_file(str(file)))
+
+    def save(self, folder: str | Path) -> None:
+        self.tokenizer.save(str(Path(folder) / TOKENIZER_FILE))
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids [T]; `<bos>` leaves no trace, and bytes cut out of a character become U+FFFD."""
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def labels(self, ids: Sequence[int]) -> list[str]:
+        """Each token's own text [T], to label an axis; `<bos>` is written out."""
+        return [BOS if int(i) == BOS_ID else self.decode([i]) for i in ids]
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(
+            f"vocab_size is {vocab_size}, but byte-level BPE needs at least {SMALLEST_VOCABULARY} "
+            f"(256 bytes and {BOS}): give {SMALLEST_VOCABULARY} or more"
+        )

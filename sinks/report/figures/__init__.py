@@ -1,0 +1,25 @@
+"""The figures: run folders in, a matplotlib Figure out, with no pyplot state. Report and notebooks share them."""
+
+from sinks.report.figures.dimensions import sorted_dimensions
+from sinks.report.figures.dissociation import double_dissociation
+from sinks.report.figures.maps import attention_map_figure, first_token_map, first_token_maps
+from sinks.report.figures.style import to_png
+from sinks.report.figures.training import (
+    first_token_mass_over_training,
+    over_training,
+    sink_curves,
+    sink_score_over_training,
+)
+
+__all__ = [
+    "double_dissociation",
+    "over_training",
+    "first_token_mass_over_training",
+    "sink_score_over_training",
+    "first_token_maps",
+    "first_token_map",
+    "sorted_dimensions",
+    "sink_curves",
+    "attention_map_figure",
+    "to_png",
+]

@@ -1,0 +1,151 @@
+"""How the figures look, and what they all need.
+
+Colour says which sink a variant acts on (black: the baseline; blues: attention side; oranges: residual side; greens
+and purples: both), and every variant has its own marker and dashes too, so that nothing hangs on colour alone.
+"""
+
+import io
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from sinks.errors import UserError
+from sinks.record import RunFolder, Statistics
+from sinks.report.runs import Ablation, Run, Side, Variant
+
+WIDTH = 9.0  # inches; at 900 pixels of a page, 10 pt text is 14 pixels high
+INK = "#222222"
+FAINT = "#8a8a8a"
+SIDES: list[tuple[Side, str]] = [
+    ("attention", "attention side"),
+    ("residual", "residual side"),
+    ("both", "both sides"),
+    ("none", "controls"),
+    ("unknown", "variants"),
+]
+COLOURS: dict[Side, list[str]] = {
+    "attention": ["#0072B2", "#56B4E9", "#1B3A5C", "#3E9FA8", "#7A8FD6"],
+    "residual": ["#D55E00", "#E8A200", "#8C3B00", "#F2876B", "#B0706A"],
+    "both": ["#00805E", "#9A5BB5", "#7FB800", "#5B2A86", "#4D8076"],
+    "none": ["#777777", "#A0A0A0"],
+    "unknown": ["#0072B2", "#D55E00", "#00805E", "#E8A200", "#56B4E9", "#9A5BB5", "#8C3B00", "#777777"],
+}
+MARKERS = "osD^vPX<>p"
+LEGEND: dict[str, Any] = {"frameon": False, "handlelength": 2.6}
+DASHES: list[Any] = ["-", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.5, 1.4, 1.5))]
+STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 10,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.7,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "text.color": INK,
+    "legend.fontsize": 9,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+P = ParamSpec("P")
+F = TypeVar("F", bound=Figure | None)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a variant is drawn, the same in every figure."""
+
+    colour: str
+    marker: str
+    dash: Any
+    baseline: bool = False
+
+
+def styled(function: Callable[P, F]) -> Callable[P, F]:
+    """Draw in the report's style and leave matplotlib's settings as they were."""
+
+    @wraps(function)
+    def draw(*args: P.args, **kwargs: P.kwargs) -> F:
+        with matplotlib.rc_context(STYLE):
+            return function(*args, **kwargs)
+
+    return draw
+
+
+def to_png(figure: Figure, dpi: int = 160) -> bytes:
+    """The picture: the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def looks(ablation: Ablation) -> dict[str, Look]:
+    """Variant name -> how it is drawn."""
+    found: dict[str, Look] = {}
+    counts: dict[Side, int] = {}
+    for variant in ablation.variants:
+        if variant is ablation.baseline:
+            found[variant.name] = Look(INK, "*", "-", baseline=True)
+            continue
+        n = counts.get(variant.side, 0)
+        counts[variant.side] = n + 1
+        crowded = sum(v.side == variant.side for v in ablation.variants) > len(COLOURS["attention"])
+        colours = COLOURS["unknown" if crowded and len({v.side for v in ablation.variants}) == 1 else variant.side]
+        dash = DASHES[(n + n // len(colours)) % len(DASHES)]
+        found[variant.name] = Look(colours[n % len(colours)], MARKERS[n % len(MARKERS)], dash)
+    return found
+
+
+def new_figure(height: float, **grid: Any) -> tuple[Figure, np.ndarray]:
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.04)
+    figure = Figure(figsize=(WIDTH, height), layout=layout)
+    FigureCanvasAgg(figure)
+    return figure, np.atleast_1d(figure.subplots(**grid))
+
+
+def statistics_with(run: Run | RunFolder, name: str, stage: str = "validation") -> Statistics | None:
+    """A stage's statistics, if the run wrote them and they hold the array."""
+    folder = run.folder if isinstance(run, Run) else run
+    try:
+        statistics = folder.statistics(stage)
+    except UserError:
+        return None
+    return statistics if name in statistics.arrays and len(statistics.steps) else None
+
+
+def name_of(variant: Variant, width: int = 34) -> str:
+    """What a figure calls a variant, in lines of at most `width` letters."""
+    return "\n".join(textwrap.wrap(variant.short if variant.runs else f"{variant.short} (diverged)", width))
+
+
+def scale_values(axis: Axes, values: np.ndarray, unit_interval: bool) -> None:
+    finite = values[np.isfinite(values)]
+    if unit_interval:
+        axis.set_ylim(-0.02, 1.02)
+    elif len(finite) and finite.min() > 0 and finite.max() / finite.min() > 50:
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(bottom=0)

@@ -1,0 +1,116 @@
+"""Measures over training: of every variant of an ablation, or of one run."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from sinks.errors import UserError
+from sinks.record import RunFolder
+from sinks.report.figures.style import INK, LEGEND, SIDES, Look, looks, name_of, new_figure, scale_values, styled
+from sinks.report.runs import Ablation, Run, Variant
+
+FIRST_TOKEN_MASS = "validation/attention/first_token_mass_max_head"
+SINK_SCORE = "validation/residual/sink_score"
+
+
+def _series(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return run.folder.series(key)
+    except UserError:
+        return np.empty(0, dtype=np.int64), np.empty(0)
+
+
+def _over_seeds(runs: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [S] that every run logged, and values [runs, S]."""
+    series = [pair for run in runs if len((pair := _series(run, key))[0])]
+    if not series:
+        return np.empty(0, dtype=np.int64), np.empty((0, 0))
+    # A resumed run may have logged a step twice: the later line counts.
+    by_step = [dict(zip(steps.tolist(), values.tolist(), strict=True)) for steps, values in series]
+    common = sorted(set.intersection(*(set(values) for values in by_step)))
+    return np.asarray(common), np.asarray([[values[step] for step in common] for values in by_step])
+
+
+@styled
+def over_training(ablation: Ablation, key: str, label: str, unit_interval: bool = False) -> Figure | None:
+    """A key of metrics.jsonl over training: a panel per side, the baseline in each, mean line and min-max band."""
+    look = looks(ablation)
+    curves = {v.name: curve for v in ablation.variants if len((curve := _over_seeds(v.shown, key))[0])}
+    drawn = [variant for variant in ablation.variants if variant.name in curves]
+    if not drawn:
+        return None
+    panels: list[tuple[str, list[Variant]]] = []
+    for side, name in SIDES:
+        members = [v for v in drawn if v.side == side and v is not ablation.baseline]
+        if members:
+            panels.append((name, members))
+    if not panels:
+        panels = [("", [])]
+    columns = 3 if len(panels) == 1 else 1
+    rows = max(sum(1 + name_of(v).count("\n") for v in members) // columns + 1 for _, members in panels)
+    figure, axes = new_figure(2.7 + 0.2 * rows, ncols=len(panels), sharey=True, sharex=True)
+    for axis, (name, members) in zip(axes, panels, strict=True):
+        both = [v for v in drawn if v is ablation.baseline] + members
+        for variant in both:
+            _draw_curve(axis, variant, *curves[variant.name], look[variant.name])
+        axis.set_title(name)
+        axis.set_xlabel("step")
+        axis.margins(x=0.01)
+        axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], integer=True))
+        axis.legend(loc="upper left", bbox_to_anchor=(-0.03, -0.2), ncols=columns, **LEGEND)
+    scale_values(axes[0], np.concatenate([values.ravel() for _, values in curves.values()]), unit_interval)
+    axes[0].set_ylabel(label)
+    return figure
+
+
+def _draw_curve(axis: Axes, variant: Variant, steps: np.ndarray, values: np.ndarray, look: Look) -> None:
+    mean = values.mean(0)
+    if len(values) > 1:
+        axis.fill_between(steps, values.min(0), values.max(0), color=look.colour, alpha=0.15, linewidth=0)
+    axis.plot(
+        steps,
+        mean,
+        color=look.colour,
+        linestyle=look.dash,
+        linewidth=3.2 if look.baseline else 1.7,
+        marker="o" if len(steps) == 1 else None,
+        label=name_of(variant),
+    )
+
+
+def first_token_mass_over_training(ablation: Ablation) -> Figure | None:
+    """First-token mass in the strongest head over training; None where no run logged it."""
+    return over_training(ablation, FIRST_TOKEN_MASS, "first-token mass,\nstrongest head", unit_interval=True)
+
+
+def sink_score_over_training(ablation: Ablation) -> Figure | None:
+    """Residual sink score R over training; None where no run logged it."""
+    return over_training(ablation, SINK_SCORE, "residual sink score R")
+
+
+@styled
+def sink_curves(run: RunFolder, step: int | None = None, stage: str = "validation") -> Figure:
+    """First-token mass and R of one run over training, side by side.
+
+    Args:
+        run: its folder.
+        step: marked by a line, if given.
+        stage: "validation" or "train".
+    """
+    figure, axes = new_figure(2.7, ncols=2)
+    for axis, key, label, colour, unit_interval in (
+        (axes[0], FIRST_TOKEN_MASS, "first-token mass, strongest head", "#0072B2", True),
+        (axes[1], SINK_SCORE, "residual sink score R", "#D55E00", False),
+    ):
+        steps, values = run.series(key.replace("validation", stage))
+        axis.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=3)
+        if step is not None:
+            axis.axvline(step, color=INK, linewidth=1)
+        axis.set_title(label)
+        axis.set_xlabel("step")
+        axis.margins(x=0.02)
+        scale_values(axis, values, unit_interval)
+    return figure

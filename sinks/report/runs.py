@@ -1,0 +1,304 @@
+"""Run folders sorted into variants and seeds: what a report, a figure or a notebook compares."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from sinks.errors import UserError
+from sinks.record import RunFolder, find_runs
+from sinks.report.spread import Spread
+
+Side = Literal["none", "attention", "residual", "both", "unknown"]
+Mechanism = Literal["unnormalised", "clipped", "absorbed", "gated"]
+
+# What a variant's name says of the way it handles sinks, where ablation.yaml has no `mechanism` and the summary no key.
+MECHANISM_BY_NAME: dict[Mechanism, str] = {
+    "unnormalised": r"dyt|sigmoid|linear|delta|no-?norm|softpick",
+    "absorbed": r"pre-?affine|learn\w*-sink|sink-?(logit|token|absorb)|off-by-one|(key|value|kv)-?bias",
+    "gated": r"gat(e|ed)",
+}
+NOTHING_CLIPPED = 1e-6
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Args:
+        folder: its folder.
+        seed: its seed.
+        summary: summary.json.
+    """
+
+    folder: RunFolder
+    seed: int
+    summary: Mapping[str, Any]
+
+    def value(self, key: str) -> float | None:
+        """A finite number of the summary, or None."""
+        value = self.summary.get(key)
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    @property
+    def diverged(self) -> bool:
+        return bool(self.summary.get("diverged")) or self.value("val_loss") is None
+
+    @cached_property
+    def provenance(self) -> Mapping[str, Any]:
+        try:
+            return self.folder.provenance()
+        except UserError:
+            return {}
+
+
+@dataclass
+class Variant:
+    """The runs of one variant over its seeds.
+
+    Args:
+        name: the folder's name.
+        label: what tables call it.
+        short: what figures call it.
+        side: which sink it acts on.
+        runs: finished runs, sorted by seed, those that diverged left out.
+        diverged: finished runs that diverged: results, but never averaged with the others.
+        unfinished: folders without summary.json.
+        missing: seeds the ablation file names and nobody has begun.
+        paper: what the paper expects, in a sentence.
+        recipe: figures measured before, in scratch runs.
+        stated_mechanisms: how it handles sinks, if the ablation file says so.
+        config: the configuration file that makes it.
+    """
+
+    name: str
+    label: str
+    short: str
+    side: Side = "unknown"
+    runs: list[Run] = field(default_factory=list)
+    diverged: list[Run] = field(default_factory=list)
+    unfinished: list[RunFolder] = field(default_factory=list)
+    missing: list[int] = field(default_factory=list)
+    paper: str = ""
+    recipe: Mapping[str, float] = field(default_factory=dict)
+    stated_mechanisms: frozenset[Mechanism] | None = None
+    config: str = ""
+
+    @property
+    def shown(self) -> list[Run]:
+        """The runs that stand for the variant in a figure: the diverged ones only if there are no others."""
+        return self.runs or self.diverged
+
+    def spread(self, key: str) -> Spread | None:
+        """A summary key over the seeds; None where no run has it."""
+        return Spread.of(value for run in self.runs if (value := run.value(key)) is not None)
+
+    @property
+    def no_effect(self) -> bool:
+        """Whether it is a clip that clipped nothing: then it is the baseline by another name."""
+        clipped = self.spread("clipped_share")
+        return clipped is not None and clipped.high < NOTHING_CLIPPED
+
+    @property
+    def mechanisms(self) -> frozenset[Mechanism]:
+        if self.stated_mechanisms is not None:
+            return self.stated_mechanisms
+        runs = self.runs + self.diverged
+        has: Callable[[str], bool] = lambda key: any(run.summary.get(key) is not None for run in runs)  # noqa: E731
+        names = f"{self.name} {Path(self.config).stem}".lower()
+        found = {kind for kind, pattern in MECHANISM_BY_NAME.items() if re.search(pattern, names)}
+        if has("clipped_share"):
+            found.add("clipped")
+        if has("gate_mean") or has("norm_gate_mean"):
+            found.add("gated")
+        if has("learned_sink_mass"):
+            found.add("absorbed")
+        return frozenset(found)
+
+
+@dataclass
+class Ablation:
+    """Everything below one folder.
+
+    Args:
+        root: the folder.
+        name: short name.
+        title: heading of the report.
+        variants: those with a run, finished or not, in the order of the rows.
+        not_run: labels of those that only the ablation file knows.
+        baseline: what the others are compared with, if it is there and has a run that did not diverge.
+        steps: optimiser steps the ablation file asks for.
+        recipe_source: where the `recipe` figures come from.
+        file: the ablation file that `sinks grid` read.
+        commands: how to run the whole again, if the ablation file says so.
+    """
+
+    root: Path
+    name: str
+    title: str
+    variants: list[Variant]
+    not_run: list[str] = field(default_factory=list)
+    baseline: Variant | None = None
+    steps: int | None = None
+    recipe_source: str | None = None
+    file: str | None = None
+    commands: list[str] = field(default_factory=list)
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every finished run, diverged ones among them."""
+        return [run for variant in self.variants for run in variant.runs + variant.diverged]
+
+    def paired(self, variant: Variant, key: str = "val_loss") -> Spread | None:
+        """A summary key minus that of the baseline's run of the same seed, data and steps, over the seeds."""
+        if self.baseline is None or variant is self.baseline:
+            return None
+        partners = {run.seed: run for run in self.baseline.runs}
+        differences = []
+        for run in variant.runs:
+            partner = partners.get(run.seed)
+            if partner is None or not comparable(run, partner):
+                continue
+            ours, theirs = run.value(key), partner.value(key)
+            if ours is not None and theirs is not None:
+                differences.append(ours - theirs)
+        return Spread.of(differences)
+
+
+def comparable(run: Run, other: Run) -> bool:
+    """Whether two runs read the same data for the same number of steps."""
+    return all(run.summary.get(key) == other.summary.get(key) for key in ("steps", "data_fingerprint"))
+
+
+def _name_and_seed(folder: RunFolder) -> tuple[str, int]:
+    """From `.../<variant>/seed<k>`; the summary's own words where the folder is laid out otherwise."""
+    path = folder.path.resolve()
+    match = re.fullmatch(r"seed(\d+)", path.name)
+    if match:
+        return path.parent.name, int(match[1])
+    summary = folder.summary() if folder.finished else {}
+    return str(summary.get("variant") or path.name), int(summary.get("seed") or 0)
+
+
+def _refuse_mixture(name: str, runs: list[Run], needs: bool) -> None:
+    """Runs of one variant must share everything but the seed.
+
+    A variant that takes a value from another run of the same seed (`needs`, e.g. a clipping threshold) has a
+    fingerprint per seed, so of those only the steps are compared.
+    """
+    for key in ("steps", "tokens") if needs else ("variant_fingerprint", "steps", "tokens"):
+        counted = runs if key == "variant_fingerprint" else [run for run in runs if not run.diverged]
+        known = [run for run in counted if run.summary.get(key) is not None]
+        for first, second in pairwise(known):
+            if first.summary[key] != second.summary[key]:
+                raise UserError(
+                    f"{first.folder.path} and {second.folder.path} are both variant {name}, but differ in {key} "
+                    f"({first.summary[key]} and {second.summary[key]}): delete the stale one and run it again, "
+                    "or report one ablation at a time"
+                )
+    for first, second in pairwise(sorted(runs, key=lambda run: run.seed)):
+        if first.seed == second.seed:
+            raise UserError(
+                f"{first.folder.path} and {second.folder.path} are both variant {name} seed {first.seed}: "
+                "report one ablation at a time"
+            )
+
+
+def _ablation_file(root: Path) -> dict[str, Any]:
+    file = root / "ablation.yaml"
+    if not file.is_file():
+        return {}
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get("variants") or {}, dict):
+        raise UserError(f"{file} is no ablation file: write it again with `sinks grid`")
+    return content
+
+
+def load_ablation(root: str | Path) -> Ablation:
+    """Every run below `root`, with what `root/ablation.yaml` says of them.
+
+    Raises:
+        UserError: no such folder, no run in it, or runs of one variant that differ in more than the seed.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root} is no folder: give one that holds runs, such as runs/backcopy")
+    folders = find_runs(root)
+    if not folders:
+        raise UserError(f"{root} holds no run: train one with `sinks fit --run.dir {root}/baseline/seed0`")
+    if not any(folder.finished for folder in folders):
+        raise UserError(f"{root} holds {len(folders)} runs, but none is finished: run the same command again to resume")
+    content = _ablation_file(root)
+    described: dict[str, dict[str, Any]] = {str(k): v or {} for k, v in (content.get("variants") or {}).items()}
+    grouped: dict[str, list[tuple[int, RunFolder]]] = {}
+    for folder in folders:
+        name, seed = _name_and_seed(folder)
+        grouped.setdefault(name, []).append((seed, folder))
+    names = [name for name in described if name in grouped] + sorted(set(grouped) - set(described))
+    variants = [_variant(name, grouped[name], described.get(name, {}), content.get("seeds") or []) for name in names]
+    if not described:
+        variants.sort(key=lambda variant: (variant.name != "baseline", variant.name))
+    baseline_name = str(content.get("baseline") or "baseline")
+    baseline = next((variant for variant in variants if variant.name == baseline_name and variant.runs), None)
+    if baseline is not None and not described:
+        baseline.side = "none"
+    name = str(content.get("name") or root.resolve().name)
+    return Ablation(
+        root=root,
+        name=name,
+        title=str(content.get("title") or name),
+        variants=variants,
+        not_run=[str(about.get("label") or name) for name, about in described.items() if name not in grouped],
+        baseline=baseline,
+        steps=content.get("steps"),
+        recipe_source=content.get("recipe_source"),
+        file=content.get("file"),
+        commands=[str(command) for command in content.get("commands") or []],
+    )
+
+
+def _variant(
+    name: str, folders: list[tuple[int, RunFolder]], description: Mapping[str, Any], seeds: list[int]
+) -> Variant:
+    side = description.get("side", "unknown")
+    if side not in get_args(Side):
+        raise UserError(f"ablation.yaml: variant {name} has side {side!r}, but must have one of {get_args(Side)}")
+    finished = [
+        Run(folder, seed, folder.summary())
+        for seed, folder in sorted(folders, key=lambda pair: (pair[0], str(pair[1].path)))
+        if folder.finished
+    ]
+    _refuse_mixture(name, finished, needs="needs" in description)
+    label = str(description.get("label") or name)
+    return Variant(
+        name=name,
+        label=label,
+        short=str(description.get("short") or label.split(" (")[0]),
+        config=str(description.get("config") or ""),
+        side=side,
+        runs=[run for run in finished if not run.diverged],
+        diverged=[run for run in finished if run.diverged],
+        unfinished=[folder for _, folder in folders if not folder.finished],
+        missing=sorted(set(seeds) - {seed for seed, _ in folders}) if description else [],
+        paper=str(description.get("paper") or ""),
+        recipe=description.get("recipe") or {},
+        stated_mechanisms=_mechanisms(name, description),
+    )
+
+
+def _mechanisms(name: str, description: Mapping[str, Any]) -> frozenset[Mechanism] | None:
+    if "mechanism" not in description:
+        return None
+    stated = description["mechanism"]
+    stated = [stated] if isinstance(stated, str) else stated
+    unknown = set(stated) - set(get_args(Mechanism))
+    if unknown:
+        known = ", ".join(get_args(Mechanism))
+        raise UserError(f"ablation.yaml: variant {name} has mechanism {', '.join(sorted(unknown))}: give {known}")
+    return frozenset(stated)

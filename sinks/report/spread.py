@@ -1,0 +1,71 @@
+"""A number over seeds, and the rules by which two of them are compared."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+# A move counts when it is larger than this share of the baseline's value, and larger than both half ranges together.
+MATERIAL = 1 / 3
+
+Move = Literal["falls", "rises", "stays", "unclear"]
+LossCall = Literal["higher", "lower", "within noise", "one seed"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One measure over the seeds of a variant.
+
+    Args:
+        mean: mean over seeds.
+        low: smallest value.
+        high: largest value.
+        n: number of seeds.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread | None":
+        """Mean and range of finite values; None of none."""
+        finite = np.asarray([v for v in values if np.isfinite(v)], dtype=np.float64)
+        if not len(finite):
+            return None
+        return cls(float(finite.mean()), float(finite.min()), float(finite.max()), len(finite))
+
+    @property
+    def half_range(self) -> float:
+        """Half the range over seeds: not a standard error, and zero for one seed."""
+        return (self.high - self.low) / 2
+
+
+def move(baseline: Spread, variant: Spread) -> Move:
+    """Where a measure goes from the baseline to a variant.
+
+    "stays": by less than `MATERIAL` of the baseline's mean. "falls" or "rises": by more than that and by more than
+    both half ranges together. "unclear": by more than that, but inside the half ranges.
+    """
+    change = variant.mean - baseline.mean
+    if abs(change) <= MATERIAL * abs(baseline.mean):
+        return "stays"
+    if abs(change) <= baseline.half_range + variant.half_range:
+        return "unclear"
+    return "falls" if change < 0 else "rises"
+
+
+def loss_call(difference: Spread, baseline: Spread, variant: Spread) -> LossCall:
+    """Whether a loss difference to the paired baseline is more than the seeds' noise.
+
+    "within noise": the paired differences have both signs, or their mean is no larger than the larger half range of
+    the two losses. One seed has no spread, so nothing is called.
+    """
+    if min(difference.n, baseline.n, variant.n) < 2:
+        return "one seed"
+    noise = max(baseline.half_range, variant.half_range)
+    if difference.low <= 0 <= difference.high or abs(difference.mean) <= noise:
+        return "within noise"
+    return "higher" if difference.mean > 0 else "lower"

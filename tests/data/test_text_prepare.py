@@ -1,0 +1,246 @@
+"""Preparing a corpus: once, whole or not at all, and the same whatever the number of processes."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sinks.data.prepare
+from sinks.cli.prepare import prepare
+from sinks.data.chunks import write_chunks
+from sinks.data.manifest import Manifest, verify
+from sinks.data.prepare import Preparation, prepare_text
+from sinks.data.spool import Spool, validation_documents
+from sinks.errors import UserError
+
+FEW = {"vocab_size": 300, "validation_share": 0.2, "processes": 1}
+
+
+def hidden_and_visible(output: Path) -> list[str]:
+    return sorted(name for name in os.listdir(output) if name != ".lock")
+
+
+def test_manifest_says_what_is_there(prepared, corpus):
+    manifest = verify(prepared)
+    assert prepared.name == f"{corpus.name}-{manifest.fingerprint[:8]}"
+    assert manifest.sources == [str(corpus)]
+    assert (manifest.files, manifest.skipped_files, manifest.unit) == (120, 0, "text file")
+    assert (manifest.vocab_size, manifest.tokenizer_entries, manifest.bos) == (300, 300, "document")
+    train, val = manifest.splits["train"], manifest.splits["val"]
+    assert train.documents + val.documents == 120
+    assert train.bytes + val.bytes == sum(file.stat().st_size for file in corpus.rglob("*.txt"))
+    assert train.chunks > 3
+    assert sorted(path.split("/")[-1] for path in os.listdir(prepared)) == [
+        "manifest.json",
+        "tokenizer.json",
+        "train",
+        "val",
+    ]
+    on_disk = {str(f.relative_to(prepared)) for f in prepared.rglob("*") if f.is_file()} - {"manifest.json"}
+    assert on_disk == set(manifest.records)
+
+
+def test_preparing_again_changes_nothing(prepared, corpus, output, small_chunks):
+    before = {file: file.stat().st_mtime_ns for file in prepared.rglob("*")}
+    assert prepare_text([str(corpus)], output, bos="document", **FEW) == prepared
+    assert {file: file.stat().st_mtime_ns for file in prepared.rglob("*")} == before
+
+
+def test_none_and_block_share_a_folder(prepared, prepared_without_bos, corpus, output, small_chunks):
+    assert prepared_without_bos != prepared
+    assert prepare_text([str(corpus)], output, bos="block", **FEW) == prepared_without_bos
+    assert Manifest.read(prepared_without_bos).bos == "none"
+
+
+def test_every_input_and_setting_has_a_folder_of_its_own(tmp_path):
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8")
+
+    def plan(**changes):
+        return Preparation.plan([str(tmp_path / "a.txt")], "out", **changes)
+
+    plans = [plan(), plan(vocab_size=300), plan(bos="none"), plan(validation_share=0.1)]
+    (tmp_path / "a.txt").write_text("two", encoding="utf-8")
+    plans.append(plan())
+    assert len({p.folder for p in plans}) == 5
+    assert {str(p.folder).split("-")[0] for p in plans} == {"out/a"}
+
+
+def test_tokens_do_not_depend_on_the_number_of_processes(prepared_without_bos, corpus, tmp_path, small_chunks):
+    again = prepare_text([str(corpus)], tmp_path, bos="none", **FEW)
+    by_two, by_one = Manifest.read(prepared_without_bos), Manifest.read(again)
+    assert {path.split("-")[1] for path in by_two.records if "chunk" in path} == {"0", "1"}
+    assert by_two.content == by_one.content
+    assert again.name == prepared_without_bos.name
+
+
+def test_preparing_leaves_this_process_as_it_was(tmp_path, capfd, small_chunks, monkeypatch):
+    (tmp_path / "a.txt").write_text("para. " * 300 + "\n\n" + "graph. " * 600 + "\n\n" + "end", encoding="utf-8")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    torch.manual_seed(1)
+    random.seed(1)
+    before = (torch.get_rng_state().tolist(), random.getstate(), dict(os.environ))
+    handler, method = signal.getsignal(signal.SIGINT), multiprocessing.get_start_method(allow_none=True)
+    prepare_text([str(tmp_path / "a.txt")], tmp_path / "out", **FEW)
+    assert (torch.get_rng_state().tolist(), random.getstate(), dict(os.environ)) == before
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert multiprocessing.get_start_method(allow_none=True) == method
+    assert capfd.readouterr() == ("", "")
+    assert os.listdir(tmp_path / "tmp") == []
+    assert len(hidden_and_visible(tmp_path / "out")) == 1
+
+
+def test_what_broke_off_is_never_taken_for_whole(corpus, prepared, tmp_path, monkeypatch, small_chunks):
+    plan = Preparation.plan([str(corpus)], tmp_path, 300, "document", 0.2)
+
+    def break_off(self, folder):
+        assert (folder / "train" / "index.json").is_file()
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Manifest, "write", break_off)
+    with pytest.raises(OSError, match="disk full"):
+        plan.run(1)
+    assert hidden_and_visible(tmp_path) == []
+    assert not plan.finished
+    # One that was killed could not clean up: the next one does.
+    killed = tmp_path / f".{plan.folder.name}.12345"
+    shutil.copytree(prepared, killed)
+    (killed / "manifest.json").unlink()
+    assert not plan.finished
+    monkeypatch.undo()
+    monkeypatch.setattr(sinks.data.prepare, "CHUNK_BYTES", 4096)
+    assert verify(plan.run(1)).content == Manifest.read(prepared).content
+    assert hidden_and_visible(tmp_path) == [plan.folder.name]
+
+
+def few_tokens(item: int) -> np.ndarray:
+    return np.full(2 + item, item, dtype=np.uint16)
+
+
+def test_every_input_is_a_chunk_in_order_by_any_number_of_processes(tmp_path):
+    counts = []
+    write_chunks(few_tokens, {tmp_path / "train": list(range(7))}, 3, tmp_path / "scratch", counts.append)
+    index = json.loads((tmp_path / "train" / "index.json").read_text(encoding="utf-8"))
+    assert [chunk["dim"] for chunk in index["chunks"]] == [2, 3, 4, 5, 6, 7, 8]
+    assert counts[-1] == 7
+
+
+def fail_on_three(item: int) -> np.ndarray:
+    if item == 3:
+        raise ValueError("three")
+    return np.arange(9, dtype=np.uint16)
+
+
+def die_on_three(item: int) -> np.ndarray:
+    if item == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return np.arange(9, dtype=np.uint16)
+
+
+@pytest.mark.parametrize(("tokens", "says"), [(fail_on_three, "ValueError: three"), (die_on_three, "missing in train")])
+def test_a_worker_that_fails_or_dies_is_an_error(tokens, says, tmp_path):
+    with pytest.raises(RuntimeError, match=says):
+        write_chunks(tokens, {tmp_path / "train": list(range(6))}, 2, tmp_path / "scratch", lambda done: None)
+
+
+def damage(folder: Path, what: str) -> Path:
+    chunk = folder / "train" / "chunk-0-1.bin"
+    if what == "zeroed":
+        data = bytearray(chunk.read_bytes())
+        data[20:4020] = bytes(4000)[: len(data) - 20]
+        chunk.write_bytes(data)
+    elif what == "truncated":
+        chunk.write_bytes(chunk.read_bytes()[:100])
+    elif what == "missing":
+        chunk.unlink()
+    elif what == "no manifest":
+        (folder / "manifest.json").unlink()
+    else:
+        (folder / "manifest.json").write_text("{}", encoding="utf-8")
+    return chunk
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("zeroed", "{chunk} is damaged: its sha256 is "),
+        ("truncated", "{chunk} has 100 bytes, but must have "),
+        ("missing", "{chunk} is missing, though manifest.json lists it"),
+        ("no manifest", "{folder} has no manifest.json"),
+        ("empty manifest", "{folder}/manifest.json cannot be read (KeyError: 'splits')"),
+    ],
+)
+def test_damage_is_named(prepared, tmp_path, what, says):
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared, folder)
+    verify(folder)
+    chunk = damage(folder, what)
+    with pytest.raises(UserError) as caught:
+        verify(folder)
+    assert str(caught.value).startswith(says.format(chunk=chunk, folder=folder))
+    assert str(caught.value).endswith(f": delete {folder} and prepare it again")
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 2.0])
+def test_validation_share_outside_0_and_1(share):
+    with pytest.raises(UserError, match=f"validation_share is {share}, but must lie between 0 and 1: give"):
+        Preparation.plan(None, "out", validation_share=share)
+
+
+def test_vocabulary_below_257():
+    with pytest.raises(UserError, match="vocab_size is 100, but byte-level BPE needs at least 257"):
+        Preparation.plan(None, "out", vocab_size=100)
+
+
+@pytest.mark.parametrize(("text", "count"), [("same\n", "1 different document,"), (" \n", "0 different documents,")])
+def test_a_corpus_that_cannot_be_split(tmp_path, text, count):
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=f"the corpus has {count} but train and validation need one each: give more"):
+        prepare_text([str(tmp_path / "a.txt")], tmp_path / "out", **FEW)
+    assert hidden_and_visible(tmp_path / "out") == []
+
+
+def test_split_is_by_content_and_grows_with_the_share():
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, 2000, dtype=np.uint64)
+    hashes = np.concatenate([hashes, hashes[::3]])
+    small, large = validation_documents(hashes, 0.05), validation_documents(hashes, 0.3)
+    assert 0.03 < small.mean() < 0.07
+    assert 0.27 < large.mean() < 0.33
+    assert not (small & ~large).any()
+    assert not set(hashes[small].tolist()) & set(hashes[~small].tolist())
+    shuffled = rng.permutation(len(hashes))
+    assert np.array_equal(validation_documents(hashes[shuffled], 0.05), small[shuffled])
+
+
+@pytest.mark.parametrize("share", [1e-9, 1 - 1e-9])
+def test_each_side_gets_a_document(share):
+    hashes = np.array([2**63, 2**63, 2**62, 2**63 + 1], dtype=np.uint64)
+    chosen = validation_documents(hashes, share)
+    assert chosen.any()
+    assert not chosen.all()
+
+
+def test_groups_are_consecutive_and_closed_once_full(tmp_path):
+    spool = Spool(tmp_path / "documents", np.cumsum([0, 3, 3, 10, 1, 1, 1, 5]), np.zeros(7, dtype=np.uint64))
+    groups = spool.groups(np.array([0, 1, 2, 4, 5, 6]), size=6)
+    assert [group.tolist() for group in groups] == [[0, 1], [2], [4, 5, 6]]
+
+
+def test_command_prints_a_summary(corpus, output, prepared, small_chunks, capsys):
+    prepare([str(corpus)], output=str(output), vocab_size=300, validation_share=0.2)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"{prepared} (unchanged)"
+    assert "120 files, 0 skipped" in printed[1]
+    assert "300 entries, bos document" in printed[3]
+    train = Manifest.read(prepared).splits["train"]
+    assert f"{train.tokens:,} tokens, {train.documents:,} documents" in printed[4]

@@ -1,0 +1,194 @@
+"""Helpers shared by the kernel tests, offered as fixtures so that they work under every pytest import mode."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+# Triton decides at its import whether kernels are compiled or interpreted.
+if not torch.cuda.is_available() and "triton" not in sys.modules:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+class Call(NamedTuple):
+    """The tensors of one attention call and its remaining keyword arguments."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    sink: Tensor | None
+    gate: Tensor | None
+    options: dict[str, Any]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What can receive a gradient, by name."""
+        named = {"q": self.q, "k": self.k, "v": self.v, "sink": self.sink, "gate": self.gate}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def cast(self, dtype: torch.dtype) -> Call:
+        """Detached copies of `dtype` (the sink at least float32) that require gradients."""
+        at_least = {"sink": torch.promote_types(dtype, torch.float32)}
+        copies = {
+            name: x.detach().to(at_least.get(name, dtype)).clone().requires_grad_() for name, x in self.tensors.items()
+        }
+        return Call(copies["q"], copies["k"], copies["v"], copies.get("sink"), copies.get("gate"), dict(self.options))
+
+    def to(self, device: str) -> Call:
+        """The same call on another device."""
+        moved = {name: x.to(device) for name, x in self.tensors.items()}
+        return self._replace(**moved)
+
+    def run(self, attention: Callable[..., Any], **more: Any) -> Any:
+        """Call `attention` on these tensors and options."""
+        return attention(self.q, self.k, self.v, sink=self.sink, gate=self.gate, **self.options, **more)
+
+
+def _make_call(
+    normalizer: str = "softmax",
+    *,
+    batch: int = 1,
+    heads: int = 2,
+    kv_heads: int | None = None,
+    tokens: int = 33,
+    head_dim: int = 16,
+    dtype: torch.dtype = torch.float32,
+    gate: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Call:
+    """Random inputs with everything `normalizer` needs; `gate` is None, "head" or "element"."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    q = randn(batch, heads, tokens, head_dim).to(dtype)
+    k = randn(batch, kv_heads or heads, tokens, head_dim).to(dtype)
+    v = randn(batch, kv_heads or heads, tokens, head_dim).to(dtype)
+    sink = randn(heads) + 1.0 if normalizer == "learnable_sink" else None
+    gates = {None: None, "head": randn(batch, heads, tokens).to(dtype), "element": randn(*q.shape).to(dtype)}
+    if normalizer == "sigmoid":
+        options.setdefault("bias", -math.log(tokens))
+    if normalizer == "clipped_softmax":
+        options.setdefault("clip", (-0.03, 1.02))
+    return Call(q, k, v, sink, gates[gate], {"normalizer": normalizer, **options})
+
+
+def _relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Frobenius norm of the difference over that of `expected`; NaN anywhere is infinite."""
+    actual, expected = actual.double(), expected.double()
+    error = (actual - expected).norm() / expected.norm().clamp_min(1e-30)
+    return math.inf if error.isnan() else error.item()
+
+
+def _oracle(call: Call) -> tuple[Tensor, dict[str, Tensor]]:
+    """Attention and its statistics query by query, in nothing but scalar-sized steps; differentiable."""
+    q, k, v, sink, gate, options = call
+    batch, heads, tokens, head_dim = q.shape
+    group = heads // k.shape[1]
+    scale = options.get("scale") or head_dim**-0.5
+    names = ("lse", "first_key_mass", "sink_mass", "entropy", "max_logit")
+    rows: dict[str, list[Tensor]] = {name: [] for name in names}
+    outs = []
+    for b in range(batch):
+        for h in range(heads):
+            for i in range(tokens):
+                first = max(0, i - (options.get("window") or tokens) + 1)
+                s = scale * (k[b, h // group, first : i + 1] @ q[b, h, i])
+                if options.get("softcap"):
+                    s = options["softcap"] * torch.tanh(s / options["softcap"])
+                parts = s.exp()
+                rest = {"off_by_one": parts.new_ones(()), "learnable_sink": None if sink is None else sink[h].exp()}
+                extra = rest.get(options["normalizer"])
+                total = parts.sum() if extra is None else parts.sum() + extra
+                p = parts / total
+                if options["normalizer"] == "sigmoid":
+                    p = 1 / (1 + torch.exp(-s - options["bias"]))
+                    total = p.sum()
+                if options["normalizer"] == "clipped_softmax":
+                    gamma, zeta = options["clip"]
+                    p = ((zeta - gamma) * p + gamma).clamp(0, 1)
+                out = p @ v[b, h // group, first : i + 1]
+                if gate is not None:
+                    out = out / (1 + torch.exp(-gate[b, h, i]))
+                outs.append(out)
+                sink_mass = p.new_zeros(()) if extra is None else extra / total
+                shares = p / p.sum() if options["normalizer"] in ("sigmoid", "clipped_softmax") else p
+                everything = torch.cat([shares, sink_mass.view(1)]).nan_to_num(0.0)
+                positive = everything[everything > 0]
+                rows["lse"].append(total.log())
+                rows["first_key_mass"].append(shares[0].nan_to_num(0.0) if first == 0 else p.new_zeros(()))
+                rows["sink_mass"].append(sink_mass)
+                rows["entropy"].append(-(positive * positive.log()).sum())
+                rows["max_logit"].append(s.max())
+    stats = {name: torch.stack(values).view(batch, heads, tokens).detach() for name, values in rows.items()}
+    return torch.stack(outs).view(q.shape), stats
+
+
+@pytest.fixture(scope="session")
+def triton_device() -> str:
+    """Where Triton kernels run: "cuda", or "cpu" with the interpreter and its bfloat16 mended."""
+    if torch.cuda.is_available():
+        return "cuda"
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+
+    if not isinstance(tl.sum, InterpretedFunction):
+        pytest.fail("triton was imported before TRITON_INTERPRET=1 was set: set it first in tests/conftest.py")
+    spec = importlib.util.spec_from_file_location("interpreter_bf16", Path(__file__).parent / "interpreter_bf16.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.install()
+    return "cpu"
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty gives NaN: what a kernel forgets to write cannot pass for a result."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture
+def make_call() -> Callable[..., Call]:
+    return _make_call
+
+
+@pytest.fixture
+def relative_error() -> Callable[[Tensor, Tensor], float]:
+    return _relative_error
+
+
+@pytest.fixture
+def oracle() -> Callable[[Call], tuple[Tensor, dict[str, Tensor]]]:
+    return _oracle
+
+
+@pytest.fixture
+def out_and_grads() -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+    """(call, attention function, **more) -> the output and the gradient of each tensor for one fixed random dOut."""
+
+    def run(call: Call, attention: Callable[..., Any], **more: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        out = call.run(attention, **more)
+        out = out[0] if isinstance(out, tuple) else out
+        generator = torch.Generator().manual_seed(1)
+        grad = torch.randn(out.shape, generator=generator).to(torch.bfloat16).to(out.dtype)
+        names, tensors = zip(*call.tensors.items(), strict=True)
+        return out.detach(), dict(zip(names, torch.autograd.grad(out, tensors, grad), strict=True))
+
+    return run

@@ -1,0 +1,185 @@
+"""report.md, report.html and the figures: whole, self-contained, the same when written twice."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sinks.cli import main
+from sinks.record import RunFolder
+from sinks.report import figures, load_ablation, write_report
+from sinks.report.figures import training
+from sinks.report.page import PICTURES, contents
+from tests.report.synthetic import BACKCOPY, Levels, write_ablation, write_run
+
+VOID = {"meta", "img", "br", "hr", "link"}
+
+
+class Tags(HTMLParser):
+    """Checks that tags close in order, and keeps what could be loaded from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.sources += [value or "" for name, value in attributes if name in ("src", "href", "srcset")]
+        assert tag not in ("script", "link", "iframe")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_ablation(tmp_path_factory.mktemp("backcopy"), BACKCOPY)
+    write_report(root)
+    return root
+
+
+def everything(root: Path) -> dict[str, bytes]:
+    files = [root / "report.md", root / "report.html", *sorted((root / "figures").iterdir())]
+    return {str(file.relative_to(root)): file.read_bytes() for file in files}
+
+
+def test_all_parts_are_there(written: Path) -> None:
+    assert {file.name for file in (written / "figures").iterdir()} == {f"{p.name}.png" for p in PICTURES}
+    text = (written / "report.md").read_text()
+    for words in (
+        "# Synthetic runs",
+        "30 finished runs of 10 variants, 3 seeds.",
+        "no effect",
+        "earlier recipe",
+        "not a standard error",
+        "contrary: first-token mass stays",
+        "Not measured in these runs.",
+        "sinks report",
+        "commit: 0123456789ab",
+    ):
+        assert words in text
+    for picture in re.findall(r"\]\((figures/\w+\.png)\)", text):
+        assert (written / picture).is_file()
+
+
+def test_tables_of_the_markdown_are_regular(written: Path) -> None:
+    width = 0
+    for line in (written / "report.md").read_text().splitlines():
+        if not line.startswith("|"):
+            width = 0
+            continue
+        cells = len(re.findall(r"(?<!\\)\|", line))
+        assert width in (0, cells)
+        width = cells
+
+
+def test_html_is_self_contained_and_well_formed(written: Path) -> None:
+    text = (written / "report.html").read_text()
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    assert len(tags.sources) == len(PICTURES)
+    assert all(source.startswith("data:image/png;base64,") for source in tags.sources)
+    assert "http" not in re.sub(r'src="[^"]*"', "", text)
+    assert "prefers-color-scheme: dark" in text
+    assert "overflow-x: auto" in text
+
+
+def test_a_second_writing_changes_nothing(written: Path, tmp_path: Path) -> None:
+    before = everything(written)
+    write_report(written, tmp_path / "out")
+    assert everything(tmp_path / "out") == before
+
+
+def test_a_label_cannot_break_the_page(tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline/seed0", "baseline", 0, Levels(), statistics=False)
+    label = "<b>a|b</b>"
+    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump({"variants": {"baseline": {"label": label}}}))
+    write_report(tmp_path)
+    assert label not in (tmp_path / "report.html").read_text()
+    assert "<b>a\\|b</b>" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("variants", "keywords"),
+    [
+        ({"baseline": BACKCOPY["baseline"]}, {"seeds": (0,)}),
+        ({"gated-norm": BACKCOPY["gated-norm"]}, {"seeds": (0, 1), "described": False}),
+        ({"baseline": BACKCOPY["baseline"], "dyt": Levels(diverged=True, side="residual")}, {"statistics": False}),
+        ({"baseline": BACKCOPY["baseline"], "preaffine": BACKCOPY["preaffine"]}, {"layers": 10, "heads": 6}),
+    ],
+    ids=["one-run", "no-baseline", "diverged-without-statistics", "many-heads"],
+)
+def test_small_and_odd_collections(tmp_path: Path, variants: dict[str, Levels], keywords: dict[str, Any]) -> None:
+    _, html = write_report(write_ablation(tmp_path, variants, **keywords))
+    missing = 'No figure "Where the attention sink sits"' in (tmp_path / "report.md").read_text()
+    assert missing == (keywords.get("statistics") is False)
+    assert html.is_file()
+
+
+def test_only_a_summary_is_enough(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "baseline/seed0")
+    folder.write_config("{}")
+    folder.finish({"variant": "baseline", "seed": 0, "val_loss": 1.5})
+    write_report(tmp_path)
+    assert not list((tmp_path / "figures").iterdir())
+    assert "commit: no commit" in (tmp_path / "report.md").read_text()
+
+
+def test_runs_of_two_commits_are_said_to_differ(tmp_path: Path) -> None:
+    write_ablation(tmp_path, {"baseline": BACKCOPY["baseline"]}, statistics=False)
+    folder = RunFolder(tmp_path / "baseline/seed1")
+    folder.write_provenance(folder.provenance() | {"commit": "f" * 40, "dirty": True})
+    lines = contents(load_ablation(tmp_path))["provenance"]
+    expected = "commit: the runs DIFFER: 0123456789ab (2 runs); ffffffffffff with uncommitted changes (1 runs)"
+    assert expected in lines
+    assert "steps: 1000" in lines
+    assert "wall time: 30 s for a run (median), 90 s for all together" in lines
+
+
+def test_how_to_run_it_again_names_the_grid(tmp_path: Path) -> None:
+    write_ablation(tmp_path / "backcopy", {"baseline": BACKCOPY["baseline"]}, statistics=False)
+    file = tmp_path / "backcopy/ablation.yaml"
+    file.write_text(file.read_text() + "file: experiments/ablations/backcopy.yaml\n")
+    again = contents(load_ablation(tmp_path / "backcopy"))["again"]
+    assert again[0].startswith("git checkout 0123")
+    assert f"--seeds=0,1,2 --steps=1000 --runs={tmp_path}" in again[1]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_ablation(tmp_path / "runs", {"baseline": BACKCOPY["baseline"]}, seeds=(0,), statistics=False)
+    assert main(["report", str(root), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("variant")
+    assert str(tmp_path / "out/report.html") in printed
+    assert not (root / "report.md").exists()
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "is no folder" in error
+
+
+def test_figures_leave_matplotlib_as_it_was(written: Path) -> None:
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    before = dict(matplotlib.rcParams)
+    assert figures.double_dissociation(load_ablation(written)) is not None
+    assert dict(matplotlib.rcParams) == before
+    assert plt.get_fignums() == []
+
+
+def test_curves_are_means_and_ranges_over_common_steps(tmp_path: Path) -> None:
+    key = training.SINK_SCORE
+    for seed, lines in enumerate(([(0, 1.0), (10, 5.0), (20, 9.0)], [(0, 3.0), (10, 7.0), (10, 8.0)])):
+        folder = write_run(tmp_path / f"baseline/seed{seed}", "baseline", seed, Levels(), statistics=False)
+        (folder.path / "metrics.jsonl").unlink()
+        folder.append_metrics([{"step": step, key: value} for step, value in lines])
+    steps, values = training._over_seeds(load_ablation(tmp_path).variants[0].runs, key)
+    assert steps.tolist() == [0, 10]  # what both logged; the later line of step 10 counts
+    assert values.tolist() == [[1.0, 5.0], [3.0, 8.0]]
