@@ -9,31 +9,7 @@ import yaml
 
 from sinks.cli import main
 from sinks.record import RunFolder
-
-ROOT = Path(__file__).parents[2]
-SMALL = [
-    *("-c", f"{ROOT}/experiments/variants/baseline.yaml"),
-    *("-c", f"{ROOT}/experiments/models/backcopy.yaml"),
-    *("-c", f"{ROOT}/experiments/data/backcopy.yaml"),
-    *("-c", f"{ROOT}/experiments/trainers/cpu.yaml"),
-    *("--model.architecture.d_model", "16", "--model.architecture.ffn_hidden", "24"),
-    *("--data.context_length", "12", "--data.batch_size", "4", "--data.validation_rows", "10"),
-    *("--trainer.max_steps", "6", "--trainer.val_check_interval", "3", "--trainer.log_every_n_steps", "2"),
-    *("--statistics.interval", "2", "--progress.enabled", "false"),
-]
-
-
-def fit(folder: Path, *more: str) -> RunFolder:
-    assert main(["fit", *SMALL, "--run.dir", str(folder), *more]) == 0
-    return RunFolder(folder)
-
-
-def without_clocks(lines: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{k: v for k, v in line.items() if k not in ("wall_s", "train/tokens_per_second")} for line in lines]
-
-
-def weights(run: RunFolder) -> dict[str, torch.Tensor]:
-    return torch.load(run.last_checkpoint, weights_only=True)["state_dict"]
+from tests.cli.small import SMALL, fit, weights, without_clocks
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,46 @@
+"""What a bare GPU machine can import, and what the distribution ships."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ABSENT = [
+    *("litdata", "jsonargparse", "omegaconf", "tokenizers", "pyarrow"),
+    *("matplotlib", "jinja2", "safetensors", "tensorboard", "transformers"),
+]
+BLOCK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))"
+
+
+@pytest.mark.parametrize("module", ["sinks.models.decoder", "sinks.families", "sinks.stats.functional", "sink_kernels"])
+def test_imports_with_torch_lightning_torchmetrics_and_numpy_alone(module: str) -> None:
+    subprocess.run([sys.executable, "-c", f"{BLOCK}\nimport {module}"], check=True)
+
+
+def test_sink_kernels_imports_nothing_of_sinks_and_no_triton_until_asked() -> None:
+    code = "import sys, sink_kernels; assert not [m for m in sys.modules if m.split('.')[0] in ('sinks', 'triton')]"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_comes_within_a_second_and_without_torch() -> None:
+    code = "import sys; from sinks.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert time.perf_counter() - start < 1
+
+
+def test_a_built_wheel_holds_both_packages(tmp_path: Path) -> None:
+    import zipfile
+
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for expected in ("sinks/cli/__init__.py", "sinks/py.typed", "sinks/report/report.html.j2", "sink_kernels/py.typed"):
+        assert expected in names
+    assert not [n for n in names if n.startswith(("tests", "kernels", "experiments"))]
