@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ABSENT = [
     *("litdata", "jsonargparse", "omegaconf", "tokenizers", "pyarrow"),
-    *("matplotlib", "jinja2", "safetensors", "tensorboard", "transformers"),
+    *("jinja2", "safetensors", "tensorboard", "transformers"),
 ]
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))"
 
