@@ -19,6 +19,7 @@ SUMMARY_KEYS = {
     "sink_ratio_0.3": "attention/sink_ratio_0.3",
     "sink_ratio_0.8": "attention/sink_ratio_0.8",
     "value_norm_ratio": "attention/value_norm_ratio",
+    "value_norm_ratio_max_head": "attention/value_norm_ratio_max_head",
     "learned_sink_mass": "attention/learned_sink_mass",
     "gate_mean": "attention/gate_mean",
     "residual_max_abs": "residual/max_abs",

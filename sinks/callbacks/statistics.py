@@ -127,6 +127,12 @@ class SinkStatistics(Callback):
         return total_over_ranks(self._moments)
 
 
+def of_strongest_head(mass: Tensor, by_kv_head: Tensor) -> Tensor:
+    """The entry of [layers, n_kv_heads] that serves the query head with the largest mass [layers, H]."""
+    layer, head = divmod(int(mass.argmax()), mass.shape[1])
+    return by_kv_head[layer, head * by_kv_head.shape[1] // mass.shape[1]]
+
+
 def summarise(moments: dict[str, Moments], step: int) -> tuple[dict[str, float], Statistics]:
     """Scalars under `group/name`, and arrays [1, sites, ...], from the moments of all sites."""
     residual = {s: functional.residual_statistics(m) for s, m in moments.items() if s.endswith(RESIDUAL_SITES)}
@@ -166,6 +172,7 @@ def summarise(moments: dict[str, Moments], step: int) -> tuple[dict[str, float],
         "attention/first_token_mass": mass.mean(),
         "attention/first_token_mass_max_head": mass.max(),
         "attention/value_norm_ratio": arrays["attention/value_norm_ratio"].mean(),
+        "attention/value_norm_ratio_max_head": of_strongest_head(mass, arrays["attention/value_norm_ratio"]),
         "residual/max_abs": arrays["residual/max_abs"][:, 1].max(),
         "residual/max_abs_first_token": arrays["residual/max_abs"][:, 0].max(),
         "residual/max_over_median": torch.stack([s["max_over_median"] for s in residual.values()]).max(),

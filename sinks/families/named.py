@@ -206,6 +206,7 @@ class Gated(CausalLM):
         norm_granularity: one gate per channel or per token.
         norm_activation: of the gate; all but the sigmoid were unstable in the paper.
         initial_norm_gate: value at which the norm gate starts.
+        gate_head: whether the norm before the head is gated too.
         dyt_alpha: gate_dyt: initial slope of DyT.
     """
 
@@ -220,6 +221,7 @@ class Gated(CausalLM):
         norm_granularity: Literal["elementwise", "tensorwise"] = "elementwise",
         norm_activation: Activation = "sigmoid",
         initial_norm_gate: float = 0.5,
+        gate_head: bool = False,
         dyt_alpha: float = 0.5,
         **kwargs: Any,
     ) -> None:
@@ -240,13 +242,14 @@ class Gated(CausalLM):
             ),
             "gate_dyt": partial(GateDyT, rank=norm_rank, initial_gate=initial_norm_gate, alpha=dyt_alpha),
         }
+        ungated: Callable[[int], Norm] = partial(DyT, alpha=dyt_alpha) if norm_gate == "gate_dyt" else RMSNorm
         super().__init__(
             vocab_size,
             context_length,
             normalizer=Softmax,
             attention_gate=gates[attention_gate],
             norm=norms[norm_gate],
-            head_norm=partial(DyT, alpha=dyt_alpha) if norm_gate == "gate_dyt" else RMSNorm,
+            head_norm=norms[norm_gate] if gate_head else ungated,
             residual_clip=NoClip,
             **kwargs,
         )

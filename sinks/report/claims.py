@@ -75,7 +75,11 @@ def _cost(ablation: Ablation, variant: Variant) -> Result:
 def _takes_over(ablation: Ablation, variant: Variant) -> Result:
     """Whether a variant does to its side's sink what the paper expects."""
     result, why = outcome(ablation, variant)
-    verdicts: dict[Outcome, Verdict] = {"as the paper expects": "supports", "contrary": "contradicts"}
+    verdicts: dict[Outcome, Verdict] = {
+        "as the paper expects": "supports",
+        "in part": "mixed",
+        "contrary": "contradicts",
+    }
     return verdicts.get(result, "cannot show"), f"{variant.label}: {_levels(variant)} ({why or 'no side stated'})"
 
 
@@ -111,7 +115,7 @@ def _rescale(ablation: Ablation) -> Result:
     verdicts: list[Verdict] = []
     parts = []
     for sink, key, name in (
-        (ATTENTION, "value_norm_ratio", "value norm of the first token / median"),
+        (ATTENTION, "value_norm_ratio_max_head", "value norm of the first token / median, in the strongest head"),
         (RESIDUAL, "gain_at_sink", "norm gain at the sink dimension / median"),
     ):
         spread = baseline.spread(key)
@@ -135,12 +139,15 @@ def _double_dissociation(ablation: Ablation) -> Result:
             for variant in ablation.variants
             if variant.side == side and variant.mechanisms in REPLACING
         ]
-        as_expected, contrary = judged.count("as the paper expects"), judged.count("contrary")
-        if as_expected + contrary == 0:
+        as_expected = judged.count("as the paper expects")
+        other = judged.count("in part") + judged.count("contrary")
+        if as_expected + other == 0:
             return "cannot show", f"No {side}-side fix could be judged."
-        verdicts.append("contradicts" if not as_expected else "mixed" if contrary else "supports")
+        verdicts.append(
+            "mixed" if "in part" in judged or (as_expected and other) else "contradicts" if other else "supports"
+        )
         expectation = "empty the attention sink and leave R" if side == "attention" else "lower R and leave the sink"
-        texts.append(f"{as_expected} of {as_expected + contrary} {side}-side fixes {expectation}")
+        texts.append(f"{as_expected} of {as_expected + other} {side}-side fixes {expectation}")
     return _sum_up(verdicts), "; ".join(texts) + "."
 
 

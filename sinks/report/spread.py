@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-# A move counts when it is larger than this share of the baseline's value, and larger than both half ranges together.
+# A move is large when it is more than this share of the baseline's value.
 MATERIAL = 1 / 3
 
-Move = Literal["falls", "rises", "stays", "unclear"]
+Move = Literal["falls", "falls a little", "rises", "rises a little", "stays", "unclear"]
 LossCall = Literal["higher", "lower", "within noise", "one seed"]
 
 
@@ -46,15 +46,21 @@ class Spread:
 def move(baseline: Spread, variant: Spread) -> Move:
     """Where a measure goes from the baseline to a variant.
 
-    "stays": by less than `MATERIAL` of the baseline's mean. "falls" or "rises": by more than that and by more than
-    both half ranges together. "unclear": by more than that, but inside the half ranges.
+    "falls" or "rises": by more than both half ranges together; "a little" if that is no more than `MATERIAL` of the
+    baseline's mean. Inside the half ranges it "stays", or is "unclear" if it is more than that share.
     """
     change = variant.mean - baseline.mean
-    if abs(change) <= MATERIAL * abs(baseline.mean):
-        return "stays"
+    large = abs(change) > MATERIAL * abs(baseline.mean)
     if abs(change) <= baseline.half_range + variant.half_range:
-        return "unclear"
-    return "falls" if change < 0 else "rises"
+        return "unclear" if large else "stays"
+    if change < 0:
+        return "falls" if large else "falls a little"
+    return "rises" if large else "rises a little"
+
+
+def agrees(found: str, expected: str) -> bool:
+    """Whether a move is what was expected: a small fall is a fall, and is also near enough to staying."""
+    return found == expected or (found.endswith("a little") and (expected == "stays" or found.startswith(expected)))
 
 
 def loss_call(difference: Spread, baseline: Spread, variant: Spread) -> LossCall:

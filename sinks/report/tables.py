@@ -46,7 +46,7 @@ class Table:
 LOSS = Column("val_loss", "validation loss", "val loss", 3)
 MEASURES = [
     Column("first_token_mass_max_head", "first-token mass", "1st-token", 2),
-    Column("value_norm_ratio", "value norm ratio", "value norm", 2),
+    Column("value_norm_ratio_max_head", "value norm ratio", "value norm", 2),
     Column("residual_sink_score", "R", "R", 1),
     Column("gain_at_sink", "gain at sink", "gain@sink", 2),
 ]

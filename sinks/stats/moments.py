@@ -1,35 +1,73 @@
 """Moments that add up: over the batches of a stage, and over the ranks of a run."""
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 Moments = dict[str, Tensor]
+Combination = Literal["sum", "max", "min"]
+COMBINE: dict[Combination, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": torch.add,
+    "max": torch.maximum,
+    "min": torch.minimum,
+}
+# What combines with anything to leave it as it is.
+NEUTRAL: dict[Combination, float] = {"sum": 0.0, "max": -torch.inf, "min": torch.inf}
+
+
+def combination(name: str) -> Combination:
+    """How a moment is combined: `_max` by maximum, `_min` by minimum, all others by sum."""
+    if name.endswith("_max"):
+        return "max"
+    return "min" if name.endswith("_min") else "sum"
 
 
 def is_maximum(name: str) -> bool:
     """Whether a moment is combined by maximum rather than by sum."""
-    return name.endswith("_max")
+    return combination(name) == "max"
 
 
 def add(total: Moments | None, moments: Moments) -> Moments:
     """Moments of two parts taken together."""
     if total is None:
         return moments
-    return {n: torch.maximum(total[n], m) if is_maximum(n) else total[n] + m for n, m in moments.items()}
+    return {name: COMBINE[combination(name)](total[name], moment) for name, moment in moments.items()}
 
 
 def total_over_ranks(groups: dict[str, Moments]) -> dict[str, Moments]:
-    """Sums and maxima over all ranks of many groups of moments, in two collectives whatever their number."""
+    """Sums, maxima and minima over all ranks of many groups of moments, in two collectives whatever their number.
+
+    Every rank must hold the same moments. A NaN on any rank makes the extreme NaN everywhere: the collective maximum of
+    gloo and NCCL may drop it, so the number of NaN travels with the sums.
+    """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return groups
+    keys = [(group, name) for group, named in groups.items() for name in named]
+    sums = [key for key in keys if combination(key[1]) == "sum"]
+    extremes = [key for key in keys if combination(key[1]) != "sum"]
+    signed = [groups[g][n] if combination(n) == "max" else -groups[g][n] for g, n in extremes]
     result: dict[str, Moments] = {group: {} for group in groups}
-    for maximum, operation in ((False, dist.ReduceOp.SUM), (True, dist.ReduceOp.MAX)):
-        keys = [(g, n) for g, named in groups.items() for n in named if is_maximum(n) is maximum]
-        if not keys:
-            continue
-        flat = torch.cat([groups[g][n].flatten() for g, n in keys])
-        dist.all_reduce(flat, op=operation)
-        for (group, name), part in zip(keys, flat.split([groups[g][n].numel() for g, n in keys]), strict=True):
-            result[group][name] = part.view_as(groups[group][name])
-    return result
+    if not keys:
+        return result
+
+    addends = [groups[g][n] for g, n in sums] + [torch.isnan(x).to(x.dtype) for x in signed]
+    summed = _all_reduce(addends, dist.ReduceOp.SUM)
+    for (group, name), x in zip(sums, summed[: len(sums)], strict=True):
+        result[group][name] = x
+    if extremes:
+        found = _all_reduce([torch.where(torch.isnan(x), -torch.inf, x) for x in signed], dist.ReduceOp.MAX)
+        for (group, name), x, broken in zip(extremes, found, summed[len(sums) :], strict=True):
+            value = torch.where(broken > 0, torch.nan, x)
+            result[group][name] = value if combination(name) == "max" else -value
+    return {group: {name: result[group][name] for name in named} for group, named in groups.items()}
+
+
+def _all_reduce(tensors: list[Tensor], operation: dist.ReduceOp.RedOpType) -> list[Tensor]:
+    """The tensors reduced in one collective, in the widest of their dtypes, each back in its own."""
+    flat = torch.cat([x.flatten() for x in tensors])
+    dist.all_reduce(flat, op=operation)
+    parts = flat.split([x.numel() for x in tensors])
+    return [part.view_as(x).to(x.dtype) for part, x in zip(parts, tensors, strict=True)]

@@ -133,6 +133,7 @@ def write_run(
         "first_token_mass_max_head": first,
         "sink_ratio_0.3": 0.5,
         "value_norm_ratio": levels.value,
+        "value_norm_ratio_max_head": levels.value,
         "residual_max_abs": 30.0,
         "residual_max_over_median": 19.5,
         "residual_sink_score": score,

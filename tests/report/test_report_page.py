@@ -57,7 +57,7 @@ def test_all_parts_are_there(written: Path) -> None:
         "no effect",
         "earlier recipe",
         "not a standard error",
-        "contrary: first-token mass stays",
+        "in part: first-token mass falls a little",
         "Not measured in these runs.",
         "sinks report",
         "commit: 0123456789ab",

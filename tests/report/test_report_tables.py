@@ -175,9 +175,11 @@ BASE = Spread(0.8, 0.75, 0.85, 3)
     ("variant", "expected"),
     [
         (Spread(0.1, 0.0, 0.2, 3), "falls"),  # -0.7: beyond a third (0.27) and beyond 0.05 + 0.10
-        (Spread(0.6, 0.5, 0.7, 3), "stays"),  # -0.2: within a third
+        (Spread(0.6, 0.5, 0.7, 3), "falls a little"),  # -0.2: within a third, but beyond 0.05 + 0.10
+        (Spread(0.6, 0.4, 0.8, 3), "stays"),  # -0.2: within a third and within 0.05 + 0.20
         (Spread(0.5, 0.1, 0.9, 3), "unclear"),  # -0.3: beyond a third, but within 0.05 + 0.40
         (Spread(1.2, 1.2, 1.2, 3), "rises"),
+        (Spread(0.9, 0.9, 0.9, 3), "rises a little"),
     ],
 )
 def test_move(variant: Spread, expected: str) -> None:

@@ -30,9 +30,9 @@ def variant(ablation: Ablation, name: str) -> Variant:
         ("gated-norm", "as the paper expects"),
         ("preaffine", "as the paper expects"),
         ("clip-input", "as the paper expects"),  # R falls, and the loss is 0.002 +- 0.001 higher
-        ("dyt", "contrary"),  # the loss is higher, but R stays
+        ("dyt", "in part"),  # the loss is higher, but R falls only from 12.1 to 10.9
         ("clip-1000", "not shown"),  # clips nothing
-        ("gate-and-gated-norm", "contrary"),  # first-token mass 0.64 stays within a third of 0.86
+        ("gate-and-gated-norm", "in part"),  # first-token mass falls, but by no more than a third: 0.86 to 0.64
     ],
 )
 def test_outcome_of_each_variant(ablation: Ablation, name: str, expected: str) -> None:
@@ -63,7 +63,7 @@ def test_every_claim_has_a_verdict(ablation: Ablation) -> None:
     assert "cannot show" in found["Sinks rescale more than they contribute"].evidence
     assert found["Each side's fixes act on their own sink only"].verdict == "supports"
     together = found["Both gates together replace both sinks"]
-    assert together.verdict == "contradicts"
+    assert together.verdict == "mixed"
     assert "surprise" in together.evidence
     assert "0.64" in together.evidence
     assert "0.09" in together.evidence

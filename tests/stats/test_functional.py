@@ -162,7 +162,9 @@ def test_gate_moments() -> None:
     headwise, elementwise = torch.rand(2, 3, 4), torch.rand(2, 3, 4, 5)
     for gate in (headwise, elementwise):
         moments = functional.attention_gate_moments(gate)
-        torch.testing.assert_close(moments["gate_sum"] / moments["count"], gate.transpose(0, 1).flatten(1).mean(1))
+        found = functional.attention_gate_statistics(moments)["gate_mean"]
+        torch.testing.assert_close(found, gate.transpose(0, 1).flatten(1).mean(1))
     channelwise = torch.rand(2, 4, 6)
     moments = functional.norm_gate_moments(channelwise, 6)
-    torch.testing.assert_close(moments["gate_sum"] / moments["count"], channelwise.mean(dim=(0, 1)))
+    found = functional.norm_gate_statistics(moments)["gate_by_channel"]
+    torch.testing.assert_close(found, channelwise.mean(dim=(0, 1)))

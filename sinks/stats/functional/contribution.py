@@ -1,0 +1,161 @@
+"""What the first token adds to the output, beside the mass it gets: values, and values seen through W_O.
+
+For the contribution share, weights meet the norms n_j = ||W_O^h v_j|| in one more attention call, no T x T matrix:
+
+    norms = projected_value_norms(v, out_weight, n_heads)                      [B, H, T]
+    out = sink_kernels.attention(q, k, contribution_values(norms, n_kv_heads, head_dim), **options)   without a gate
+    moments = contribution_moments(first_token_mass, norms, contribution_totals(out, n_kv_heads))
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sinks.stats.functional.sums import narrow, nonfinite, number, quotient, total
+
+
+def value_moments(v: Tensor) -> dict[str, Tensor]:
+    """Moments of value vectors v [B, n_kv_heads, T, head_dim].
+
+    Returns:
+        samples: B, or 0 if T is 1.
+        ratio_sum: [n_kv_heads] sum over samples of ||v_0|| / median_{j >= 1} ||v_j|| (arXiv:2410.10781).
+        nonfinite: number of NaN and infinite values.
+    """
+    norms = torch.linalg.vector_norm(v.float(), dim=-1)
+    moments = {"samples": number(0, v), "ratio_sum": total(torch.zeros_like(norms), (0, 2)), "nonfinite": nonfinite(v)}
+    if norms.shape[-1] < 2:
+        return moments
+    ratio = norms[..., 0] / norms[..., 1:].median(dim=-1).values
+    ratio = torch.where(torch.isfinite(norms).all(-1), ratio, torch.nan)  # a median would hide an infinity
+    return moments | {"samples": number(len(v), v), "ratio_sum": total(ratio, 0)}
+
+
+def value_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    """value_norm_ratio: [n_kv_heads] mean of ||v_0|| / median ||v_j||, >= 0; nonfinite. From `value_moments`."""
+    ratio = moments["ratio_sum"] / moments["samples"]
+    return narrow({"value_norm_ratio": ratio, "nonfinite": moments["nonfinite"]})
+
+
+def output_grams(out_weight: Tensor, n_heads: int) -> Tensor:
+    """W_h^T W_h [H, head_dim, head_dim] of an output projection's weight [D, H * head_dim]."""
+    with torch.autocast(out_weight.device.type, enabled=False):
+        per_head = out_weight.float().unflatten(1, (n_heads, -1)).transpose(0, 1)
+        return per_head.transpose(1, 2) @ per_head
+
+
+def projected_value_norms(v: Tensor, out_weight: Tensor, n_heads: int) -> Tensor:
+    """||W_O^h v_j|| of values v [B, n_kv_heads, T, head_dim] for each query head h [B, n_heads, T].
+
+    From the Gram matrix of W_O^h, so without the [B, H, T, D] projection; in float32 norms below about 3e-4 of
+    ||W_O^h|| ||v_j|| are rounding.
+    """
+    with torch.autocast(v.device.type, enabled=False):
+        values = v.float().repeat_interleave(n_heads // v.shape[1], dim=1)
+        square = ((values @ output_grams(out_weight, n_heads)) * values).sum(-1)
+    return square.clamp_min(0.0).sqrt()
+
+
+def contribution_values(norms: Tensor, n_kv_heads: int, head_dim: int) -> Tensor:
+    """Norms [B, H, T] as values [B, n_kv_heads, T, head_dim]: the g-th query head of a group reads channel g.
+
+    Query heads that share a key head differ in n_j, so each gets a channel of its own and keys need no copies.
+    """
+    grouped = norms.unflatten(1, (n_kv_heads, -1)).transpose(2, 3)
+    if grouped.shape[-1] > head_dim:
+        raise ValueError(
+            f"{grouped.shape[-1]} query heads share a key head of head_dim {head_dim}: at most head_dim can be told "
+            "apart; repeat the key heads"
+        )
+    return F.pad(grouped, (0, head_dim - grouped.shape[-1]))
+
+
+def contribution_totals(out: Tensor, n_kv_heads: int) -> Tensor:
+    """sum_j A_ij n_j [B, H, T] out of the attention output [B, H, T, head_dim] over `contribution_values`."""
+    grouped = out.float().unflatten(1, (n_kv_heads, -1))
+    group = grouped.shape[2]
+    return grouped[..., :group].diagonal(dim1=2, dim2=4).transpose(2, 3).flatten(1, 2)
+
+
+def signed_contribution(first_token_mass: Tensor, v: Tensor, out: Tensor, out_weight: Tensor) -> Tensor:
+    """The first token's part of each head's output along that output [B, H, T]; all keys' parts sum to 1.
+
+    <A_i0 W_h v_0, W_h o_i> / ||W_h o_i||^2 with o [B, H, T, head_dim] the head's output before a gate. Negative: the
+    first token works against the output.
+    """
+    n_heads = out.shape[1]
+    with torch.autocast(out.device.type, enabled=False):
+        seen = out.float() @ output_grams(out_weight, n_heads)
+        first = v[:, :, :1].float().repeat_interleave(n_heads // v.shape[1], dim=1)
+        return first_token_mass.float() * (seen * first).sum(-1) / (seen * out.float()).sum(-1)
+
+
+def contribution_moments(
+    first_token_mass: Tensor, norms: Tensor, totals: Tensor, signed: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Moments of the first token's contribution, over queries i >= 1 of [B, H, T] tensors.
+
+    Args:
+        first_token_mass: A_i0. Unnormalised attention: see `totals`.
+        norms: n_j = ||W_O^h v_j||.
+        totals: sum_j A_ij n_j with the same A as `first_token_mass`: divide by the row's total mass where that was.
+        signed: `signed_contribution`, if wanted.
+
+    Returns:
+        rows: number of queries B * (T - 1).
+        defined_rows: [H] those with totals other than 0; a row of zeros (clipped softmax) contributes nothing at all.
+        contribution_sum: [H] sum over defined rows of c_i = A_i0 n_0 / totals_i.
+        mass_sum: [H] sum over the same rows of A_i0.
+        norm_ratio_sum: [H] sum over samples of n_0 over the mean of the others, and `samples` (0 if T is 1).
+        signed_sum: [H] sum over all rows, if given.
+        nonfinite: number of NaN and infinite values.
+    """
+    mass, norms, totals = first_token_mass.float(), norms.float(), totals.float()
+    batch, heads, length = mass.shape
+    rows_mass, rows_total = mass[..., 1:], totals[..., 1:]
+    empty = rows_total == 0
+    share = quotient(rows_mass * norms[..., :1], torch.where(empty, 1.0, rows_total)).masked_fill(empty, 0.0)
+    if length > 1:
+        norm_ratio = quotient(norms[..., 0], norms[..., 1:].mean(-1))
+    else:
+        norm_ratio = norms.new_zeros(0, heads)
+    moments = {
+        "rows": number(batch * (length - 1), mass),
+        "samples": number(len(norm_ratio), mass),
+        "defined_rows": total((~empty).float(), (0, 2)),
+        "contribution_sum": total(share, (0, 2)),
+        "mass_sum": total(torch.where(empty, 0.0, rows_mass), (0, 2)),
+        "norm_ratio_sum": total(norm_ratio, 0),
+        "nonfinite": nonfinite(mass, norms, totals),
+    }
+    if signed is not None:
+        moments["signed_sum"] = total(signed[..., 1:], (0, 2))
+        moments["nonfinite"] = nonfinite(mass, norms, totals, signed)
+    return moments
+
+
+def contribution_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `contribution_moments`, each [H].
+
+    Returns:
+        contribution_share: mean of A_i0 ||W_O v_0|| / sum_j A_ij ||W_O v_j||, in [0, 1].
+        mass_share: mean of A_i0 over the same rows.
+        contribution_over_mass: the former over the latter; far below 1 the sink takes mass but adds nothing.
+        projected_norm_ratio: mean of ||W_O v_0|| over the mean of the others.
+        signed_contribution: mean share along the output, if given; may be negative or above 1.
+        undefined_rows: share of rows without any mass or value.
+        nonfinite: number of NaN and infinite values (a scalar).
+    """
+    defined = moments["defined_rows"]
+    contribution, mass = moments["contribution_sum"] / defined, moments["mass_sum"] / defined
+    found = {
+        "contribution_share": contribution,
+        "mass_share": mass,
+        "contribution_over_mass": quotient(contribution, mass),
+        "projected_norm_ratio": moments["norm_ratio_sum"] / moments["samples"],
+        "undefined_rows": 1 - defined / moments["rows"],
+        "nonfinite": moments["nonfinite"],
+    }
+    if "signed_sum" in moments:
+        found["signed_contribution"] = moments["signed_sum"] / moments["rows"]
+    return narrow(found)

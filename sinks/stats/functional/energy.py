@@ -1,0 +1,61 @@
+"""How much of a normalised token a few channels hold: u = h / rms(h), so that sum_j u_j^2 = D."""
+
+import torch
+from torch import Tensor
+
+from sinks.stats.functional.histogram import histogram_quantile, magnitude_histogram
+from sinks.stats.functional.sums import narrow, nonfinite, number, total
+
+TOP_CHANNELS = (1, 4, 16)
+
+
+def energy_moments(h: Tensor, top: tuple[int, ...] = TOP_CHANNELS) -> dict[str, Tensor]:
+    """Moments of the energy of the largest channels of h [B, T, D], over tokens but token 0.
+
+    Which channels are largest is asked of every token anew; `sink_dimension_moments` keeps them fixed.
+
+    Returns:
+        tokens, nonfinite: number of those tokens, and of their NaN and infinite values.
+        top_{k}_sum: sum over tokens of E_k, the share of sum_j h_j^2 in the k largest channels (all if k > D).
+        peak_sum, peak_max: sum and maximum over tokens of max_j |u_j|; -inf if there is none.
+        peak_histogram: [HISTOGRAM_BINS] of max_j |u_j|, one value a token.
+    """
+    square = h[:, 1:].float().square()
+    channels = square.shape[-1]
+    energy = square.sum(-1)
+    ordered = square.topk(min(max(top), channels), dim=-1).values / energy.unsqueeze(-1)
+    peak = (ordered[..., 0] * channels).sqrt()
+    return {
+        "tokens": number(energy.numel(), h),
+        "nonfinite": nonfinite(h[:, 1:]),
+        "peak_sum": total(peak),
+        "peak_max": peak.max() if energy.numel() else torch.full((), -torch.inf, device=h.device),
+        "peak_histogram": magnitude_histogram(peak),
+    } | {f"top_{k}_sum": total(ordered[..., :k].sum(-1)) for k in top}
+
+
+def energy_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `energy_moments`; a token of zeros makes all of it NaN.
+
+    Returns:
+        energy_top_{k}: mean E_k, in [k / D, 1].
+        peak_mean, peak_max: mean and largest max_j |u_j|, in [1, sqrt(D)].
+        peak_p50, peak_p99: its quantiles over tokens, from the histogram (resolution 4.4 %).
+        nonfinite: number of NaN and infinite values.
+    """
+    tokens, largest = moments["tokens"], moments["peak_max"]
+    found = {
+        f"energy_{name.removesuffix('_sum')}": x / tokens for name, x in moments.items() if name.startswith("top_")
+    }
+    undefined = ~torch.isfinite(moments["peak_sum"])
+    for name, quantile in (("p50", 0.5), ("p99", 0.99)):
+        edge = histogram_quantile(moments["peak_histogram"], quantile)
+        found[f"peak_{name}"] = torch.where(undefined, torch.nan, edge)
+    return narrow(
+        found
+        | {
+            "peak_mean": moments["peak_sum"] / tokens,
+            "peak_max": torch.where(largest == -torch.inf, torch.nan, largest),
+            "nonfinite": moments["nonfinite"],
+        }
+    )

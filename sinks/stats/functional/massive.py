@@ -1,0 +1,88 @@
+"""Massive activations: single values of single tokens, far above everything else (Sun et al., arXiv:2402.17762)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sinks.stats.functional.sums import exceeds, narrow, nonfinite, number, total
+
+MASSIVE_ABSOLUTE, MASSIVE_RELATIVE = 100.0, 1000.0
+RELATIVE_CRITERIA = (100, 300, 1000)
+TOP = 3
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The TOP largest [..., TOP] of x [..., N], NaN where there are fewer."""
+    count = min(TOP, x.shape[-1])
+    return F.pad(x.topk(count, dim=-1).values, (0, TOP - count), value=torch.nan)
+
+
+def _count(magnitude: Tensor, peak: Tensor, median: Tensor) -> Tensor:
+    """Values of each row [..., N] above both of Sun's thresholds; NaN where the row's largest is NaN or infinite."""
+    threshold = (MASSIVE_RELATIVE * median).clamp_min(MASSIVE_ABSOLUTE)
+    return torch.where(torch.isfinite(peak), (magnitude > threshold.unsqueeze(-1)).sum(-1), torch.nan)
+
+
+def massive_moments(h: Tensor) -> dict[str, Tensor]:
+    """Moments of massive activations of h [B, T, D]. All tokens count, token 0 too, except in `ratio_*`.
+
+    Medians are of |h|: "token" that of the token's D channels, "tensor" that of the sample's T * D values (as the
+    authors' code takes it, one sequence at a time). A rival median changes the count; both are kept.
+
+    Returns:
+        tokens, samples, later_tokens, nonfinite: numbers of tokens B * T, samples B, tokens but token 0, bad values.
+        token_count, tensor_count: values with |h| > 100 and |h| > 1000 * median.
+        relative_{c}_token_count, relative_{c}_tensor_count: tokens, and samples, whose largest |h| > c * median, for c
+            in RELATIVE_CRITERIA: for models too small for an absolute threshold.
+        top_sum: [3] sum over samples of the 1st to 3rd largest |h| over the sample's median; NaN if T * D < 3.
+        ratio_sum, ratio_max: over tokens but token 0, sum and maximum of max_j |h_j| / median_j |h_j|.
+    """
+    magnitude = h.float().abs()
+    batch, length = magnitude.shape[:2]
+    peak, median = magnitude.amax(-1), magnitude.median(-1).values
+    sample = magnitude.flatten(1)
+    sample_top, sample_median = _largest(sample), sample.median(-1).values
+    ratio = peak[:, 1:] / median[:, 1:]
+    moments = {
+        "tokens": number(batch * length, h),
+        "samples": number(batch, h),
+        "later_tokens": number(batch * (length - 1), h),
+        "nonfinite": nonfinite(magnitude),
+        "token_count": total(_count(magnitude, peak, median)),
+        "tensor_count": total(_count(sample, sample_top[:, 0], sample_median)),
+        "top_sum": total(sample_top / sample_median[:, None], 0),
+        "ratio_sum": total(ratio),
+        "ratio_max": ratio.max() if length > 1 else torch.full((), -torch.inf, device=h.device),
+    }
+    for c in RELATIVE_CRITERIA:
+        moments[f"relative_{c}_token_count"] = total(exceeds(peak, c * median))
+        moments[f"relative_{c}_tensor_count"] = total(exceeds(sample_top[:, 0], c * sample_median))
+    return moments
+
+
+def massive_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `massive_moments`.
+
+    Returns:
+        massive_per_token_median, massive_per_tensor_median: massive activations a sample (mean count), >= 0.
+        relative_{c}_per_token_median: share of tokens whose largest |h| is above c times the token's median.
+        relative_{c}_per_tensor_median: share of samples whose largest |h| is above c times the sample's median.
+        top_over_median: [3] 1st to 3rd largest |h| over the median, per sample, then averaged.
+        max_median_ratio: He et al. (arXiv:2405.19279): mean over tokens but token 0 of max_j |h_j| / median_j |h_j|.
+        max_median_ratio_max: the largest of them; NaN if there is none.
+        nonfinite: number of NaN and infinite values.
+    """
+    samples = moments["samples"]
+    largest = moments["ratio_max"]
+    found = {
+        "massive_per_token_median": moments["token_count"] / samples,
+        "massive_per_tensor_median": moments["tensor_count"] / samples,
+        "top_over_median": moments["top_sum"] / samples,
+        "max_median_ratio": moments["ratio_sum"] / moments["later_tokens"],
+        "max_median_ratio_max": torch.where(largest == -torch.inf, torch.nan, largest),
+        "nonfinite": moments["nonfinite"],
+    }
+    for c in RELATIVE_CRITERIA:
+        found[f"relative_{c}_per_token_median"] = moments[f"relative_{c}_token_count"] / moments["tokens"]
+        found[f"relative_{c}_per_tensor_median"] = moments[f"relative_{c}_tensor_count"] / samples
+    return narrow(found)

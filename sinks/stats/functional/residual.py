@@ -1,0 +1,165 @@
+"""The residual stream h [B, T, D]: where it is large, and the residual sink.
+
+Token 0 is told apart from the others because a massive activation of one token is not a residual sink of all tokens.
+Medians are per token and lower medians (of an even number the smaller middle one), as torch.median takes them.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sinks.stats.functional.histogram import histogram_quantile, magnitude_histogram
+from sinks.stats.functional.kurtosis import token_kurtosis
+from sinks.stats.functional.sums import channel_total, narrow, nonfinite, number, occurrences, total
+
+# What counts as a residual sink: score R and consistency at least these (after arXiv:2601.22966).
+SINK_SCORE, SINK_CONSISTENCY = 10.0, 0.5
+
+
+def residual_moments(h: Tensor) -> dict[str, Tensor]:
+    """Moments of a residual stream h [B, T, D].
+
+    Returns:
+        tokens, samples: number of tokens but token 0, and number of tokens 0 (that is B).
+        abs_sum, argmax_count: [D] over tokens but token 0: sum of |h_j|, and how often |h_j| is the largest.
+        first_abs_sum: [D] sum of |h_j| over tokens 0.
+        kurtosis_sum: sum over tokens but token 0 of m4 / m2^2 over channels, centred (arXiv:2306.12929; not excess).
+        median_sum: sum over the same tokens of the token's median |h_j|.
+        histogram: [HISTOGRAM_BINS] of |h| over all tokens.
+        nonfinite: number of NaN and infinite values.
+        first_max, others_max: largest |h| at token 0, and elsewhere (0 if there is nothing elsewhere).
+    """
+    h = h.float()
+    batch, length, channels = h.shape
+    magnitude = h.abs()
+    others = magnitude[:, 1:]
+    largest = others.max(dim=-1)
+    return {
+        "tokens": number(batch * (length - 1), h),
+        "samples": number(batch, h),
+        "abs_sum": channel_total(others),
+        "first_abs_sum": channel_total(magnitude[:, :1]),
+        "argmax_count": occurrences(largest.indices, channels),
+        "kurtosis_sum": total(token_kurtosis(h[:, 1:])),
+        "median_sum": total(others.median(dim=-1).values),
+        "histogram": magnitude_histogram(magnitude),
+        "nonfinite": nonfinite(h),
+        "first_max": magnitude[:, 0].max(),
+        "others_max": largest.values.max() if length > 1 else torch.zeros((), device=h.device),
+    }
+
+
+def residual_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `residual_moments`.
+
+    Returns:
+        mean_abs: [D] m_j, mean of |h_j| over tokens but token 0.
+        argmax_share: [D] share of those tokens whose largest |h_j| is j.
+        sink_dimension: argmax_j m_j.
+        sink_score: R = max_j m_j / median_j m_j (after arXiv:2601.22966), >= 1.
+        sink_consistency: argmax_share at the sink dimension.
+        kurtosis: mean over tokens of m4 / m2^2, in [1, D].
+        max_abs: [2] largest |h| at token 0, and elsewhere.
+        max_over_median: largest |h| anywhere over the mean of the tokens' median |h|.
+        top_permille: the paper's "first 1 permille activation ratio" of this site, token 0 included, in permille;
+            `top_permille_ratio` of the mean over sites is the paper's number.
+        p999: 99.9th percentile of |h| over all tokens, from the histogram (resolution 4.4 %).
+        nonfinite: number of NaN and infinite values; where it is not zero the others are NaN or infinite too.
+    """
+    tokens = moments["tokens"]
+    mean_abs = moments["abs_sum"] / tokens
+    with_first = (moments["abs_sum"] + moments["first_abs_sum"]) / (tokens + moments["samples"])
+    broken = ~torch.isfinite(moments["abs_sum"]).all()
+    argmax_share = torch.where(broken, torch.nan, moments["argmax_count"] / tokens)
+    sink_dimension = mean_abs.argmax()
+    max_abs = torch.stack([moments["first_max"], moments["others_max"]])
+    p999 = histogram_quantile(moments["histogram"], 0.999)
+    return narrow(
+        {
+            "mean_abs": mean_abs,
+            "argmax_share": argmax_share,
+            "sink_dimension": sink_dimension,
+            "sink_score": mean_abs.max() / mean_abs.median(),
+            "sink_consistency": argmax_share[sink_dimension],
+            "kurtosis": moments["kurtosis_sum"] / tokens,
+            "max_abs": max_abs,
+            "max_over_median": max_abs.max() / (moments["median_sum"] / tokens),
+            "top_permille": top_permille_ratio(with_first),
+            "p999": torch.where(moments["nonfinite"] > 0, torch.nan, p999),
+            "nonfinite": moments["nonfinite"],
+        }
+    )
+
+
+def top_permille_ratio(mean_abs: Tensor) -> Tensor:
+    """1000 * sum of the largest ceil(D / 1000) of H_j over the sum of all, H [..., D] the mean |h_j|.
+
+    The "first 1 permille activation ratio" of arXiv:2601.22966, figure 1, in permille: 1000 * ceil(D / 1000) / D if all
+    channels are alike, 1000 if one permille of them carries everything. The paper averages |h_j| over tokens and layers
+    first and never defines the ratio; this reads it from its figures.
+    """
+    count = math.ceil(mean_abs.shape[-1] / 1000)
+    return 1000 * mean_abs.topk(count, dim=-1).values.sum(-1) / mean_abs.sum(-1)
+
+
+def persistence_statistics(mean_abs: Tensor, argmax_share: Tensor) -> dict[str, Tensor]:
+    """Whether sites share one residual sink: from `residual_statistics` stacked over S sites, [S, D] each.
+
+    Returns:
+        site_dimension: [S] argmax_j m_j of each site.
+        site_score, site_consistency: [S] R and the share of tokens whose largest |h_j| is there.
+        site_is_sink: [S] 1 where R >= 10 and consistency >= 0.5.
+        sink_dimension: the dimension that is the argmax of most sites (the lowest of equals).
+        persistence: share of sites whose argmax it is, in [1 / S, 1].
+        sink_sites: share of sites with a sink at that dimension.
+    """
+    dimension = mean_abs.argmax(-1)
+    votes = occurrences(dimension, mean_abs.shape[-1])
+    elected = votes.argmax()
+    score = mean_abs.amax(-1) / mean_abs.median(-1).values
+    consistency = argmax_share.gather(-1, dimension[:, None])[:, 0]
+    undefined = torch.isnan(score) | torch.isnan(consistency)
+    is_sink = torch.where(undefined, torch.nan, ((score >= SINK_SCORE) & (consistency >= SINK_CONSISTENCY)).float())
+    persistence = (dimension == elected).float().mean()
+    return narrow(
+        {
+            "site_dimension": dimension,
+            "site_score": score,
+            "site_consistency": consistency,
+            "site_is_sink": is_sink,
+            "sink_dimension": elected,
+            "persistence": torch.where(torch.isnan(mean_abs).any(), torch.nan, persistence),
+            "sink_sites": (is_sink * (dimension == elected)).mean(),
+        }
+    )
+
+
+def choose_sink_dimensions(mean_abs: Tensor, count: int = 1) -> Tensor:
+    """The `count` dimensions that are largest on average over sites [count], largest first.
+
+    The paper's order (arXiv:2601.22966, section 2): by the mean of |h_j| over tokens and layers, here over tokens but
+    token 0 and over the sites [S, D] given. To be fixed at one sampled step and used at the next.
+    """
+    return mean_abs.reshape(-1, mean_abs.shape[-1]).mean(0).topk(min(count, mean_abs.shape[-1])).indices
+
+
+def extreme_moments(h: Tensor, delimiters: Tensor | None = None) -> dict[str, Tensor]:
+    """Largest |h| of h [B, T, D] at token 0, at delimiters (a mask [B, T], token 0 aside) and at all other tokens.
+
+    Massive activations sit on the first token and on delimiters such as "." and newline (arXiv:2402.17762).
+    The moments `first_max`, `delimiter_max`, `rest_max` are -inf where there is no such token.
+    """
+    peak = h.float().abs().amax(-1)
+    later = torch.arange(peak.shape[1], device=h.device) > 0
+    delimiter = later & (delimiters.bool() if delimiters is not None else torch.zeros_like(later))
+    groups = {"first": ~later, "delimiter": delimiter, "rest": later & ~delimiter}
+    found = {f"{name}_max": torch.where(mask, peak, -torch.inf).max() for name, mask in groups.items()}
+    return found | {"nonfinite": nonfinite(peak)}
+
+
+def extreme_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    """max_abs_first, max_abs_delimiter, max_abs_rest (NaN where there is no such token), nonfinite (tokens)."""
+    named = {f"max_abs_{name}": moments[f"{name}_max"] for name in ("first", "delimiter", "rest")}
+    found = {name: torch.where(x == -torch.inf, torch.nan, x) for name, x in named.items()}
+    return narrow(found | {"nonfinite": moments["nonfinite"]})

@@ -1,0 +1,63 @@
+"""How batch terms become sums: float32 within a token or a sample, float64 over tokens, samples, batches and ranks.
+
+A sample's terms do not depend on which batch or rank it lies in, so sums of parts equal the sum of the whole to float64
+rounding. Nothing here reads a value on the host or makes a shape depend on data: everything traces under torch.compile.
+"""
+
+import torch
+from torch import Tensor
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """The dtype of sums: float64 where the device has it (Apple's MPS does not)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def number(value: float, like: Tensor) -> Tensor:
+    """A count known from shapes, as a scalar on `like`'s device."""
+    return torch.full((), value, dtype=wide(like.device), device=like.device)
+
+
+def total(terms: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
+    """Sum of terms, one a token or fewer, in the wide dtype."""
+    return terms.to(wide(terms.device)).sum(dim)
+
+
+def channel_total(x: Tensor) -> Tensor:
+    """[B, T, D] -> [D]: over the tokens of a sample in float32, over samples in the wide dtype."""
+    return x.float().sum(1).to(wide(x.device)).sum(0)
+
+
+def exceeds(x: Tensor, threshold: float | Tensor) -> Tensor:
+    """1 where x > threshold, 0 where not, NaN where x is NaN or infinite: a comparison would hide it."""
+    return torch.where(torch.isfinite(x), (x > threshold).float(), torch.nan)
+
+
+def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """numerator / denominator, NaN where the denominator is infinite: a zero would hide it."""
+    return torch.where(torch.isinf(denominator), torch.nan, numerator / denominator)
+
+
+def occurrences(indices: Tensor, size: int) -> Tensor:
+    """How often each of 0 ... size - 1 occurs; unlike bincount its shape does not depend on data."""
+    flat = indices.flatten()
+    counts = torch.zeros(size, dtype=torch.int64, device=flat.device)
+    return counts.scatter_add(0, flat, torch.ones_like(flat)).to(wide(flat.device))
+
+
+def nonfinite(*tensors: Tensor) -> Tensor:
+    """Number of NaN and infinite values."""
+    counted = torch.stack([(~torch.isfinite(x)).sum() for x in tensors]).sum()
+    return counted.to(wide(counted.device))
+
+
+def spread(square_sum: Tensor, value_sum: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean, and coefficient of variation (population standard deviation over |mean|; resolution about 1e-7)."""
+    mean = value_sum / count
+    variance = (square_sum / count - mean.square()).clamp_min(0.0)
+    return mean, variance.sqrt() / mean.abs()
+
+
+def narrow(statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Finished statistics in float32; indices stay integers."""
+    return {name: x.float() if x.is_floating_point() else x for name, x in statistics.items()}

@@ -1,0 +1,175 @@
+"""Every pair of moments and statistics with random inputs: what must hold for all of them is tested once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sinks.stats import functional, metrics
+from sinks.stats.moments import Moments
+
+HEADS, KV_HEADS, HEAD_DIM, CHANNELS = 4, 2, 5, 11
+
+
+@dataclass(frozen=True)
+class Case:
+    """Args:
+    moments, statistics: the pair.
+    metric: builds the torchmetrics class around it.
+    per_sample: inputs [B, T] -> tensors whose first dimension is the sample.
+    shared: further inputs that all samples share.
+    channels: width of the last dimension, where it can be chosen.
+    """
+
+    moments: Callable[..., Moments]
+    statistics: Callable[[Moments], dict[str, Tensor]]
+    metric: Callable[[], metrics.MomentMetric]
+    per_sample: Callable[[int, int, torch.Generator], tuple[Tensor, ...]]
+    shared: tuple[Tensor, ...] = ()
+
+    def inputs(self, batch: int, length: int, seed: int = 0) -> tuple[Tensor, ...]:
+        return self.per_sample(batch, length, torch.Generator().manual_seed(seed)) + self.shared
+
+    def part(self, inputs: tuple[Tensor, ...], samples: slice) -> tuple[Tensor, ...]:
+        own = len(inputs) - len(self.shared)
+        return tuple(x[samples] for x in inputs[:own]) + self.shared
+
+
+def residual(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    h = torch.randn(batch, length, CHANNELS, generator=generator) * torch.linspace(0.5, 2, CHANNELS)
+    h[..., 3] += 9.0
+    return (h,)
+
+
+def two_residuals(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    (h,) = residual(batch, length, generator)
+    return h, torch.nn.functional.rms_norm(h, (CHANNELS,), GAIN)
+
+
+def masked_residual(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    delimiters = torch.rand(batch, length, generator=generator) < 0.3
+    return *residual(batch, length, generator), delimiters
+
+
+def weights(batch: int, heads: int, length: int, generator: torch.Generator) -> Tensor:
+    """Causal attention weights with a learned sink in the last column [B, H, T, T + 1], float64."""
+    logits = 2 * torch.randn(batch, heads, length, length + 1, generator=generator, dtype=torch.float64)
+    logits[..., 0] += torch.linspace(-2, 4, heads, dtype=torch.float64)[:, None]
+    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+    logits[..., :-1].masked_fill_(hidden, -torch.inf)
+    return logits.softmax(-1)
+
+
+def masses(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    a = weights(batch, HEADS, length, generator).float()
+    return a[..., 0].contiguous(), a[..., -1].contiguous()
+
+
+def key_masses(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    return (weights(batch, HEADS, length, generator)[..., :-1].sum(2).float(),)
+
+
+def rows(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    a = weights(batch, HEADS, length, generator)
+    entropy = -torch.special.xlogy(a, a).sum(-1).float()
+    return entropy, torch.randn(batch, HEADS, length, generator=generator)
+
+
+def values(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    return (torch.randn(batch, KV_HEADS, length, HEAD_DIM, generator=generator),)
+
+
+def contributions(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    a = weights(batch, HEADS, length, generator).float()
+    norms = torch.rand(batch, HEADS, length, generator=generator) + 0.1
+    totals = (a[..., :-1] * norms[:, :, None]).sum(-1)
+    return a[..., 0].contiguous(), norms, totals, torch.randn(batch, HEADS, length, generator=generator)
+
+
+def head_gates(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    return (torch.rand(batch, HEADS, length, HEAD_DIM, generator=generator),)
+
+
+def channel_gates(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    return (torch.rand(batch, length, CHANNELS, generator=generator),)
+
+
+def gated_outputs(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    y = torch.randn(batch, length, CHANNELS, generator=generator)
+    noise = torch.randn(batch, length, CHANNELS, generator=generator)
+    return torch.sigmoid(noise - y.abs()), y
+
+
+GAIN = torch.linspace(0.2, 1.5, CHANNELS)
+SINKS = torch.tensor([3, 7])
+CASES = {
+    "attention": Case(
+        functional.attention_moments, functional.attention_statistics, partial(metrics.AttentionMass, HEADS), masses
+    ),
+    "key_mass": Case(
+        functional.key_mass_moments, functional.key_mass_statistics, partial(metrics.KeyMass, HEADS), key_masses
+    ),
+    "attention_row": Case(
+        partial(functional.attention_row_moments, sinks=1),
+        functional.attention_row_statistics,
+        partial(metrics.AttentionRows, HEADS, sinks=1),
+        rows,
+    ),
+    "value": Case(
+        functional.value_moments, functional.value_statistics, partial(metrics.ValueNormRatio, KV_HEADS), values
+    ),
+    "contribution": Case(
+        functional.contribution_moments,
+        functional.contribution_statistics,
+        partial(metrics.ContributionShare, HEADS, signed=True),
+        contributions,
+    ),
+    "attention_gate": Case(
+        functional.attention_gate_moments,
+        functional.attention_gate_statistics,
+        partial(metrics.AttentionGateValues, HEADS),
+        head_gates,
+    ),
+    "residual": Case(
+        functional.residual_moments, functional.residual_statistics, partial(metrics.ResidualStream, CHANNELS), residual
+    ),
+    "extreme": Case(
+        functional.extreme_moments, functional.extreme_statistics, metrics.ResidualExtremes, masked_residual
+    ),
+    "massive": Case(functional.massive_moments, functional.massive_statistics, metrics.MassiveActivations, residual),
+    "kurtosis": Case(
+        functional.kurtosis_moments, functional.kurtosis_statistics, partial(metrics.KurtosisFamily, CHANNELS), residual
+    ),
+    "energy": Case(functional.energy_moments, functional.energy_statistics, metrics.EnergyShare, residual),
+    "sink_dimension": Case(
+        functional.sink_dimension_moments,
+        functional.sink_dimension_statistics,
+        metrics.SinkDimensions,
+        residual,
+        (SINKS,),
+    ),
+    "output_share": Case(
+        functional.output_share_moments,
+        functional.output_share_statistics,
+        metrics.OutputShare,
+        residual,
+        (SINKS, GAIN),
+    ),
+    "bound": Case(
+        functional.bound_moments, functional.bound_statistics, metrics.NormBound, two_residuals, (GAIN, SINKS)
+    ),
+    "norm_gate": Case(
+        partial(functional.norm_gate_moments, channels=CHANNELS),
+        functional.norm_gate_statistics,
+        partial(metrics.NormGate, CHANNELS),
+        channel_gates,
+    ),
+    "gate_magnitude": Case(
+        functional.gate_magnitude_moments,
+        functional.gate_magnitude_statistics,
+        metrics.GateAgainstMagnitude,
+        gated_outputs,
+    ),
+}

@@ -1,0 +1,248 @@
+"""What holds for every group of statistics: additivity, exact ranks, tracing, honest NaN, one token."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sinks.stats.moments import Moments, add, combination, total_over_ranks
+from tests.stats.cases import CASES, Case
+
+every_case = pytest.mark.parametrize("name", CASES)
+EXACT = {"rtol": 1e-6, "atol": 1e-12, "equal_nan": True}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-6) -> None:
+    assert found.keys() == expected.keys()
+    for name, x in expected.items():
+        torch.testing.assert_close(
+            found[name], x, rtol=rtol, atol=1e-9, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def total(case: Case, inputs: tuple[Tensor, ...], cuts: list[slice]) -> Moments:
+    moments: Moments | None = None
+    for cut in cuts:
+        moments = add(moments, case.moments(*case.part(inputs, cut)))
+    assert moments is not None
+    return moments
+
+
+@every_case
+@pytest.mark.parametrize("length", [1, 2, 7, 64])
+def test_uneven_batches_add_up(name: str, length: int) -> None:
+    case = CASES[name]
+    inputs = case.inputs(batch=6, length=length)
+    parts = total(case, inputs, [slice(0, 1), slice(1, 5), slice(5, 6)])
+    whole = case.moments(*inputs)
+    assert_same(parts, whole)
+    assert_same(case.statistics(parts), case.statistics(whole))
+
+
+@every_case
+def test_batches_of_different_length_add_up(name: str) -> None:
+    case = CASES[name]
+    long, short = case.moments(*case.inputs(2, 9)), case.moments(*case.inputs(3, 2))
+    assert {n: m.shape for n, m in long.items()} == {n: m.shape for n, m in short.items()}
+    assert all(
+        torch.isfinite(x).all() or "alpha" in n or "sink_gu" in n for n, x in case.statistics(add(long, short)).items()
+    )
+
+
+@every_case
+def test_sums_are_float64_and_statistics_float32(name: str) -> None:
+    case = CASES[name]
+    moments = case.moments(*case.inputs(2, 5))
+    assert {m.dtype for n, m in moments.items() if combination(n) == "sum"} == {torch.float64}
+    statistics = case.statistics(moments)
+    assert {x.dtype for x in statistics.values()} <= {torch.float32, torch.int64}
+    assert not any(x.requires_grad for x in statistics.values())
+
+
+@every_case
+def test_half_precision_is_computed_in_float32(name: str) -> None:
+    case = CASES[name]
+    inputs = case.inputs(2, 5)
+    half = tuple(x.bfloat16() if x.is_floating_point() else x for x in inputs)
+    rounded = tuple(x.float() if x.is_floating_point() else x for x in half)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = case.moments(*half)
+    assert_same(found, case.moments(*rounded))
+
+
+@every_case
+def test_traces_without_a_break(name: str) -> None:
+    case = CASES[name]
+    torch._dynamo.reset()
+    moments = torch.compile(case.moments, fullgraph=True, backend="aot_eager")
+    for batch, length in ((2, 6), (3, 6), (3, 9)):  # the later shapes are traced as dynamic ones
+        inputs = case.inputs(batch, length)
+        assert_same(moments(*inputs), case.moments(*inputs))
+
+
+# What one bad value at sample 0, head 1, token 3 (channel 2) of one input does not touch; everything else must show it.
+UNTOUCHED = {
+    ("attention", 0): {"learned_sink_mass"},
+    ("attention", 1): {"first_token_mass", "first_token_mass_with_first_row", "sink_ratio_0.3", "sink_ratio_0.8"},
+    ("attention_row", 0): {"logit_mean", "logit_max"},
+    ("attention_row", 1): {"entropy", "entropy_share"},
+    ("contribution", 0): {"projected_norm_ratio", "undefined_rows", "signed_contribution"},
+    ("contribution", 1): {
+        "contribution_share",
+        "mass_share",
+        "contribution_over_mass",
+        "undefined_rows",
+        "signed_contribution",
+    },
+    ("contribution", 2): {"mass_share", "projected_norm_ratio", "undefined_rows", "signed_contribution"},
+    ("contribution", 3): {
+        "contribution_share",
+        "mass_share",
+        "contribution_over_mass",
+        "undefined_rows",
+        "projected_norm_ratio",
+    },
+    ("attention_gate", 0): {"gate_first"},
+    ("extreme", 0): {"max_abs_first", "max_abs_delimiter"},
+}
+
+
+@every_case
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_bad_value_is_counted_and_not_averaged_away(name: str, bad: float) -> None:
+    case = CASES[name]
+    inputs = case.inputs(3, 8)
+    if name == "extreme":
+        inputs[1][:] = torch.arange(8) == 5
+    for which in range(len(inputs) - len(case.shared)):
+        if not inputs[which].is_floating_point():
+            continue
+        broken = [x.clone() for x in inputs]
+        place = (0, 3, 2) if broken[which].shape[1] == 8 else (0, 1, 3) if broken[which].dim() == 3 else (0, 1, 3, 2)
+        broken[which][place] = bad
+        statistics = case.statistics(total(case, tuple(broken), [slice(0, 1), slice(1, 3)]))
+        assert statistics.pop("nonfinite") == 1
+        finite = {key for key, x in statistics.items() if x.is_floating_point() and torch.isfinite(x).all()}
+        assert finite == UNTOUCHED.get((name, which), set())
+
+
+@every_case
+def test_one_token_gives_nan_or_a_number_but_no_error(name: str) -> None:
+    case = CASES[name]
+    statistics = case.statistics(case.moments(*case.inputs(2, 1)))
+    more = case.statistics(case.moments(*case.inputs(2, 6)))
+    assert {n: (x.shape, x.dtype) for n, x in statistics.items()} == {n: (x.shape, x.dtype) for n, x in more.items()}
+
+
+@every_case
+def test_metric_equals_the_functions(name: str) -> None:
+    case = CASES[name]
+    inputs = case.inputs(5, 7)
+    metric = case.metric()
+    for cut in (slice(0, 3), slice(3, 5)):
+        metric.update(*case.part(inputs, cut))
+    assert_same(metric.compute(), case.statistics(case.moments(*inputs)))
+    restored = pickle.loads(pickle.dumps(metric))
+    assert_same(restored.compute(), metric.compute())
+    metric.reset()
+    metric.update(*case.part(inputs, slice(0, 1)))
+    assert_same(metric.compute(), case.statistics(case.moments(*case.part(inputs, slice(0, 1)))))
+
+
+@every_case
+def test_metrics_of_uneven_ranks_reduce_to_the_whole(name: str) -> None:
+    """By torchmetrics' own gather and reduce, with the other rank's states handed in."""
+    case = CASES[name]
+    inputs = case.inputs(5, 7)
+    here, there = case.metric(), case.metric()
+    here.update(*case.part(inputs, slice(0, 4)))
+    there.update(*case.part(inputs, slice(4, 5)))
+    gathered = [[getattr(here, state), getattr(there, state)] for state in here._defaults]
+    answers = iter(gathered)
+    here.sync(dist_sync_fn=lambda x, group: next(answers), distributed_available=lambda: True)
+    assert_same(case.statistics(here.moments()), case.statistics(case.moments(*inputs)))
+
+
+@every_case
+def test_merged_metrics_equal_the_whole(name: str) -> None:
+    case = CASES[name]
+    inputs = case.inputs(5, 7)
+    here, there = case.metric(), case.metric()
+    here.update(*case.part(inputs, slice(0, 2)))
+    there.update(*case.part(inputs, slice(2, 5)))
+    here.merge_state(there)
+    assert_same(here.compute(), case.statistics(case.moments(*inputs)))
+
+
+@every_case
+def test_forward_gives_the_batch_and_keeps_the_total(name: str) -> None:
+    case = CASES[name]
+    inputs = case.inputs(4, 7)
+    metric = case.metric()
+    for cut in (slice(0, 3), slice(3, 4)):
+        part = case.part(inputs, cut)
+        assert_same(metric(*part), case.statistics(case.moments(*part)))
+    assert_same(metric.compute(), case.statistics(case.moments(*inputs)))
+
+
+RANK = """
+import sys, torch, torch.distributed as dist
+from sinks.stats.moments import add, total_over_ranks
+from tests.stats.cases import CASES
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+cuts = [[slice(0, 2), slice(2, 3)], [slice(3, 4)]][rank]  # uneven: two batches and one
+groups, metrics = {}, {}
+for name, case in CASES.items():
+    inputs = case.inputs(4, 7)
+    metrics[name] = case.metric()
+    for cut in cuts:
+        groups[name] = add(groups.get(name), case.moments(*case.part(inputs, cut)))
+        metrics[name].update(*case.part(inputs, cut))
+groups["extremes"] = {"bad_max": torch.tensor([1.0, 2.0, 3.0]), "bad_min": torch.tensor([1.0, 2.0, 3.0])}
+if rank == 1:
+    groups["extremes"] = {n: torch.tensor([torch.nan, 5.0, -torch.inf]) for n in groups["extremes"]}
+calls = []
+all_reduce = dist.all_reduce
+dist.all_reduce = lambda *a, **k: (calls.append(1), all_reduce(*a, **k))[1]
+totals = total_over_ranks(groups)
+dist.all_reduce = all_reduce
+found = {name: metric.compute() for name, metric in metrics.items()}
+torch.save((totals, found, len(calls)), f"{store}.{rank}")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(store)]) for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    for rank in range(2):
+        totals, found, collectives = torch.load(f"{store}.{rank}")
+        assert collectives == 2
+        for name, case in CASES.items():
+            moments = case.moments(*case.inputs(4, 7))
+            assert_same(totals[name], moments)
+            assert [m.dtype for m in totals[name].values()] == [m.dtype for m in moments.values()]
+            assert_same(found[name], case.statistics(moments))
+        extremes = totals["extremes"]
+        torch.testing.assert_close(extremes["bad_max"], torch.tensor([torch.nan, 5, 3]), equal_nan=True)
+        torch.testing.assert_close(extremes["bad_min"], torch.tensor([torch.nan, 2, -torch.inf]), equal_nan=True)
+
+
+def test_one_process_keeps_its_moments() -> None:
+    groups = {"a": {"x": torch.ones(2)}}
+    assert total_over_ranks(groups) is groups
+
+
+def test_moments_combine_by_their_names() -> None:
+    a = {"n": torch.tensor(1.0), "n_max": torch.tensor(1.0), "n_min": torch.tensor(1.0)}
+    b = {"n": torch.tensor(2.0), "n_max": torch.tensor(2.0), "n_min": torch.tensor(2.0)}
+    assert {n: float(x) for n, x in add(add(None, a), b).items()} == {"n": 3, "n_max": 2, "n_min": 1}
+    broken = {n: torch.tensor(torch.nan) for n in a}
+    assert all(x.isnan() for x in add(a, broken).values())
+    assert all(x.isnan() for x in add(broken, a).values())
