@@ -4,6 +4,7 @@ Imports torch alone. See `attention` for what is offered and `reference` for the
 """
 
 from sink_kernels.attention import attention
+from sink_kernels.gated_norm import gated_norm
 from sink_kernels.key_mass import key_mass
 from sink_kernels.options import BACKENDS, NORMALIZERS, STATISTICS, Backend, Normalizer, Statistic
 
@@ -15,5 +16,6 @@ __all__ = [
     "Normalizer",
     "Statistic",
     "attention",
+    "gated_norm",
     "key_mass",
 ]

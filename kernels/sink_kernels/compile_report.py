@@ -41,23 +41,27 @@ GPUS = {
 }
 # Matrix products of [queries, D] x [D, keys] in one iteration of the hot loop.
 _PRODUCTS = {"forward": 2, "backward_keys": 4, "backward_queries": 3, "key_mass": 1}
+_NORM_KERNELS = ("gated_norm_forward", "gated_norm_backward_rows", "gated_norm_backward_channels")
+_NORM_RANK = 16
+_NORMALIZERS = {"softmax": 0, "off_by_one": 2, "sigmoid": 3}
+_GATES = {"head_gate": 1, "gate": 2}
 
 
 class Config(NamedTuple):
-    """One pinned configuration: a kernel, a GPU, a head dimension (or model width) and the features compiled in."""
+    """One pinned configuration: kernel, GPU, head dimension (for the norm the model's width), features compiled in."""
 
     kernel: str
     gpu: str
-    head_dim: int
+    width: int
     features: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        return "-".join([self.kernel, f"d{self.head_dim}", *self.features, self.gpu])
+        return "-".join([self.kernel, f"d{self.width}", *self.features, self.gpu])
 
 
 def pinned() -> list[Config]:
-    """Every configuration of the report; the attention ones carry a learnable sink unless they say sigmoid."""
+    """Every configuration of the report; attention carries a learnable sink unless it names another normaliser."""
     kernels = ("forward", "backward_keys", "backward_queries")
     configs = [Config(kernel, gpu, dim) for gpu in GPUS for dim in (64, 128) for kernel in kernels]
     configs += [Config(kernel, "sm_90", 256) for kernel in kernels]
@@ -66,26 +70,49 @@ def pinned() -> list[Config]:
     configs += [Config("forward", "sm_90", dim, ("gate", "statistics")) for dim in (64, 128)]
     configs += [Config(kernel, "sm_90", 128, ("window",)) for kernel in kernels]
     configs += [Config("forward", "sm_90", 64, ("sigmoid",)), Config("forward", "sm_90", 128, ("softcap",))]
+    configs += [Config("backward_keys", "sm_90", 128, ("gqa",))]
+    configs += [Config(kernel, "sm_90", 2048) for kernel in _NORM_KERNELS]
+    configs += [Config(kernel, "sm_90", 2048, ("pre_affine",)) for kernel in _NORM_KERNELS]
     return configs
 
 
 def compile_config(config: Config, tile: Any = None) -> dict[str, Any]:
     """Compile one configuration and return its row of the report; `tile` replaces the table's."""
+    kernel, constants, table_tile = _norm(config) if config.kernel in _NORM_KERNELS else _attention(config, tile)
+    tile = tile or table_tile
+    started = time.perf_counter()
+    compiled = _compile(kernel, constants, config.gpu, tile.warps, tile.stages)
+    seconds = time.perf_counter() - started
+    resources, code = _disassemble(compiled.asm["cubin"])
+    flops = 2 * _PRODUCTS.get(config.kernel, 0) * tile.rows * tile.columns * config.width
+    return _row(config, tile._asdict(), compiled.metadata.shared, resources, code, flops, seconds)
+
+
+def _attention(config: Config, tile: Any) -> tuple[Any, dict[str, Any], Any]:
+    """(kernel, compile-time constants, tile) of an attention kernel in bfloat16."""
     import torch
 
-    from sink_kernels import tiles
+    from sink_kernels import tiles, triton_backward, triton_forward, triton_key_mass
 
-    tile = tile or tiles.tile_for(
-        config.kernel, config.head_dim, torch.bfloat16, divmod(GPUS[config.gpu].capability, 10)
-    )
-    constants: dict[str, Any] = {
-        "D": config.head_dim,
-        "BD": config.head_dim,
-        "BM": tile.queries,
-        "BN": tile.keys,
-        "GROUP": 1,
-        "NORM": 3 if "sigmoid" in config.features else 1,
-        "GATE": 2 if "gate" in config.features else 0,
+    kernel = {
+        "forward": triton_forward.attention_forward_kernel,
+        "backward_rows": triton_backward.attention_backward_rows_kernel,
+        "backward_keys": triton_backward.attention_backward_keys_kernel,
+        "backward_queries": triton_backward.attention_backward_queries_kernel,
+        "key_mass": triton_key_mass.key_mass_kernel,
+    }[config.kernel]
+    capability = divmod(GPUS[config.gpu].capability, 10)
+    if config.kernel == "backward_rows":
+        tile = tiles.Tile(tiles.ROWS_A_BLOCK, 0, 4, 1)
+    tile = tile or tiles.tile_for(config.kernel, config.width, torch.bfloat16, capability)
+    constants = {
+        "D": config.width,
+        "BD": config.width,
+        "BM": tile.rows,
+        "BN": tile.columns,
+        "GROUP": 4 if "gqa" in config.features else 1,
+        "NORM": next((_NORMALIZERS[name] for name in config.features if name in _NORMALIZERS), 1),
+        "GATE": next((_GATES[name] for name in config.features if name in _GATES), 0),
         "FIRST": "statistics" in config.features,
         "ROWS": "statistics" in config.features,
         "WINDOW": "window" in config.features,
@@ -93,26 +120,33 @@ def compile_config(config: Config, tile: Any = None) -> dict[str, Any]:
         "FAST": True,
         "PRECISION": "ieee",
     }
-    started = time.perf_counter()
-    compiled = _compile(_kernel(config.kernel), constants, config.gpu, tile.warps, tile.stages)
-    seconds = time.perf_counter() - started
-    resources, code = _disassemble(compiled.asm["cubin"])
-    flops = 2 * _PRODUCTS[config.kernel] * tile.queries * tile.keys * config.head_dim
-    return _row(config, tile._asdict(), compiled.metadata.shared, resources, code, flops, seconds)
+    return kernel, constants, tile
 
 
-def _kernel(name: str) -> Any:
-    from sink_kernels import triton_backward, triton_forward, triton_key_mass
+def _norm(config: Config) -> tuple[Any, dict[str, Any], Any]:
+    """(kernel, compile-time constants, tile) of a GatedNorm kernel in bfloat16; its tile is rows by channels."""
+    from sink_kernels import triton_gated_norm
+    from sink_kernels.tiles import norm_tile_for
 
-    return {
-        "forward": triton_forward.attention_forward_kernel,
-        "backward_keys": triton_backward.attention_backward_keys_kernel,
-        "backward_queries": triton_backward.attention_backward_queries_kernel,
-        "key_mass": triton_key_mass.key_mass_kernel,
-    }[name]
+    tile = norm_tile_for(config.kernel.removeprefix("gated_norm_"), _NORM_RANK)
+    constants = {
+        "R": _NORM_RANK,
+        "BR": _NORM_RANK,
+        "BM": tile.rows,
+        "BK": tile.columns,
+        "EVEN": True,
+        "PRE": "pre_affine" in config.features,
+        "STATS": "statistics" in config.features,
+        "HALF": True,
+        "FAST": True,
+        "PRECISION": "ieee",
+    }
+    return getattr(triton_gated_norm, f"{config.kernel}_kernel"), constants, tile
 
 
 _FLOAT_POINTERS = {"p_sink", "p_lse", "p_first", "p_entropy", "p_max", "p_delta", "p_dsink", "p_mass"}
+_FLOAT_POINTERS |= {"p_weight", "p_pre", "p_down", "p_up", "p_rstd", "p_h", "p_dh", "p_c", "p_absmax", "p_fourth"}
+_FLOAT_POINTERS |= {"p_dweight", "p_dpre", "p_ddown", "p_dup"}
 
 
 def _compile(kernel: Any, constants: dict[str, Any], gpu: str, warps: int, stages: int) -> Any:
@@ -130,11 +164,11 @@ def _compile(kernel: Any, constants: dict[str, Any], gpu: str, warps: int, stage
             constexprs[(index,)] = constants[name]
         elif name.startswith("p_"):
             signature[name] = "*fp32" if name in _FLOAT_POINTERS else "*bf16"
-        elif name in ("scale", "softcap", "bias", "eps"):
+        elif name in ("scale", "softcap", "bias", "eps", "offset"):
             signature[name] = "fp32"
         else:
             signature[name] = "i32"
-        if name.startswith(("p_", "s_")) or name == "T":
+        if signature[name] != "constexpr" and (name.startswith(("p_", "s_")) or name in ("T", "M", "D")):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs, attributes)
     target = GPUTarget("cuda", GPUS[gpu].capability, 32)
@@ -172,7 +206,7 @@ def _row(
         "name": config.name,
         "kernel": config.kernel,
         "gpu": config.gpu,
-        "head_dim": config.head_dim,
+        "width": config.width,
         "features": list(config.features),
         "tile": tile,
         "registers": resources["REG"],
@@ -197,7 +231,9 @@ def ctas_an_sm(registers: int, shared: int, warps: int, gpu: Gpu) -> int:
 
 
 def utilisation(loop: Loop, warps: int, flops: int, gpu: Gpu) -> list[float]:
-    """Share of the tensor cores' peak, [nothing overlaps, all overlaps]."""
+    """Share of the tensor cores' peak, [nothing overlaps, all overlaps]; empty where memory is the limit."""
+    if flops == 0:
+        return []
     tensor = flops / gpu.flops_a_clock
     rest = max(loop.special * warps * 32 / 16, loop.instructions * warps / 4)
     return [round(tensor / (tensor + rest), 2), round(tensor / max(tensor, rest), 2)]
@@ -211,7 +247,7 @@ def violations(row: dict[str, Any]) -> list[str]:
         found.append(f"{row['shared_bytes']} bytes of shared memory, the limit is {limit}: take a smaller tile")
     if row["tensor_core_instructions"] == 0:
         found.append("no tensor-core instruction: check the operand types of tl.dot")
-    if row["hot_loop"]["spills"] and row["head_dim"] <= 128:
+    if row["hot_loop"]["spills"] and row["width"] != 256:
         found.append(f"{row['hot_loop']['spills']} spills inside the hot loop: take a smaller tile or more warps")
     return found
 
@@ -225,19 +261,19 @@ def markdown(report: dict[str, Any]) -> str:
         "Nothing here was measured on a GPU; utilisation is modelled, from no overlap to full overlap.",
         "Spills: inside the hot loop / in the whole kernel.",
         "",
-        "| kernel | GPU | D | features | tile (q x k, warps, stages) | registers | shared KB | CTAs/SM | tensor-core "
+        "| kernel | GPU | D | features | tile, warps, stages | registers | shared KB | CTAs/SM | tensor-core "
         "| loop instructions | special | spills | utilisation | gates |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in report["rows"]:
         tile, hot = row["tile"], row["hot_loop"]
-        low, high = row["utilisation"]
+        used = " - ".join(f"{share:.2f}" for share in row["utilisation"]) or "-"
         lines.append(
-            f"| {row['kernel']} | {row['gpu']} | {row['head_dim']} | {' '.join(row['features']) or '-'} "
-            f"| {tile['queries']} x {tile['keys']}, {tile['warps']}, {tile['stages']} | {row['registers']} "
+            f"| {row['kernel']} | {row['gpu']} | {row['width']} | {' '.join(row['features']) or '-'} "
+            f"| {tile['rows']} x {tile['columns']}, {tile['warps']}, {tile['stages']} | {row['registers']} "
             f"| {row['shared_bytes'] / 1024:.0f} | {row['ctas_an_sm']} | {row['tensor_core_instructions']} "
             f"| {hot['instructions']} | {hot['special']} | {hot['spills']} / {row['spills']} "
-            f"| {low:.2f} - {high:.2f} | {'; '.join(row['violations']) or 'pass'} |"
+            f"| {used} | {'; '.join(row['violations']) or 'pass'} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -247,6 +283,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder for compile_report.json and .md")
     parser.add_argument("--only", default="", help="compile the configurations whose name contains this")
     options = parser.parse_args(arguments)
+    configs = [config for config in pinned() if options.only in config.name]
+    if not configs:
+        print(f"no configuration contains {options.only!r}: leave --only out to see them all", file=sys.stderr)
+        return 2
     # The interpreter replaces the compiler wherever triton is imported afterwards.
     os.environ.pop("TRITON_INTERPRET", None)
     # The default of this flag changes with Triton 3.10; the table was chosen with fusion on.
@@ -256,9 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     started = time.perf_counter()
     rows = []
-    for config in pinned():
-        if options.only not in config.name:
-            continue
+    for config in configs:
         row = compile_config(config)
         rows.append(row)
         print(

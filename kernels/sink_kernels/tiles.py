@@ -14,14 +14,16 @@ import torch
 
 
 class Tile(NamedTuple):
-    """Rows of queries and keys a program holds at once, its warps, and the loads it keeps in flight."""
+    """Rows (queries) and columns (keys, channels) a program holds at once, its warps, and the loads kept in flight."""
 
-    queries: int
-    keys: int
+    rows: int
+    columns: int
     warps: int
     stages: int
 
 
+# Rows of the element-wise first kernel of the backward.
+ROWS_A_BLOCK = 64
 KERNELS = ("forward", "backward_keys", "backward_queries", "key_mass")
 
 # (kernel, padded head dimension), half precision.
@@ -54,6 +56,21 @@ _AMPERE: dict[tuple[str, int], Tile] = _HOPPER | {
     ("key_mass", 256): Tile(64, 32, 8, 2),
 }
 
+# What `python -m sink_kernels.bench --tiles` ranks on a GPU beside the table's own: no spill in the hot loop on sm_90.
+CANDIDATES: dict[tuple[str, int], tuple[Tile, ...]] = {
+    ("forward", 64): (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(128, 64, 4, 2)),
+    ("forward", 128): (Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(128, 64, 8, 2)),
+    ("forward", 256): (Tile(64, 64, 8, 2), Tile(128, 32, 8, 2)),
+    ("backward_keys", 64): (Tile(64, 64, 4, 2), Tile(32, 128, 8, 2), Tile(64, 128, 8, 3)),
+    ("backward_keys", 128): (Tile(64, 64, 8, 2), Tile(64, 128, 8, 2), Tile(32, 128, 8, 3)),
+    ("backward_keys", 256): (Tile(32, 32, 8, 2), Tile(64, 32, 8, 2)),
+    ("backward_queries", 64): (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 3)),
+    ("backward_queries", 128): (Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(128, 64, 8, 3)),
+    ("backward_queries", 256): (Tile(32, 32, 4, 2), Tile(64, 32, 8, 1)),
+    ("key_mass", 64): (Tile(64, 128, 4, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3)),
+    ("key_mass", 128): (Tile(64, 128, 4, 3), Tile(128, 128, 8, 2), Tile(64, 128, 8, 3)),
+}
+
 
 def tile_for(kernel: str, head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tile:
     """The tile of `kernel` for a padded head dimension, a dtype and a compute capability."""
@@ -67,8 +84,15 @@ def tile_for(kernel: str, head_dim: int, dtype: torch.dtype, capability: tuple[i
     if not (hopper or capability == (8, 0)):
         # Consumer GPUs have 99 KB of shared memory a block.
         side = 64 if head_dim <= 64 else 32
-        return Tile(min(tile.queries, side), min(tile.keys, side), 4 if head_dim <= 128 else 8, 1)
+        return Tile(min(tile.rows, side), min(tile.columns, side), 4 if head_dim <= 128 else 8, 1)
     return tile
+
+
+def norm_tile_for(kernel: str, rank: int) -> Tile:
+    """The tile of a GatedNorm kernel. Made for ranks up to 32; above 64 the weight gradients overflow the registers."""
+    if kernel != "backward_channels":
+        return Tile(64, 64, 4, 2)
+    return Tile(32, 64, 4, 2) if rank <= 32 else Tile(64, 64, 8, 1)
 
 
 @functools.lru_cache

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from sink_kernels.launching import is_nvidia, on_device
 from sink_kernels.options import Options
-from sink_kernels.tiles import capability_of, tile_for
+from sink_kernels.tiles import ROWS_A_BLOCK, capability_of, tile_for
 from sink_kernels.triton_backward import (
     attention_backward_keys_kernel,
     attention_backward_queries_kernel,
@@ -20,7 +20,6 @@ from sink_kernels.triton_forward import attention_forward_kernel
 from sink_kernels.triton_key_mass import key_mass_kernel
 
 _NORMALIZERS = {"softmax": 0, "learnable_sink": 1, "off_by_one": 2, "sigmoid": 3}
-_ROWS_A_BLOCK = 64
 
 
 def forward(
@@ -41,8 +40,8 @@ def forward(
     first, entropy, max_logit = _rows(q, first_key), _rows(q, row_stats), _rows(q, row_stats)
     gate = None if gate is None else _dense_rows(gate)
     tile = _tile("forward", q)
-    with _on(q.device):
-        attention_forward_kernel[(triton.cdiv(tokens, tile.queries) * batch * heads,)](
+    with on_device(q.device):
+        attention_forward_kernel[(triton.cdiv(tokens, tile.rows) * batch * heads,)](
             q,
             k,
             v,
@@ -64,8 +63,8 @@ def forward(
             GATE=_gate_kind(gate),
             FIRST=first_key,
             ROWS=row_stats,
-            BM=tile.queries,
-            BN=tile.keys,
+            BM=tile.rows,
+            BN=tile.columns,
             **_constants(q, k, options),
             num_warps=tile.warps,
             num_stages=tile.stages,
@@ -94,11 +93,11 @@ def backward(
     batch, heads, tokens, _ = q.shape
     kv_heads = k.shape[1]
     constants = _constants(q, k, options)
-    blocks = triton.cdiv(tokens, _ROWS_A_BLOCK)
+    blocks = triton.cdiv(tokens, ROWS_A_BLOCK)
     delta = _rows(q)
     partial = q.new_empty((batch, heads, blocks), dtype=torch.float32)
     do = grad if gate is None else empty_output(q)
-    with _on(q.device):
+    with on_device(q.device):
         attention_backward_rows_kernel[(blocks * batch * heads,)](
             grad,
             out,
@@ -118,7 +117,7 @@ def backward(
             tokens,
             D=constants["D"],
             BD=constants["BD"],
-            BM=_ROWS_A_BLOCK,
+            BM=ROWS_A_BLOCK,
             GATE=_gate_kind(gate),
             NORM=constants["NORM"],
             num_warps=4,
@@ -127,7 +126,7 @@ def backward(
         strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3])
         scalars = (heads, tokens, *_scalars(options))
         tile = _tile("backward_keys", q)
-        attention_backward_keys_kernel[(triton.cdiv(tokens, tile.keys) * batch * kv_heads,)](
+        attention_backward_keys_kernel[(triton.cdiv(tokens, tile.columns) * batch * kv_heads,)](
             *shared,
             own[1],
             own[2],
@@ -135,21 +134,21 @@ def backward(
             *own[1].stride()[:3],
             *own[2].stride()[:3],
             *scalars,
-            BM=tile.queries,
-            BN=tile.keys,
+            BM=tile.rows,
+            BN=tile.columns,
             **constants,
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
         tile = _tile("backward_queries", q)
-        attention_backward_queries_kernel[(triton.cdiv(tokens, tile.queries) * batch * heads,)](
+        attention_backward_queries_kernel[(triton.cdiv(tokens, tile.rows) * batch * heads,)](
             *shared,
             own[0],
             *strides,
             *own[0].stride()[:3],
             *scalars,
-            BM=tile.queries,
-            BN=tile.keys,
+            BM=tile.rows,
+            BN=tile.columns,
             **constants,
             num_warps=tile.warps,
             num_stages=tile.stages,
@@ -167,8 +166,8 @@ def key_mass(q: Tensor, k: Tensor, lse: Tensor, options: Options) -> Tensor:
     batch, heads, tokens, _ = q.shape
     mass = _rows(q)
     tile = _tile("key_mass", q)
-    with _on(q.device):
-        key_mass_kernel[(triton.cdiv(tokens, tile.keys) * batch * heads,)](
+    with on_device(q.device):
+        key_mass_kernel[(triton.cdiv(tokens, tile.columns) * batch * heads,)](
             q,
             k,
             lse,
@@ -178,8 +177,8 @@ def key_mass(q: Tensor, k: Tensor, lse: Tensor, options: Options) -> Tensor:
             heads,
             tokens,
             *_scalars(options),
-            BM=tile.queries,
-            BN=tile.keys,
+            BM=tile.rows,
+            BN=tile.columns,
             **_constants(q, k, options),
             num_warps=tile.warps,
             num_stages=tile.stages,
@@ -225,7 +224,7 @@ def _scalars(options: Options) -> tuple[float, float, float, int]:
 
 
 def _constants(q: Tensor, k: Tensor, options: Options) -> dict[str, Any]:
-    nvidia = q.device.type == "cuda" and torch.version.hip is None
+    nvidia = is_nvidia(q.device)
     return {
         "D": q.shape[3],
         "BD": _padded(q.shape[3]),
@@ -238,7 +237,3 @@ def _constants(q: Tensor, k: Tensor, options: Options) -> dict[str, Any]:
         # Single precision means it: TF32 alone would lose 13 bits silently.
         "PRECISION": "tf32x3" if nvidia and q.dtype == torch.float32 else "ieee",
     }
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -1,0 +1,133 @@
+"""The entry to the fused norm and gate of the residual stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args, overload
+
+from torch import Tensor
+
+from sink_kernels import gated_norm_op, gated_norm_reference
+from sink_kernels.validation import DTYPES
+
+NormStatistic = Literal["absmax", "fourth_moment"]
+NormBackend = Literal["auto", "triton", "reference"]
+
+
+@overload
+def gated_norm(  # type: ignore[overload-overlap]
+    x: Tensor,
+    weight: Tensor,
+    w_down: Tensor,
+    w_up: Tensor,
+    *,
+    pre_affine: Tensor | None = ...,
+    eps: float = ...,
+    offset: float = ...,
+    stats: tuple[()] = ...,
+    backend: NormBackend = ...,
+) -> Tensor: ...
+
+
+@overload
+def gated_norm(
+    x: Tensor,
+    weight: Tensor,
+    w_down: Tensor,
+    w_up: Tensor,
+    *,
+    pre_affine: Tensor | None = ...,
+    eps: float = ...,
+    offset: float = ...,
+    stats: Sequence[NormStatistic],
+    backend: NormBackend = ...,
+) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+def gated_norm(
+    x: Tensor,
+    weight: Tensor,
+    w_down: Tensor,
+    w_up: Tensor,
+    *,
+    pre_affine: Tensor | None = None,
+    eps: float = 1e-6,
+    offset: float = 0.0,
+    stats: Sequence[NormStatistic] = (),
+    backend: NormBackend = "auto",
+) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    """RMSNorm, optionally behind PreAffine, with the low-rank gate of GatedNorm (arXiv 2601.22966).
+
+    The formulas stand in `sink_kernels.gated_norm_reference`.
+
+    Args:
+        x: [..., D].
+        weight: RMSNorm's gain [D].
+        w_down: [r, D], as nn.Linear(D, r) holds it.
+        w_up: [D, r], as nn.Linear(r, D) holds it; [1, r] for one gate a token (reference only).
+        pre_affine: lambda_1 of PreAffine [D].
+        eps: added to the mean square.
+        offset: added to the gate's pre-activation; logit(g) starts the gate at g.
+        stats: per channel over all rows, float32 and not differentiable: "absmax" and "fourth_moment" (mean of y^4).
+        backend: "auto" takes "triton" on a GPU where it can (rank up to 128, a gate a channel), "reference" elsewhere.
+
+    Returns:
+        y like x, or (y, {name: [D]}) if `stats` is not empty. Parameters may have another dtype than x.
+    """
+    _validate(x, weight, w_down, w_up, pre_affine, eps, offset, stats, backend)
+    if backend == "triton" or (backend == "auto" and x.device.type == "cuda"):
+        reason = gated_norm_op.unsupported(x, w_down, w_up)
+        if reason is None:
+            y, taken = gated_norm_op.gated_norm(x, weight, w_down, w_up, pre_affine, eps, offset, stats)
+            return (y, taken) if stats else y
+        if backend == "triton":
+            raise ValueError(reason)
+    y, taken = gated_norm_reference.gated_norm(x, weight, w_down, w_up, pre_affine, eps, offset, stats)
+    return (y, taken) if stats else y
+
+
+def _validate(
+    x: Tensor,
+    weight: Tensor,
+    w_down: Tensor,
+    w_up: Tensor,
+    pre_affine: Tensor | None,
+    eps: float,
+    offset: float,
+    stats: Sequence[str],
+    backend: str,
+) -> None:
+    width = x.shape[-1] if x.dim() else 0
+    if x.dim() < 2 or x.numel() == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}: gated_norm takes [..., D] with at least one row; reshape x")
+    if x.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ValueError(f"x is {x.dtype}: supported are {names}; cast x")
+    for name, vector in (("weight", weight), ("pre_affine", pre_affine)):
+        if vector is not None and vector.shape != (width,):
+            raise ValueError(f"{name} has shape {tuple(vector.shape)}: it must be [D] = ({width},); one gain a channel")
+    if w_down.dim() != 2 or w_down.shape[1] != width or w_down.shape[0] < 1:
+        raise ValueError(
+            f"w_down has shape {tuple(w_down.shape)}: it must be [r, D] with D = {width}, as nn.Linear({width}, r)"
+        )
+    rank = w_down.shape[0]
+    if w_up.shape != (width, rank) and w_up.shape != (1, rank):
+        raise ValueError(
+            f"w_up has shape {tuple(w_up.shape)}: it must be [D, r] = ({width}, {rank}), as nn.Linear({rank}, {width}) "
+            f"holds it, or (1, {rank}) for one gate a token"
+        )
+    for name, tensor in (("weight", weight), ("w_down", w_down), ("w_up", w_up), ("pre_affine", pre_affine)):
+        if tensor is not None and (not tensor.is_floating_point() or tensor.device != x.device):
+            raise ValueError(
+                f"{name} is {tensor.dtype} on {tensor.device}: it must be floating point on {x.device}; cast or move it"
+            )
+    if not 0.0 <= eps < math.inf:
+        raise ValueError(f"eps={eps}: it must be finite and not negative; 1e-6 is the usual one")
+    if not -math.inf < offset < math.inf:
+        raise ValueError(f"offset={offset}: it must be finite; 0 starts the gate at one half")
+    for name in stats:
+        if name not in get_args(NormStatistic):
+            raise ValueError(f"unknown statistic {name!r}: choose among {', '.join(get_args(NormStatistic))}")
+    if backend not in get_args(NormBackend):
+        raise ValueError(f"unknown backend {backend!r}: choose among {', '.join(get_args(NormBackend))}")

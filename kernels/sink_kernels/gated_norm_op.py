@@ -1,0 +1,139 @@
+"""The Triton GatedNorm as torch custom ops. Importing this file imports no Triton; running an op does."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_RANK = 128
+_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+def unsupported(x: Tensor, w_down: Tensor, w_up: Tensor) -> str | None:
+    """Why this path cannot take the call, with what can; None where it can."""
+    if not _INSTALLED:
+        return "triton is not installed (it is Linux only): use backend='auto' or 'reference'"
+    if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return (
+            f"backend 'triton' runs on a GPU, x is on {x.device}: use backend='auto', "
+            "or TRITON_INTERPRET=1 to test kernels on the CPU"
+        )
+    if x.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        return f"backend 'triton' takes {names}, x is {x.dtype}: cast x or use backend='reference'"
+    if w_down.shape[0] > MAX_RANK:
+        return f"backend 'triton' takes ranks up to {MAX_RANK}, w_down has {w_down.shape[0]}: use backend='reference'"
+    if w_up.shape[0] != x.shape[-1]:
+        return "backend 'triton' gates every channel, w_up gates the token as a whole: use backend='reference'"
+    return None
+
+
+def gated_norm(
+    x: Tensor,
+    weight: Tensor,
+    w_down: Tensor,
+    w_up: Tensor,
+    pre_affine: Tensor | None,
+    eps: float,
+    offset: float,
+    stats: Sequence[str],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """y like x [..., D] and the named statistics [D]; arguments as in `sink_kernels.gated_norm`."""
+    y, _, _, absmax, fourth = gated_norm_forward(
+        x.reshape(-1, x.shape[-1]), weight, w_down, w_up, pre_affine, eps, offset, len(stats) > 0
+    )
+    taken = {"absmax": absmax, "fourth_moment": fourth}
+    return y.view(x.shape), {name: taken[name] for name in stats}
+
+
+@torch.library.custom_op("sink_kernels::gated_norm_forward", mutates_args=())
+def gated_norm_forward(
+    x: Tensor,
+    weight: Tensor,
+    w_down: Tensor,
+    w_up: Tensor,
+    pre_affine: Tensor | None,
+    eps: float,
+    offset: float,
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(y [M, D], 1 / rms [M], h [M, R], absmax [D], fourth moment [D]) of x [M, D]."""
+    from sink_kernels import triton_gated_norm
+
+    return triton_gated_norm.forward(x, weight, w_down, w_up, pre_affine, eps, offset, stats)
+
+
+@torch.library.custom_op("sink_kernels::gated_norm_backward", mutates_args=())
+def gated_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    w_down: Tensor,
+    w_up: Tensor,
+    pre_affine: Tensor | None,
+    rstd: Tensor,
+    h: Tensor,
+    offset: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dx, dweight, dw_down, dw_up, dpre_affine); the last is empty without PreAffine."""
+    from sink_kernels import triton_gated_norm
+
+    return triton_gated_norm.backward(dy, x, weight, w_down, w_up, pre_affine, rstd, h, offset)
+
+
+@gated_norm_forward.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    w_down: Tensor,
+    w_up: Tensor,
+    pre_affine: Tensor | None,
+    eps: float,
+    offset: float,
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows, width = x.shape
+    absmax, fourth = (x.new_empty(width if stats else 0, dtype=torch.float32) for _ in range(2))
+    rstd = x.new_empty(rows, dtype=torch.float32)
+    h = x.new_empty((rows, w_down.shape[0]), dtype=torch.float32)
+    return x.new_empty((rows, width)), rstd, h, absmax, fourth
+
+
+@gated_norm_backward.register_fake
+def _(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    w_down: Tensor,
+    w_up: Tensor,
+    pre_affine: Tensor | None,
+    rstd: Tensor,
+    h: Tensor,
+    offset: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    parameters = [p.new_empty(p.shape) for p in (weight, w_down, w_up)]
+    dpre = x.new_empty(0) if pre_affine is None else pre_affine.new_empty(pre_affine.shape)
+    return x.new_empty(x.shape), parameters[0], parameters[1], parameters[2], dpre
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, w_down, w_up, pre_affine, _, offset, _ = inputs
+    rstd, h = output[1:3]
+    ctx.save_for_backward(x, weight, w_down, w_up, pre_affine, rstd, h)
+    ctx.offset = offset
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    *saved, rstd, h = ctx.saved_tensors
+    *grads, dpre = gated_norm_backward(dy, *saved, rstd, h, ctx.offset)
+    return *grads, None if saved[4] is None else dpre, None, None, None
+
+
+gated_norm_forward.register_autograd(_backward, setup_context=_setup_context)
