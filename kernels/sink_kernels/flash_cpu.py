@@ -85,8 +85,9 @@ class _Flash(torch.autograd.Function):
         out, lse = _forward(q, k, v, 0.0, mask is None, attn_mask=mask, scale=scale)
         if sink is not None:
             logit = sink.to(lse.dtype).view(1, -1, 1)
-            # The factor is cast, because mixing half and single precision costs ten times as much on the CPU.
-            out.mul_(torch.sigmoid(lse - logit).to(out.dtype).unsqueeze(-1))
+            # The factor is cast, because mixing half and single precision costs ten times as much on the CPU. Not in
+            # place: torch.compile of torch 2.11 then gives wrong gradients, silently.
+            out = out * torch.sigmoid(lse - logit).to(out.dtype).unsqueeze(-1)
             lse = torch.logaddexp(lse, logit)
         ctx.save_for_backward(q, k, v, sink, mask, out, lse)
         ctx.scale = scale

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from sink_kernels import Statistic
 from torch import Tensor, nn
 
 from sinks.errors import UserError
@@ -17,6 +18,8 @@ from sinks.models.taps import Tap
 
 class Attention(nn.Module):
     """Grouped-query attention: [B, T, D] -> [B, T, D].
+
+    `row_statistics` names what the parts tap reports beside the masses and the lse: `entropy`, `max_logit`.
 
     Args:
         shape: widths, names and initialisation.
@@ -55,7 +58,8 @@ class Attention(nn.Module):
         self.key_tap = Tap(f"{shape.site}.key")
         self.value_tap = Tap(f"{shape.site}.value")
         self.gate_tap = Tap(f"{shape.site}.gate")
-        self.mass_tap = Tap(f"{shape.site}.mass")
+        self.parts = Tap(f"{shape.site}.parts")
+        self.row_statistics: tuple[Statistic, ...] = ()
         self.out_input = Tap(f"{shape.site}.out.input")
 
     def _heads(self, x: Tensor, n_heads: int) -> Tensor:
@@ -74,9 +78,10 @@ class Attention(nn.Module):
         gate = self.gate(x)
         if self.gate_tap.on and gate is not None:
             self.gate_tap.report(torch.sigmoid(gate))
-        if self.mass_tap.on:
-            out, statistics = self.normalizer.attend_with_statistics(q, k, v, gate)
-            self.mass_tap.report(statistics)
+        if self.parts.on:
+            out, rows = self.normalizer.attend_with_statistics(q, k, v, gate, self.row_statistics)
+            seen = {"q": q, "k": k, "v": v, "out_weight": self.out.weight} | rows
+            self.parts.report(seen if gate is None else seen | {"gate": torch.sigmoid(gate)})
         else:
             out = self.normalizer.attend(q, k, v, gate)
         return self.out(self.out_input(out.transpose(1, 2).flatten(2)))

@@ -53,7 +53,7 @@ class Clamp(ResidualClip):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.share.on:
-            self.share.report((x.abs() > self.threshold).float().mean())
+            self.share.report({"clipped": (x.abs() > self.threshold).float().mean()})
         return x.clamp(-self.threshold, self.threshold)
 
 
@@ -70,17 +70,19 @@ class ClippedNorm(Norm):
         super().__init__(d_model)
         self.medians = positive(medians, "norm-input threshold", 4.0)
         self.norm = norm(d_model)
-        self.share = Tap("norm.clip")
-
-    def name_sites(self, site: str) -> None:
-        self.share.site = f"{site}.clip"
-        self.norm.name_sites(site)
 
     def gain(self) -> Tensor | None:
         return self.norm.gain()
 
+    def threshold(self, x: Tensor) -> Tensor:
+        """Of each token [B, T, 1]."""
+        return self.medians * x.abs().median(dim=-1, keepdim=True).values
+
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
+        threshold = self.threshold(x)
+        parts = self.norm.parts(x.clamp(-threshold, threshold))
+        return parts | {"clipped": (x.abs() > threshold).float().mean()}
+
     def forward(self, x: Tensor) -> Tensor:
-        threshold = self.medians * x.abs().median(dim=-1, keepdim=True).values
-        if self.share.on:
-            self.share.report((x.abs() > threshold).float().mean())
+        threshold = self.threshold(x)
         return self.norm(x.clamp(-threshold, threshold))

@@ -11,7 +11,6 @@ from torch import Tensor
 from sinks.errors import UserError
 from sinks.models.layers import Linear
 from sinks.models.norms import DyT, Norm, RMSNorm
-from sinks.models.taps import Tap
 
 Activation = Literal["sigmoid", "tanh", "silu", "identity"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -67,19 +66,21 @@ class GatedNorm(Norm):
         self.up = Linear(rank, d_model if granularity == "elementwise" else 1, init_std)
         self.offset = logit(initial_gate, "initial_gate") if activation == "sigmoid" else 0.0
         self.activation = ACTIVATIONS[activation]
-        self.gate = Tap("norm.gate")
-
-    def name_sites(self, site: str) -> None:
-        self.gate.site = f"{site}.gate"
-        self.norm.name_sites(site)
 
     def gain(self) -> Tensor | None:
         return self.norm.gain()
 
+    def gate(self, y: Tensor) -> Tensor:
+        """Gate values [B, T, D], or [B, T, 1] if tensorwise, of the norm's output y [B, T, D]."""
+        return self.activation(self.up(F.silu(self.down(y))) + self.offset)
+
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
+        parts = self.norm.parts(x)
+        return parts | {"gate": self.gate(parts["normed"])}
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        gate = self.activation(self.up(F.silu(self.down(y))) + self.offset)
-        return self.gate(gate) * y
+        return self.gate(y) * y
 
 
 class GateDyT(GatedNorm):

@@ -11,8 +11,6 @@ from sinks.errors import UserError
 from sinks.models.clips import positive
 from sinks.models.shapes import AttentionShape
 
-STATISTICS: tuple[Statistic, ...] = ("first_key_mass", "sink_mass")
-
 
 class Normalizer(nn.Module):
     """Base: causal softmax attention, whose options subclasses change.
@@ -20,6 +18,13 @@ class Normalizer(nn.Module):
     Args:
         shape: widths and names of the attention sublayer.
     """
+
+    # Index of the first token among the keys; 1 where a learned key stands before it.
+    first_token = 0
+    # Learned sinks that take part in the entropy of a row.
+    learned_sinks = 0
+    # Whether masses are shares of a row's total, because the row is not normalised.
+    reports_shares = False
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__()
@@ -34,14 +39,17 @@ class Normalizer(nn.Module):
         return attention(q, k, v, gate=gate, **self.options())
 
     def attend_with_statistics(
-        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, more: tuple[Statistic, ...] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `attend`, and the mass on the first token and on learned sinks, both [B, H, T] float32.
+        """As `attend`, and per row [B, H, T] float32 `first_token_mass`, `learned_sink_mass`, `lse`, and `more`.
 
         Unnormalised attention reports shares of each row's total mass, a proxy (arXiv:2410.10781, section 5).
         """
-        out, found = attention(q, k, v, gate=gate, stats=STATISTICS, **self.options())
-        return out, {"first_token_mass": found["first_key_mass"], "learned_sink_mass": found["sink_mass"]}
+        out, found = attention(
+            q, k, v, gate=gate, stats=("lse", "first_key_mass", "sink_mass", *more), **self.options()
+        )
+        found["first_token_mass"], found["learned_sink_mass"] = found.pop("first_key_mass"), found.pop("sink_mass")
+        return out, found
 
 
 class Softmax(Normalizer):
@@ -59,6 +67,8 @@ class OffByOne(Normalizer):
         shape: widths and names of the attention sublayer.
     """
 
+    learned_sinks = 1
+
     def options(self) -> dict[str, Any]:
         return {"normalizer": "off_by_one"}
 
@@ -73,6 +83,8 @@ class LearnableSink(Normalizer):
         shape: widths and names of the attention sublayer.
         sink_scale: factor between the parameter (float32, starts at zero) and the logit.
     """
+
+    learned_sinks = 1
 
     def __init__(self, shape: AttentionShape, sink_scale: float = 1.0) -> None:
         super().__init__(shape)
@@ -93,6 +105,9 @@ class KeyValueBias(Normalizer):
         shape: widths and names of the attention sublayer.
         learn_value: whether the value is learned too; without it the value is zero, a pure sink.
     """
+
+    first_token = 1
+    learned_sinks = 1
 
     def __init__(self, shape: AttentionShape, learn_value: bool = True) -> None:
         super().__init__(shape)
@@ -125,14 +140,15 @@ class KeyValueBias(Normalizer):
         return attention(q, k, v, gate=gate)[:, :, 1:]
 
     def attend_with_statistics(
-        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, more: tuple[Statistic, ...] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         q, k, v, gate = self._prepend(q, k, v, gate)
-        out, found = attention(q, k, v, gate=gate, stats=("lse", "first_key_mass"))
+        out, found = attention(q, k, v, gate=gate, stats=("lse", "first_key_mass", *more))
         first_token = k[:, :, 1].repeat_interleave(self.shape.n_heads // self.shape.n_kv_heads, dim=1)
         score = torch.einsum("bhtd,bhd->bht", q.float(), first_token.float()) / math.sqrt(self.shape.head_dim)
-        mass = torch.exp(score - found["lse"])[:, :, 1:]
-        return out[:, :, 1:], {"first_token_mass": mass, "learned_sink_mass": found["first_key_mass"][:, :, 1:]}
+        found["first_token_mass"] = torch.exp(score - found["lse"])
+        found["learned_sink_mass"] = found.pop("first_key_mass")
+        return out[:, :, 1:], {name: rows[:, :, 1:] for name, rows in found.items()}
 
 
 class Sigmoid(Normalizer):
@@ -143,6 +159,8 @@ class Sigmoid(Normalizer):
     Args:
         shape: widths and names of the attention sublayer.
     """
+
+    reports_shares = True
 
     def options(self) -> dict[str, Any]:
         return {"normalizer": "sigmoid", "bias": -math.log(self.shape.context_length)}
@@ -155,6 +173,8 @@ class ClippedSoftmax(Normalizer):
         shape: widths and names of the attention sublayer.
         alpha: how much is cut off; 2 ... 4 in the source for short contexts.
     """
+
+    reports_shares = True
 
     def __init__(self, shape: AttentionShape, alpha: float = 4.0) -> None:
         super().__init__(shape)

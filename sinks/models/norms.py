@@ -28,8 +28,14 @@ class Norm(nn.Module):
     def reset_parameters(self) -> None:
         """Fill the parameters this module itself owns."""
 
-    def name_sites(self, site: str) -> None:
-        """Learn the name under which inner taps report."""
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
+        """What a look inside shows of x [B, T, D]; only computed while the site's tap is on.
+
+        `normed`: the output before any gate; and where the norm has them `gain` [D] (effective), `divided` and `weight`
+        (what is divided by its RMS, and the gain after that), `gate`, and `clipped` (the share of values cut off).
+        """
+        gain = self.gain()
+        return {"normed": self(x)} | ({} if gain is None else {"gain": gain})
 
 
 class RMSNorm(Norm):
@@ -50,6 +56,9 @@ class RMSNorm(Norm):
 
     def gain(self) -> Tensor:
         return self.weight
+
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
+        return super().parts(x) | {"divided": x, "weight": self.weight}
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, (self.d_model,), self.weight, self.eps)
@@ -75,6 +84,9 @@ class PreAffine(RMSNorm):
 
     def gain(self) -> Tensor:
         return self.weight * self.pre
+
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
+        return super().parts(x) | {"divided": self.pre * x}
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(self.pre * x)
@@ -119,7 +131,7 @@ class Unnormed(Norm):
 
 
 class NormSite(nn.Module):
-    """A norm between the taps of its input, output and gain.
+    """A norm between the taps of its input and output; a third tap looks inside.
 
     Args:
         site: name of the place, e.g. `blocks.0.attention.norm`.
@@ -130,11 +142,13 @@ class NormSite(nn.Module):
         super().__init__()
         self.input = Tap(f"{site}.input")
         self.norm = norm
-        self.gain = Tap(f"{site}.gain")
         self.output = Tap(f"{site}.output")
-        norm.name_sites(site)
+        self.parts = Tap(f"{site}.parts")
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.gain.on and (gain := self.norm.gain()) is not None:
-            self.gain.report(gain)
-        return self.output(self.norm(self.input(x)))
+        y = self.output(self.norm(self.input(x)))
+        if self.parts.on:
+            # Parameters are read here because FSDP2 has gathered them only while the forward runs.
+            with torch.no_grad():
+                self.parts.report({"input": x, "output": y} | self.norm.parts(x))
+        return y

@@ -1,13 +1,14 @@
 """Moments that add up: over the batches of a stage, and over the ranks of a run."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Hashable
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 Moments = dict[str, Tensor]
+Key = TypeVar("Key", bound=Hashable)
 Combination = Literal["sum", "max", "min"]
 COMBINE: dict[Combination, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": torch.add,
@@ -37,7 +38,7 @@ def add(total: Moments | None, moments: Moments) -> Moments:
     return {name: COMBINE[combination(name)](total[name], moment) for name, moment in moments.items()}
 
 
-def total_over_ranks(groups: dict[str, Moments]) -> dict[str, Moments]:
+def total_over_ranks(groups: dict[Key, Moments]) -> dict[Key, Moments]:
     """Sums, maxima and minima over all ranks of many groups of moments, in two collectives whatever their number.
 
     Every rank must hold the same moments. A NaN on any rank makes the extreme NaN everywhere: the collective maximum of
@@ -49,7 +50,7 @@ def total_over_ranks(groups: dict[str, Moments]) -> dict[str, Moments]:
     sums = [key for key in keys if combination(key[1]) == "sum"]
     extremes = [key for key in keys if combination(key[1]) != "sum"]
     signed = [groups[g][n] if combination(n) == "max" else -groups[g][n] for g, n in extremes]
-    result: dict[str, Moments] = {group: {} for group in groups}
+    result: dict[Key, Moments] = {group: {} for group in groups}
     if not keys:
         return result
 

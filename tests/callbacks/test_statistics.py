@@ -1,13 +1,16 @@
 """The callback reads what the model really does, and costs nothing while it is off."""
 
 import math
+from typing import Any, get_args
 
 import lightning
 import pytest
 import torch
 
 from sinks.callbacks import SinkStatistics
-from sinks.callbacks.statistics import summarise
+from sinks.callbacks.groups import GROUPS
+from sinks.callbacks.statistics import GroupName
+from sinks.callbacks.summary import summarise
 from sinks.errors import UserError
 from sinks.families import CausalLM, Gated
 from sinks.models.taps import taps_of
@@ -23,7 +26,7 @@ def read(model: CausalLM, tokens: torch.Tensor) -> tuple[dict[str, float], dict[
     with torch.no_grad():
         model(tokens)
     callback._switch(False)
-    scalars, statistics = summarise(callback._totals(), 1)
+    scalars, statistics = summarise(callback._totals(), callback._sites, {}, 1)
     return scalars, {n: torch.from_numpy(a[0]) for n, a in statistics.arrays.items()}
 
 
@@ -55,6 +58,8 @@ def test_every_variant_reports_what_it_has(name: str, tokens: torch.Tensor) -> N
         VARIANTS[name][1].get("attention_gate", "elementwise") != "none" and VARIANTS[name][0] is Gated
     )
     assert ("norm/gate_mean" in scalars) == (name in ("gated", "gated-norm", "gate-dyt") or "norm-gate" in name)
+    assert ("attention/contribution_share" in scalars) == (name not in ("key-value-bias", "key-bias"))
+    assert ("norm/bound" in scalars) is False  # no sink dimensions yet
     assert ("residual/clipped_share" in scalars) == (name in ("clip-stream", "clip-norm-input"))
     assert ("norm/gain_at_sink" in scalars) == (name != "no-norm")
     assert all(math.isfinite(value) for value in scalars.values())
@@ -111,6 +116,82 @@ def test_taps_are_off_before_backward_and_sampled_at_the_interval() -> None:
     ]
 
 
-def test_an_interval_below_one_is_refused() -> None:
-    with pytest.raises(UserError, match="interval is 0, but must be at least 1"):
-        SinkStatistics(interval=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"interval": 0}, "interval is 0, but must be at least 1"),
+        ({"start": 0}, "start is 0"),
+        ({"start": 10, "stop": 5}, "stop is 5, but must not be below start = 10"),
+        ({"leave_out": ["residual"]}, "the others lean on it"),
+        ({"leave_out": ["nothing"]}, "'nothing', but groups are residual"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SinkStatistics(**options)
+
+
+def test_a_pattern_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match=r"'blocks.9.\*', which matches no site: sites are blocks.0.attention.norm"):
+        SinkStatistics(sites=["blocks.0.*", "blocks.9.*"])._attach(build("baseline"))
+
+
+def test_patterns_choose_sites(tokens: torch.Tensor) -> None:
+    model = build("baseline").eval()
+    callback = SinkStatistics(sites=["blocks.1.*"], leave_out=["keys", "contribution"])
+    callback._attach(model)
+    callback._switch(True)
+    with torch.no_grad():
+        model(tokens)
+    _, statistics = summarise(callback._totals(), callback._sites, {}, 1)
+    assert statistics.sites["norm"] == ["blocks.1.attention.norm", "blocks.1.feed_forward.norm"]
+    assert statistics.sites["attention"] == ["blocks.1.attention"]
+    assert statistics.arrays["residual/mean_abs"].shape == (1, 2, 16)
+    assert "attention/contribution_share" not in statistics.arrays
+
+
+def test_group_names_on_the_command_line_are_the_groups() -> None:
+    assert set(get_args(GroupName)) == set(GROUPS)
+
+
+def test_sink_dimensions_are_those_of_the_previous_logged_step(tokens: torch.Tensor) -> None:
+    model = build("baseline").eval()
+    callback = SinkStatistics()
+    callback._attach(model)
+    readings = []
+    for _ in range(2):
+        callback._moments = {}
+        callback._switch(True)
+        with torch.no_grad():
+            model(tokens)
+        callback._switch(False)
+        totals = callback._totals()
+        readings.append({group for _, group in totals})
+        callback._choose_dimensions(totals, torch.device("cpu"))
+    assert readings[1] - readings[0] == {"rescale", "bound"}
+    resumed = SinkStatistics()
+    resumed.load_state_dict(callback.state_dict())
+    assert resumed._dimensions == callback._dimensions
+    _, statistics = summarise(totals, callback._sites, callback._dimensions, 1)
+    assert statistics.arrays["residual/sink_dimensions"].shape == (1, 5, 1)
+
+
+@pytest.mark.parametrize("name", ["baseline", "gated", "key-value-bias", "sigmoid", "clipped-softmax"])
+def test_contribution_share_agrees_with_the_attention_maps(name: str, tokens: torch.Tensor) -> None:
+    model = build(name).eval()
+    _, arrays = read(model, tokens)
+    if name == "key-value-bias":
+        assert "attention/contribution_share" not in arrays
+        return
+    attention = model.decoder.blocks[0].attention  # type: ignore[union-attr]
+    maps = torch.stack([model.attention_maps(row[None])[0] for row in tokens])  # [B, H, T, T]
+    with torch.no_grad():
+        x = model.decoder.blocks[0].attention_norm(model.decoder.embedding(tokens))  # type: ignore[union-attr]
+        v = attention.project(x)[2].repeat_interleave(2, dim=1)
+        weight = attention.out.weight.unflatten(1, (4, 6))  # [D, H, head_dim]
+        norms = torch.einsum("bhtd,ohd->bhto", v, weight).norm(dim=-1)
+    parts = maps * norms[:, :, None]
+    totals = parts.sum(-1)[..., 1:]
+    expected = (parts[..., 1:, 0] / totals)[totals > 0].mean()
+    if (totals > 0).all():
+        torch.testing.assert_close(arrays["attention/contribution_share"][0].mean(), expected, rtol=1e-4, atol=1e-5)

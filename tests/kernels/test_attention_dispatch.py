@@ -76,9 +76,18 @@ def test_autocast_casts_what_comes_in(normalizer, backend, make_call):
         assert call.cast(torch.float64).run(attention, backend=backend).dtype == torch.float64
 
 
-@pytest.mark.parametrize(("normalizer", "backend"), [("learnable_sink", "flash"), ("sigmoid", "reference")])
-def test_compiles_into_one_graph(normalizer, backend, make_call):
-    call = make_call(normalizer, gate="head", window=9).cast(torch.float32)
+@pytest.mark.parametrize(
+    ("normalizer", "backend", "dtype"),
+    [
+        ("softmax", "flash", torch.bfloat16),
+        ("off_by_one", "flash", torch.float32),
+        ("learnable_sink", "flash", torch.float32),
+        ("learnable_sink", "flash", torch.bfloat16),
+        ("sigmoid", "reference", torch.float32),
+    ],
+)
+def test_compiles_into_one_graph(normalizer, backend, dtype, make_call):
+    call = make_call(normalizer, gate="head", window=9).cast(dtype)
     names = list(call.tensors)
 
     def loss(*tensors):

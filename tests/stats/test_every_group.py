@@ -13,7 +13,6 @@ from sinks.stats.moments import Moments, add, combination, total_over_ranks
 from tests.stats.cases import CASES, Case
 
 every_case = pytest.mark.parametrize("name", CASES)
-EXACT = {"rtol": 1e-6, "atol": 1e-12, "equal_nan": True}
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-6) -> None:
@@ -48,9 +47,7 @@ def test_batches_of_different_length_add_up(name: str) -> None:
     case = CASES[name]
     long, short = case.moments(*case.inputs(2, 9)), case.moments(*case.inputs(3, 2))
     assert {n: m.shape for n, m in long.items()} == {n: m.shape for n, m in short.items()}
-    assert all(
-        torch.isfinite(x).all() or "alpha" in n or "sink_gu" in n for n, x in case.statistics(add(long, short)).items()
-    )
+    assert all(torch.isfinite(x).all() for x in case.statistics(add(long, short)).values())
 
 
 @every_case
@@ -79,7 +76,11 @@ def test_traces_without_a_break(name: str) -> None:
     case = CASES[name]
     torch._dynamo.reset()
     moments = torch.compile(case.moments, fullgraph=True, backend="aot_eager")
-    for batch, length in ((2, 6), (3, 6), (3, 9)):  # the later shapes are traced as dynamic ones
+    for batch, length in (
+        (2, 6),
+        (3, 9),
+        (4, 8),
+    ):  # the second shape is traced as a dynamic one, which serves the third
         inputs = case.inputs(batch, length)
         assert_same(moments(*inputs), case.moments(*inputs))
 

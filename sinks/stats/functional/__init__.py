@@ -61,6 +61,7 @@ from sinks.stats.functional.residual import (
     persistence_statistics,
     residual_moments,
     residual_statistics,
+    token_median,
     top_permille_ratio,
 )
 from sinks.stats.functional.sink_dimensions import (
@@ -109,6 +110,7 @@ __all__ = [
     "share_statistics",
     "SINK_SCORE",
     "SINK_CONSISTENCY",
+    "token_median",
     "residual_moments",
     "residual_statistics",
     "top_permille_ratio",

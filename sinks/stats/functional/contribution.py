@@ -4,7 +4,8 @@ For the contribution share, weights meet the norms n_j = ||W_O^h v_j|| in one mo
 
     norms = projected_value_norms(v, out_weight, n_heads)                      [B, H, T]
     out = sink_kernels.attention(q, k, contribution_values(norms, n_kv_heads, head_dim), **options)   without a gate
-    moments = contribution_moments(first_token_mass, norms, contribution_totals(out, n_kv_heads))
+    totals = contribution_totals(out, n_kv_heads, renormalise=normalizer in ("sigmoid", "clipped_softmax"))
+    moments = contribution_moments(first_token_mass, norms, totals)
 """
 
 import torch
@@ -59,7 +60,11 @@ def projected_value_norms(v: Tensor, out_weight: Tensor, n_heads: int) -> Tensor
 def contribution_values(norms: Tensor, n_kv_heads: int, head_dim: int) -> Tensor:
     """Norms [B, H, T] as values [B, n_kv_heads, T, head_dim]: the g-th query head of a group reads channel g.
 
-    Query heads that share a key head differ in n_j, so each gets a channel of its own and keys need no copies.
+    Query heads that share a key head differ in n_j, so each gets a channel of its own and keys need no copies. Channels
+    left over are 1: they tell the row's total mass.
+
+    Raises:
+        ValueError: if more query heads share a key head than there are channels.
     """
     grouped = norms.unflatten(1, (n_kv_heads, -1)).transpose(2, 3)
     if grouped.shape[-1] > head_dim:
@@ -67,21 +72,39 @@ def contribution_values(norms: Tensor, n_kv_heads: int, head_dim: int) -> Tensor
             f"{grouped.shape[-1]} query heads share a key head of head_dim {head_dim}: at most head_dim can be told "
             "apart; repeat the key heads"
         )
-    return F.pad(grouped, (0, head_dim - grouped.shape[-1]))
+    return F.pad(grouped, (0, head_dim - grouped.shape[-1]), value=1.0)
 
 
-def contribution_totals(out: Tensor, n_kv_heads: int) -> Tensor:
-    """sum_j A_ij n_j [B, H, T] out of the attention output [B, H, T, head_dim] over `contribution_values`."""
+def contribution_totals(out: Tensor, n_kv_heads: int, renormalise: bool = False) -> Tensor:
+    """sum_j A_ij n_j [B, H, T] out of the attention output [B, H, T, head_dim] over `contribution_values`.
+
+    Args:
+        out: the output, before a gate.
+        n_kv_heads: number of key heads.
+        renormalise: divide by the row's total mass, as the masses of unnormalised attention (sigmoid, clipped softmax)
+            are; a row without mass stays 0.
+
+    Raises:
+        ValueError: if it is to be renormalised and no channel is left over for the total mass.
+    """
     grouped = out.float().unflatten(1, (n_kv_heads, -1))
-    group = grouped.shape[2]
-    return grouped[..., :group].diagonal(dim1=2, dim2=4).transpose(2, 3).flatten(1, 2)
+    group, head_dim = grouped.shape[2], grouped.shape[4]
+    totals = grouped[..., :group].diagonal(dim1=2, dim2=4).transpose(2, 3).flatten(1, 2)
+    if not renormalise:
+        return totals
+    if group == head_dim:
+        raise ValueError(
+            f"{group} query heads share a key head of head_dim {head_dim}: renormalising needs one channel more than "
+            "query heads; repeat the key heads"
+        )
+    return totals / out[..., group].float().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def signed_contribution(first_token_mass: Tensor, v: Tensor, out: Tensor, out_weight: Tensor) -> Tensor:
     """The first token's part of each head's output along that output [B, H, T]; all keys' parts sum to 1.
 
-    <A_i0 W_h v_0, W_h o_i> / ||W_h o_i||^2 with o [B, H, T, head_dim] the head's output before a gate. Negative: the
-    first token works against the output.
+    <A_i0 W_h v_0, W_h o_i> / ||W_h o_i||^2 with o [B, H, T, head_dim] the head's output before a gate, of the same A as
+    `first_token_mass`. Negative: the first token works against the output.
     """
     n_heads = out.shape[1]
     with torch.autocast(out.device.type, enabled=False):
@@ -96,9 +119,9 @@ def contribution_moments(
     """Moments of the first token's contribution, over queries i >= 1 of [B, H, T] tensors.
 
     Args:
-        first_token_mass: A_i0. Unnormalised attention: see `totals`.
+        first_token_mass: A_i0.
         norms: n_j = ||W_O^h v_j||.
-        totals: sum_j A_ij n_j with the same A as `first_token_mass`: divide by the row's total mass where that was.
+        totals: `contribution_totals`, sum_j A_ij n_j with the same A as `first_token_mass`: renormalised where that is.
         signed: `signed_contribution`, if wanted.
 
     Returns:

@@ -6,7 +6,6 @@ from torch import Tensor
 from sinks.stats.functional.histogram import HISTOGRAM_BINS, magnitude_bins
 from sinks.stats.functional.sums import (
     channel_total,
-    exceeds,
     narrow,
     nonfinite,
     number,
@@ -35,14 +34,15 @@ def attention_gate_moments(gate: Tensor) -> dict[str, Tensor]:
     batch, _, length, width = g.shape
     mean = g.mean(-1)
     gates = mean.to(wide(g.device)) * width
-    square = (g - mean.unsqueeze(-1)).square().sum(-1) + gates.square() / width
+    square = torch.linalg.vector_norm(g - mean.unsqueeze(-1), dim=-1).square() + gates.square() / width
+    closed = torch.where(torch.isfinite(mean), (g < CLOSED).sum(-1), torch.nan)
     first, rest = total(gates[..., 0], 0), total(gates[..., 1:], (0, 2))
     return {
         "count": number(batch * length * width, g),
         "first_count": number(batch * width, g),
         "gate_sum": first + rest,
         "square_sum": total(square, (0, 2)),
-        "closed_sum": total(exceeds(-g, -CLOSED).sum(-1), (0, 2)),
+        "closed_sum": total(closed, (0, 2)),
         "first_sum": first,
         "rest_sum": rest,
         "nonfinite": nonfinite(g),

@@ -15,7 +15,7 @@ def centred_unit(h: Tensor) -> tuple[Tensor, Tensor]:
     centred = h - mean
     deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / h.shape[-1] ** 0.5
     rounding = 4 * torch.finfo(torch.float32).eps * mean.abs()
-    deviation = torch.where(deviation <= rounding, 0.0, deviation)
+    deviation = torch.where(deviation <= rounding, torch.nan, deviation)
     return centred / deviation, deviation.squeeze(-1)
 
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sinks.stats.functional.residual import token_median
 from sinks.stats.functional.sums import exceeds, narrow, nonfinite, number, total
 
 MASSIVE_ABSOLUTE, MASSIVE_RELATIVE = 100.0, 1000.0
@@ -23,11 +24,15 @@ def _count(magnitude: Tensor, peak: Tensor, median: Tensor) -> Tensor:
     return torch.where(torch.isfinite(peak), (magnitude > threshold.unsqueeze(-1)).sum(-1), torch.nan)
 
 
-def massive_moments(h: Tensor) -> dict[str, Tensor]:
+def massive_moments(h: Tensor, median: Tensor | None = None) -> dict[str, Tensor]:
     """Moments of massive activations of h [B, T, D]. All tokens count, token 0 too, except in `ratio_*`.
 
     Medians are of |h|: "token" that of the token's D channels, "tensor" that of the sample's T * D values (as the
     authors' code takes it, one sequence at a time). A rival median changes the count; both are kept.
+
+    Args:
+        h: the residual stream.
+        median: `token_median(h)`, if it is there already.
 
     Returns:
         tokens, samples, later_tokens, nonfinite: numbers of tokens B * T, samples B, tokens but token 0, bad values.
@@ -39,7 +44,8 @@ def massive_moments(h: Tensor) -> dict[str, Tensor]:
     """
     magnitude = h.float().abs()
     batch, length = magnitude.shape[:2]
-    peak, median = magnitude.amax(-1), magnitude.median(-1).values
+    peak = magnitude.amax(-1)
+    median = token_median(h) if median is None else median
     sample = magnitude.flatten(1)
     sample_top, sample_median = _largest(sample), sample.median(-1).values
     ratio = peak[:, 1:] / median[:, 1:]

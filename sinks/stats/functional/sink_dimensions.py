@@ -17,9 +17,11 @@ def _membership(channels: int, dimensions: Tensor) -> Tensor:
 
 
 def _energies(x: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of squares [..., ] of x [..., D] in S and in the rest, apart so that neither is lost in the other."""
-    square = x.float().square()
-    return torch.where(inside, square, 0.0).sum(-1), torch.where(inside, 0.0, square).sum(-1)
+    """Sums of squares [...] of x [..., D] in S and in the rest, apart so that neither is lost in the other."""
+    x = x.float()
+    parts = (x.masked_fill(~inside, 0.0), x.masked_fill(inside, 0.0))
+    sink, rest = (torch.linalg.vector_norm(part, dim=-1).square() for part in parts)
+    return sink, rest
 
 
 def sink_dimension_moments(h: Tensor, dimensions: Tensor) -> dict[str, Tensor]:
@@ -121,7 +123,7 @@ def gain_at_sink(gain: Tensor, sink_dimension: Tensor) -> Tensor:
     of sites apart: suppression may be at feed-forward norms only.
     """
     magnitude = gain.float().abs()
-    return magnitude[sink_dimension] / magnitude.median()
+    return magnitude.take(sink_dimension) / magnitude.median()
 
 
 def gain_statistics(gain: Tensor, dimensions: Tensor) -> dict[str, Tensor]:

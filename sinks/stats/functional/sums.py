@@ -42,12 +42,12 @@ def occurrences(indices: Tensor, size: int) -> Tensor:
     """How often each of 0 ... size - 1 occurs; unlike bincount its shape does not depend on data."""
     flat = indices.flatten()
     counts = torch.zeros(size, dtype=torch.int64, device=flat.device)
-    return counts.scatter_add(0, flat, torch.ones_like(flat)).to(wide(flat.device))
+    return counts.index_add(0, flat, counts.new_ones(1).expand(flat.shape)).to(wide(flat.device))
 
 
 def nonfinite(*tensors: Tensor) -> Tensor:
-    """Number of NaN and infinite values."""
-    counted = torch.stack([(~torch.isfinite(x)).sum() for x in tensors]).sum()
+    """Number of NaN and infinite values: only these differ from zero after x - x."""
+    counted = torch.stack([torch.count_nonzero(x - x) for x in tensors]).sum()
     return counted.to(wide(counted.device))
 
 

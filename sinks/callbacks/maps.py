@@ -1,0 +1,66 @@
+"""TensorBoard maps: layer x head first-token mass, site x dimension magnitude, and histograms of the residual."""
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from sinks.record import Statistics
+from sinks.stats import functional
+
+CELL = 12
+
+
+def picture(values: np.ndarray, cell: int) -> np.ndarray:
+    """Grey levels [1, rows * cell, columns * cell] uint8 of values in 0 ... 1; NaN is black."""
+    grey = (255 * np.nan_to_num(values.clip(0, 1))).astype(np.uint8)
+    return np.kron(grey, np.ones((cell, cell), dtype=np.uint8))[None]
+
+
+def write_maps(trainer: lightning.Trainer, statistics: Statistics, histograms: dict[str, Tensor], step: int) -> None:
+    """Write the maps of one validation to every TensorBoard logger.
+
+    Args:
+        trainer: whose loggers are written to.
+        statistics: arrays [1, sites, ...] of one step.
+        histograms: counts of |h| of each norm site, in the fixed log-spaced bins.
+        step: optimiser step.
+    """
+    for logger in trainer.loggers:
+        if not isinstance(logger, TensorBoardLogger):
+            continue
+        writer = logger.experiment
+        mass = statistics.arrays.get("attention/first_token_mass")
+        if mass is not None:
+            writer.add_image("maps/first_token_mass", picture(mass[0], CELL), step)
+        magnitude = statistics.arrays["residual/mean_abs"][0]
+        relative = np.log10(magnitude / np.median(magnitude, axis=1, keepdims=True)) / 2
+        writer.add_image("maps/residual_over_median_log10_0_to_2", picture(relative, 2), step)
+        for site, counts in histograms.items():
+            add_histogram(writer, f"residual/{site}", counts, step)
+
+
+def add_histogram(writer: SummaryWriter, tag: str, counts: Tensor, step: int) -> None:
+    """A raw histogram of |h|, one bin per octave, from the fixed log-spaced counts."""
+    octaves = counts.view(-1, functional.HISTOGRAM_BINS_PER_OCTAVE).sum(1).double()
+    first = functional.HISTOGRAM_OCTAVES[0]
+    limits = torch.tensor([2.0 ** (first + i + 1) for i in range(len(octaves))], dtype=torch.float64)
+    centres = limits * 0.75
+    total = float((octaves * centres).sum())
+    squares = float((octaves * centres.square()).sum())
+    filled = octaves.nonzero().flatten()
+    if not len(filled):
+        return
+    writer.add_histogram_raw(
+        tag,
+        min=float(limits[filled[0]]) / 2,
+        max=float(limits[filled[-1]]),
+        num=int(octaves.sum()),
+        sum=total,
+        sum_squares=squares,
+        bucket_limits=limits.tolist(),
+        bucket_counts=octaves.tolist(),
+        global_step=step,
+    )
