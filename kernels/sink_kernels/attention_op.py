@@ -5,35 +5,25 @@ Importing this file imports no Triton; running an op does.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sink_kernels.launching import triton_refuses
 from sink_kernels.options import Options
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256
-_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def unsupported(q: Tensor, options: Options) -> str | None:
     """Why this path cannot take the call, with what can; None where it can."""
-    if not _INSTALLED:
-        return "triton is not installed (it is Linux only): use backend='auto' or 'reference'"
-    if q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return (
-            f"backend 'triton' runs on a GPU, q is on {q.device}: use backend='auto', "
-            "or TRITON_INTERPRET=1 to test kernels on the CPU"
-        )
+    reason = triton_refuses("q", q)
+    if reason is not None:
+        return reason
     if options.normalizer == "clipped_softmax":
         return "backend 'triton' cannot normalise by 'clipped_softmax': use backend='reference'"
-    if q.dtype not in DTYPES:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        return f"backend 'triton' takes {names}, q is {q.dtype}: cast q or use backend='reference'"
     if q.shape[3] > MAX_HEAD_DIM:
         return (
             f"backend 'triton' takes head dimensions up to {MAX_HEAD_DIM} (fastest: 64, 128), q has {q.shape[3]}: "

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from sink_kernels.launching import triton_refuses
+
 MAX_RANK = 128
-_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def unsupported(x: Tensor, w_down: Tensor, w_up: Tensor) -> str | None:
     """Why this path cannot take the call, with what can; None where it can."""
-    if not _INSTALLED:
-        return "triton is not installed (it is Linux only): use backend='auto' or 'reference'"
-    if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return (
-            f"backend 'triton' runs on a GPU, x is on {x.device}: use backend='auto', "
-            "or TRITON_INTERPRET=1 to test kernels on the CPU"
-        )
-    if x.dtype not in DTYPES:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        return f"backend 'triton' takes {names}, x is {x.dtype}: cast x or use backend='reference'"
+    reason = triton_refuses("x", x)
+    if reason is not None:
+        return reason
     if w_down.shape[0] > MAX_RANK:
         return f"backend 'triton' takes ranks up to {MAX_RANK}, w_down has {w_down.shape[0]}: use backend='reference'"
     if w_up.shape[0] != x.shape[-1]:

@@ -1,11 +1,32 @@
-"""What every Triton launch needs to know of its device."""
+"""Where Triton kernels can run, and what a launch needs to know of its device. Imports no Triton."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
 from typing import Any
 
 import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+def triton_refuses(name: str, x: Tensor) -> str | None:
+    """Why no Triton kernel can take the tensor called `name`, with what can; None where one can."""
+    if not _INSTALLED:
+        return "triton is not installed (it is Linux only): use backend='auto' or 'reference'"
+    if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return (
+            f"backend 'triton' runs on a GPU, {name} is on {x.device}: use backend='auto', "
+            "or TRITON_INTERPRET=1 to test kernels on the CPU"
+        )
+    if x.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        return f"backend 'triton' takes {names}, {name} is {x.dtype}: cast {name} or use backend='reference'"
+    return None
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:

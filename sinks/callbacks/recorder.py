@@ -8,6 +8,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from sinks.callbacks.statistics import SinkStatistics
 from sinks.record import RunFolder
@@ -32,6 +33,11 @@ SUMMARY_KEYS = {
     "norm_gate_mean": "norm/gate_mean",
     "clipped_share": "residual/clipped_share",
 }
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that FSDP2 shards over ranks, gathered: float() would silently read the local part."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class RunRecorder(Callback):
@@ -100,7 +106,9 @@ class RunRecorder(Callback):
         before_wall, before_tokens = self._logged_at
         self._last = {
             "train/loss": float(loss),
-            "train/gradient_norm": math.nan if pl_module.gradient_norm is None else float(pl_module.gradient_norm),
+            "train/gradient_norm": math.nan
+            if pl_module.gradient_norm is None
+            else float(whole(pl_module.gradient_norm)),
             "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "train/tokens_per_second": (tokens - before_tokens) / max(wall - before_wall, 1e-9),
         }

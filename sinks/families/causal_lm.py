@@ -10,16 +10,30 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from sinks.errors import UserError
+from sinks.families.token_mean import TokenMean
 from sinks.models.attention_gates import AttentionGate, NoGate
 from sinks.models.clips import NoClip, ResidualClip
 from sinks.models.decoder import Architecture, Decoder, Parts
+from sinks.models.execution import prepare, shard
 from sinks.models.feed_forward import FeedForward, FeedForwardShape, SwiGLU
 from sinks.models.normalizers import Normalizer, Softmax
 from sinks.models.norms import Norm, RMSNorm
 from sinks.models.shapes import AttentionShape
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the model is run, not what it computes.
+
+    Args:
+        compile: compile each block with torch.compile.
+        activation_checkpointing: keep only each block's input, and run the block again in the backward pass.
+    """
+
+    compile: bool = False
+    activation_checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,7 @@ class CausalLM(lightning.LightningModule):
         head_norm: norm before the head.
         residual_clip: what is done to the residual stream after each addition.
         feed_forward: feed-forward sublayer.
+        execution: how the model is run.
     """
 
     def __init__(
@@ -89,25 +104,31 @@ class CausalLM(lightning.LightningModule):
         head_norm: Callable[[int], Norm] = RMSNorm,
         residual_clip: Callable[[str], ResidualClip] = NoClip,
         feed_forward: Callable[[FeedForwardShape], FeedForward] = SwiGLU,
+        execution: Execution = Execution(),
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.architecture = architecture
         self.optimization = optimization
+        self.execution = execution
         self.parts = Parts(normalizer, attention_gate, norm, head_norm, residual_clip, feed_forward)
         with torch.device("meta"):
             self._decoder()  # a bad option is told at construction, before data is read or devices are taken
         self.decoder: Decoder | None = None
-        self.validation_loss = MeanMetric(nan_strategy="disable")  # a NaN is a result, not to be averaged away
+        self.validation_loss = TokenMean()
         self.gradient_norm: Tensor | None = None
 
     def _decoder(self) -> Decoder:
         return Decoder(self.vocab_size, self.context_length, self.architecture, self.parts)
 
     def configure_model(self) -> None:
-        if self.decoder is None:
-            self.decoder = self._decoder()
+        if self.decoder is not None:
+            return
+        self.decoder = self._decoder()
+        prepare(self.decoder, self.execution.compile, self.execution.activation_checkpointing)
+        if self.device_mesh is not None:
+            shard(self.decoder, self.device_mesh["data_parallel"])
 
     def resolved_options(self) -> dict[str, Any]:
         """Options that were computed, under the names of constructor arguments, for the saved configuration."""
@@ -142,7 +163,7 @@ class CausalLM(lightning.LightningModule):
         return self.loss(batch)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.validation_loss.update(self.loss(batch), weight=batch[:, 1:].numel())
+        self.validation_loss.update(self.loss(batch), batch[:, 1:].numel())
         self.log("validation/loss", self.validation_loss, on_step=False, on_epoch=True, logger=False)
 
     def configure_gradient_clipping(

@@ -8,7 +8,11 @@ import torch.nn.functional as F
 from sink_kernels import STATISTICS, attention, attention_op, key_mass
 from sink_kernels.tiles import Tile
 
-pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory"),
+    # The interpreter computes on the infinities that masks then remove; Triton 3.6 uses a NumPy cast that will go.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning"),
+]
 
 # (output, gradients, sink's gradient against the sum of its terms, statistics), relative to float64.
 TOLERANCES = {
@@ -53,7 +57,7 @@ def use_tile(monkeypatch, triton_device):
 
 @pytest.mark.parametrize(("dtype", "normalizer", "tile", "case"), CASES, ids=str)
 def test_equals_the_reference_in_float64(
-    dtype, normalizer, tile, case, make_call, out_and_grads, relative_error, use_tile, triton_device
+    dtype, normalizer, tile, case, make_call, out_and_grads, relative_error, use_tile, triton_device, close
 ):
     use_tile(tile)
     call = make_call(normalizer, dtype=dtype, **case).to(triton_device)
@@ -76,7 +80,7 @@ def test_equals_the_reference_in_float64(
             assert error < of_grads * expected_grads[name].norm().clamp_min(floor), name
 
     with_stats, stats = own.run(attention, backend="triton", stats=STATISTICS)
-    assert torch.equal(out, with_stats)
+    torch.testing.assert_close(out, with_stats, **({} if dtype.itemsize == 2 else close))
     _, expected_stats = exact.run(attention, backend="reference", stats=STATISTICS)
     for name, value in stats.items():
         assert value.dtype == torch.float32
@@ -109,7 +113,7 @@ def test_extreme_sinks(sink, make_call, out_and_grads, relative_error, use_tile,
     assert all(relative_error(grads[name], expected_grads[name]) < 2e-5 for name in grads)
 
 
-def test_a_sink_at_minus_infinity_is_plain_softmax(make_call, out_and_grads, use_tile, triton_device):
+def test_a_sink_at_minus_infinity_is_plain_softmax(make_call, out_and_grads, use_tile, triton_device, close):
     use_tile(SQUARE)
     call = make_call("learnable_sink", tokens=50).to(triton_device).cast(torch.float32)
     with torch.no_grad():
@@ -120,9 +124,9 @@ def test_a_sink_at_minus_infinity_is_plain_softmax(make_call, out_and_grads, use
 
     out, grads = out_and_grads(call, attention, backend="triton")
     expected, expected_grads = out_and_grads(call, plain)
-    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(out, expected, **close)
     for name, grad in grads.items():
-        torch.testing.assert_close(grad, expected_grads[name], msg=name)
+        torch.testing.assert_close(grad, expected_grads[name], **close, msg=name)
     _, stats = call.run(attention, backend="triton", stats=STATISTICS)
     assert all(value.isfinite().all() for value in stats.values())
     assert stats["sink_mass"].max() == 0
@@ -150,7 +154,7 @@ def test_a_later_token_changes_nothing_before_it(make_call, use_tile, triton_dev
             torch.testing.assert_close(stats[name][..., :20], changed_stats[name][..., :20])
 
 
-def test_strides_and_expanded_gradients(make_call, use_tile, triton_device):
+def test_strides_and_expanded_gradients(make_call, use_tile, triton_device, close):
     use_tile(SQUARE)
     call = make_call("learnable_sink", batch=2, heads=3, kv_heads=1, gate="element").to(triton_device)
     call = call.cast(torch.float32)
@@ -163,11 +167,23 @@ def test_strides_and_expanded_gradients(make_call, use_tile, triton_device):
     q, gate = call.q.mT.contiguous().mT, call.gate.transpose(1, 2).contiguous().transpose(1, 2)
     k, v = call.k.transpose(1, 2).contiguous().transpose(1, 2), torch.cat([call.v, call.v], -1)[..., :16]
     out, own_grads = grads(q, k, v, gate, "triton")
-    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(out, expected, **close)
     # Joining the heads costs no copy.
     assert out.transpose(1, 2).is_contiguous()
     for own, grad in zip(own_grads, expected_grads, strict=True):
-        torch.testing.assert_close(own, grad)
+        torch.testing.assert_close(own, grad, **close)
+
+
+def test_the_gate_may_have_another_dtype(make_call, out_and_grads, relative_error, use_tile, triton_device):
+    use_tile(SQUARE)
+    call = make_call("softmax", tokens=40, gate="element", dtype=torch.bfloat16).to(triton_device)
+    own = call.cast(torch.bfloat16)._replace(gate=call.gate.float().requires_grad_())
+    out, grads = out_and_grads(own, attention, backend="triton")
+    expected, expected_grads = out_and_grads(call.cast(torch.float64), attention, backend="reference")
+    assert out.dtype == torch.bfloat16
+    assert grads["gate"].dtype == torch.float32
+    assert relative_error(out, expected) < 4e-3
+    assert relative_error(grads["gate"], expected_grads["gate"]) < 6e-3
 
 
 def test_the_tile_table_itself(make_call, out_and_grads, relative_error, triton_device):

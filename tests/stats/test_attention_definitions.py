@@ -2,6 +2,7 @@
 
 import math
 from statistics import fmean, median, pstdev
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,12 @@ def test_a_sink_in_the_second_half_is_none_for_nyu() -> None:
     found = F.key_mass_statistics(F.key_mass_moments(a.sum(2)))
     assert found["alpha"][0, 2] == 1
     close(found["nyu_largest"][0], 0.25)
+
+
+def test_half_of_three_keys_is_one_for_nyu() -> None:
+    found = F.key_mass_statistics(F.key_mass_moments(torch.tensor([[[0.6, 2.1, 0.3]]])))
+    close(found["nyu_largest"][0], 0.2)
+    assert found["sink_nyu"][0] == 0
 
 
 def test_a_head_of_known_mass() -> None:
@@ -217,6 +224,39 @@ def test_contribution_share_from_one_more_attention_call(n_heads: int, n_kv_head
     alpha = F.key_mass_statistics(F.key_mass_moments(mass, positions=length))["alpha"]
     naive = torch.stack([a[:, :, j:, j].mean(2) for j in range(length)], -1).mean(0)
     torch.testing.assert_close(alpha.double(), naive, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalizer", ["sigmoid", "clipped_softmax"])
+def test_contribution_of_unnormalised_attention_is_a_share_of_the_row(normalizer: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    batch, n_heads, n_kv_heads, length, head_dim = 2, 4, 2, 9, 8
+    q = 2 * torch.randn(batch, n_heads, length, head_dim, generator=generator)
+    k = torch.randn(batch, n_kv_heads, length, head_dim, generator=generator)
+    v = torch.randn(batch, n_kv_heads, length, head_dim, generator=generator)
+    out_weight = torch.randn(10, n_heads * head_dim, generator=generator)
+    options: dict[str, Any] = {"bias": -2.0} if normalizer == "sigmoid" else {"clip": (-0.1, 1.0)}
+    options["normalizer"] = normalizer
+    _, taken = attention(q, k, v, stats=("first_key_mass",), **options)
+    norms = F.projected_value_norms(v, out_weight, n_heads)
+    weighed = attention(q, k, F.contribution_values(norms, n_kv_heads, head_dim), **options)
+    totals = F.contribution_totals(weighed, n_kv_heads, renormalise=True)
+    found = F.contribution_statistics(F.contribution_moments(taken["first_key_mass"], norms, totals))
+
+    logits = q.double() @ k.double().repeat_interleave(2, 1).transpose(-1, -2) * head_dim**-0.5
+    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+    if normalizer == "sigmoid":
+        a = torch.sigmoid(logits - 2.0).masked_fill(hidden, 0.0)
+    else:
+        a = (1.1 * logits.masked_fill(hidden, -torch.inf).softmax(-1) - 0.1).clamp(0, 1)
+    assert (a.sum(-1) > 0).all()
+    shares, masses, _ = contribution_by_loops(a / a.sum(-1, keepdim=True), v, out_weight, n_heads)
+    close(found["contribution_share"], shares)
+    close(found["mass_share"], masses)
+
+
+def test_renormalising_needs_a_channel_left_over() -> None:
+    with pytest.raises(ValueError, match="one channel more"):
+        F.contribution_totals(torch.ones(1, 4, 3, 2), n_kv_heads=2, renormalise=True)
 
 
 def test_a_sink_without_a_value_has_mass_and_no_contribution() -> None:

@@ -173,6 +173,14 @@ def test_extremes_at_first_token_delimiters_and_elsewhere(shape: tuple[int, int,
     close(plain["max_abs_rest"], max(groups["delimiter"] + groups["rest"]))
 
 
+def test_a_first_token_that_is_a_delimiter_counts_as_first() -> None:
+    h = torch.ones(1, 3, 2)
+    h[0, 0] = 9.0
+    h[0, 1] = 4.0
+    found = F.extreme_statistics(F.extreme_moments(h, torch.tensor([[True, True, False]])))
+    assert [float(found[f"max_abs_{name}"]) for name in ("first", "delimiter", "rest")] == [9, 4, 1]
+
+
 # -- the residual sink ----------------------------------------------------------------------------------------------
 
 
@@ -196,8 +204,8 @@ def test_persistence_over_sites() -> None:
     sites = [residual((4, 50, 32), seed) for seed in range(5)]
     for h, dimension in zip(sites, (13, 13, 6, 13, 6), strict=True):
         h[..., dimension] = 40.0
-    sites[3][:, ::2, 13] = 0.1  # still the largest on average, at only half of the tokens
-    sites[3][:, 1::2, 13] = 12.0
+    sites[3][..., 13] = 0.1  # far above the others on average, but only at every third token
+    sites[3][:, 1::3, 13] = 80.0
     found = [F.residual_statistics(F.residual_moments(h)) for h in sites]
     mean_abs = torch.stack([s["mean_abs"] for s in found])
     statistics = F.persistence_statistics(mean_abs, torch.stack([s["argmax_share"] for s in found]))
@@ -401,6 +409,7 @@ def test_gates_against_magnitude(shape: tuple[int, int, int]) -> None:
             deciles[d] += max(0.0, upper - lower) * fmean(members) / (count / 10)
         below += len(members)
     close(found["gate_by_decile"], deciles)
+    close(found["gate_top_over_bottom"], deciles[-1] / deciles[0])
 
 
 def test_deciles_agree_with_sorted_values_up_to_the_bins() -> None:

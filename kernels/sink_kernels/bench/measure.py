@@ -1,0 +1,85 @@
+"""Time, peak memory, and the roofs of the machine at hand."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Bench(NamedTuple):
+    """Where, how thoroughly and for which head dimensions to measure."""
+
+    device: torch.device
+    dry: bool
+    head_dims: tuple[int, ...] = (64, 128, 256)
+
+    def milliseconds(self, run: Callable[[], Any]) -> float:
+        """Median time of a call; on a GPU with a cold L2 cache."""
+        if self.device.type == "cuda":
+            from triton.testing import do_bench
+
+            return float(do_bench(run, warmup=25, rep=100, return_mode="median"))
+        times = []
+        for _ in range(2 if self.dry else 10):
+            started = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - started)
+        return 1e3 * statistics.median(times)
+
+    def peak_mebibytes(self, run: Callable[[], Any]) -> float | None:
+        """Memory that a call allocates at its peak, above what was there; None off the GPU."""
+        if self.device.type != "cuda":
+            return None
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        run()
+        torch.cuda.synchronize(self.device)
+        return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
+
+    def forward_and_backward(self, run: Callable[[], Tensor], inputs: Sequence[Tensor]) -> dict[str, float | None]:
+        """Times of both passes and the peak memory of one after the other."""
+        grad = torch.randn_like(run())
+
+        def step() -> None:
+            torch.autograd.grad(run(), inputs, grad)
+
+        out = run()
+        return {
+            "forward_ms": self.milliseconds(run),
+            "backward_ms": self.milliseconds(lambda: torch.autograd.grad(out, inputs, grad, retain_graph=True)),
+            "peak_mib": self.peak_mebibytes(step),
+        }
+
+
+def roofs(bench: Bench) -> dict[str, float]:
+    """Measured, not from a data sheet: TFLOP/s of a large bfloat16 product, GB/s of a large copy."""
+    side = 256 if bench.dry else 8192
+    a = torch.randn(side, side, device=bench.device, dtype=torch.bfloat16)
+    b = torch.randn(side, side, device=bench.device, dtype=torch.bfloat16)
+    source = torch.empty(2**18 if bench.dry else 2**30, device=bench.device, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return {
+        "matmul_tflops": 2 * side**3 / bench.milliseconds(lambda: a @ b) / 1e9,
+        "copy_gbs": 2 * source.numel() / bench.milliseconds(lambda: target.copy_(source)) / 1e6,
+    }
+
+
+def reason_of(failure: Exception) -> str:
+    """An exception as one short cell of a table."""
+    lines = str(failure).splitlines()
+    return f"{type(failure).__name__}: {lines[0][:100] if lines else ''}"
+
+
+def worst_relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest relative Frobenius error among pairs; infinite where anything is not a number."""
+    errors = []
+    for own, exact in zip(actual, expected, strict=True):
+        error = (own.double() - exact.double()).norm() / exact.double().norm().clamp_min(1e-30)
+        errors.append(float("inf") if error.isnan() else error.item())
+    return max(errors)
