@@ -68,7 +68,7 @@ def stability_statistics(
         The statistics of an empty series are NaN.
     """
     losses, norms = np.asarray(loss, dtype=np.float64), np.asarray(gradient_norm, dtype=np.float64)
-    crossings = norms > (clip if clip is not None else math.nan)
+    crossings = clip_crossings(norms, clip if clip is not None else math.nan)
     has_clip = clip is not None and len(norms) > 0 and not np.isnan(norms).any()
     spiky = len(losses) > 0 and not np.isnan(losses).any()
     return {

@@ -40,9 +40,10 @@ def test_planted_spikes_are_counted_and_a_falling_loss_has_none() -> None:
     for step in (0, 700, 701, 1999):
         spiky[step] += 0.5
     spiky[900] += 0.05
+    spiky[1200] += 0.12
     # Step 0 and the last have no neighbours to be compared with.
-    assert np.flatnonzero(loss_spikes(spiky)).tolist() == [700, 701]
-    assert stability_statistics(spiky, [1.0])["spikes_per_10k"] == pytest.approx(10.0)
+    assert np.flatnonzero(loss_spikes(spiky)).tolist() == [700, 701, 1200]
+    assert stability_statistics(spiky, [1.0])["spikes_per_10k"] == pytest.approx(15.0)
 
 
 def test_a_window_without_a_centre_is_refused() -> None:
