@@ -12,7 +12,7 @@ STEPS ?=
 LAUNCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install ablation ablation-text test test-all lint format bench clean
+.PHONY: help install ablation ablation-text sweep-dyt test test-all test-oldest lint format kernel-report bench-kernels bench clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,7 +57,22 @@ format: $(VENV)/.installed  ## let ruff format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed  ## time a training step beside Hugging Face's Llama
+kernel-report: $(VENV)/.installed  ## compile every pinned kernel for sm_80, sm_90, sm_100 without a GPU
+	$(BIN)/python -m sink_kernels.compile_report --output $(RUNS)/kernel-report
+
+bench-kernels: $(VENV)/.installed  ## time the kernels beside their peers (needs a GPU; DRY=--dry: tiny, without)
+	$(BIN)/python -m sink_kernels.bench --output $(RUNS)/kernel-bench $(DRY)
+
+test-oldest: .venv-oldest/.installed  ## the kernel tests on the oldest supported torch and Triton
+	.venv-oldest/bin/python -m pytest -q tests/kernels
+
+.venv-oldest/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check torch==2.11.0 triton==3.6.0 "numpy<2.4" pytest pytest-timeout
+	@echo $(CURDIR)/kernels > $$(.venv-oldest/bin/python -c "import site; print(site.getsitepackages()[0])")/kernels.pth
+	@touch $@
+
+bench: $(VENV)/.installed  ## time a training step beside Hugging Face's Llama, and what statistics cost
 	$(BIN)/python -m tests.benchmarks.training_step
 
 clean:  ## remove runs and caches, keep .venv

@@ -1,15 +1,15 @@
 """Which statistics are read where: each group turns what a tap reports into moments, and moments into statistics.
 
-A norm reports `input` (the residual stream it reads), `normed` (its output before any gate), `output`, and where it
-has them `gain`, `gate` and `clipped`; attention reports `q`, `k`, `v`, its row statistics, and where it has them
-`gate`. A group that finds nothing to read at a site is left out there.
+A norm reports `input` (the residual stream it reads), `normed` (its output before any gate), `output`, and where it has
+them `gain`, `divided` and `weight`, `gate`, `clipped`; the callback adds the tokens' `median` |h|, once for all groups.
+Attention reports `q`, `k`, `v`, `out_weight`, its row statistics, and where it has one `gate`. A group that finds
+nothing to read at a site is left out there.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from sink_kernels import key_mass
 from torch import Tensor
 
@@ -76,24 +76,23 @@ def _key_moments(record: Record, module: Attention, dimensions: Tensor | None) -
 
 
 def _contribution_moments(record: Record, module: Attention, dimensions: Tensor | None) -> Moments | None:
+    """The values are one-hot norms; renormalising takes one more channel, for the row's total mass."""
     if module.normalizer.first_token:
         return None
     shape = module.shape
     norms = functional.projected_value_norms(record["v"], record["out_weight"], shape.n_heads)
     values = functional.contribution_values(norms, shape.n_kv_heads, shape.head_dim)
-    q, k = record["q"].float(), record["k"].float()
-    totals = functional.contribution_totals(module.normalizer.attend(q, k, values, None), shape.n_kv_heads)
-    if module.normalizer.reports_shares:
-        totals = totals / module.normalizer.attend(q, k, torch.ones_like(values), None)[..., 0]
+    mixed = module.normalizer.attend(record["q"].float(), record["k"].float(), values, None)
+    totals = functional.contribution_totals(mixed, shape.n_kv_heads, renormalise=module.normalizer.reports_shares)
     return functional.contribution_moments(record["first_token_mass"], norms, totals)
 
 
 GROUPS = {
     group.name: group
     for group in (
-        Group("residual", "norm", "residual", lambda r, m, d: functional.residual_moments(r["input"]),
+        Group("residual", "norm", "residual", lambda r, m, d: functional.residual_moments(r["input"], r["median"]),
               functional.residual_statistics),
-        Group("massive", "norm", "residual", lambda r, m, d: functional.massive_moments(r["input"]),
+        Group("massive", "norm", "residual", lambda r, m, d: functional.massive_moments(r["input"], r["median"]),
               functional.massive_statistics),
         Group("kurtosis", "norm", "residual", lambda r, m, d: functional.kurtosis_moments(r["input"]),
               functional.kurtosis_statistics),

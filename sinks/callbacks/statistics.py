@@ -122,6 +122,8 @@ class SinkStatistics(Callback):
         self._dimensions = {site: d.to(device) for site, d in self._dimensions.items()}
 
     def _take(self, site: str, module: Any, groups: list[Group], tap_site: str, record: dict[str, Tensor]) -> None:
+        if "input" in record:
+            record["median"] = functional.token_median(record["input"])
         for group in groups:
             moments = group.moments(record, module, self._dimensions.get(site))
             if moments is not None:

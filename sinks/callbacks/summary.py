@@ -60,6 +60,7 @@ SCALARS = {
     "residual/kurtosis_osp": Scalar("residual/kurtosis_osp", "max"),
     **{f"residual/energy_top_{k}": Scalar(f"residual/energy_top_{k}", "strongest") for k in (1, 4, 16)},
     "residual/p999": Scalar("residual/p999", "max"),
+    "residual/top_permille": Scalar("residual/top_permille", "mean"),
     "residual/sink_energy_share": Scalar("residual/energy_share", "strongest"),
     "residual/rescale": Scalar("residual/rescale", "strongest"),
     "residual/rescale_cv": Scalar("residual/rescale_cv", "strongest"),
@@ -148,7 +149,6 @@ def derived(arrays: dict[str, Tensor], norms: list[str], strongest: int) -> dict
     scalars: dict[str, Tensor] = {}
     max_abs, scores = arrays["residual/max_abs"], arrays["residual/sink_score"]
     scalars["residual/max_abs_first_token"], scalars["residual/max_abs"] = max_abs[:, 0].max(), max_abs[:, 1].max()
-    scalars["residual/top_permille"] = functional.top_permille_ratio(arrays["residual/mean_abs"].mean(0))
     persistence = functional.persistence_statistics(arrays["residual/mean_abs"], arrays["residual/argmax_share"])
     scalars["residual/sink_persistence"] = persistence["persistence"]
     scalars["residual/sink_sites"] = persistence["sink_sites"]

@@ -111,6 +111,7 @@ class Backcopy(TokenData):
     Args:
         context_length: tokens the model sees.
         batch_size: rows per process and step.
+        validation_batch_size: rows per process and validation batch; as many as in training if not given.
         validation_rows: fixed rows that validation reads.
         seed: data seed.
         num_workers: loader processes per rank; generation is cheap, so none by default.
@@ -120,11 +121,12 @@ class Backcopy(TokenData):
         self,
         context_length: int = 64,
         batch_size: int = 16,
+        validation_batch_size: int | None = None,
         validation_rows: int = 192,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(len(CHARACTERS) + 1, context_length, batch_size, seed, num_workers)
+        super().__init__(len(CHARACTERS) + 1, context_length, batch_size, seed, num_workers, validation_batch_size)
         self.validation_rows = validation_rows
         self.table = standard_library_bigrams()
 

@@ -21,13 +21,27 @@ class TokenData(lightning.LightningDataModule):
         vocab_size: number of token ids; the model takes it from here.
         context_length: tokens T the model sees; the model takes it from here.
         batch_size: rows per process and step.
+        validation_batch_size: rows per process and validation batch; as many as in training if not given.
         seed: data seed, apart from the seed of initialisation.
         num_workers: loader processes per rank.
     """
 
-    def __init__(self, vocab_size: int, context_length: int, batch_size: int, seed: int, num_workers: int) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        context_length: int,
+        batch_size: int,
+        seed: int,
+        num_workers: int,
+        validation_batch_size: int | None = None,
+    ) -> None:
         super().__init__()
-        for name, value in (("context_length", context_length), ("batch_size", batch_size)):
+        self.validation_batch_size = batch_size if validation_batch_size is None else validation_batch_size
+        for name, value in (
+            ("context_length", context_length),
+            ("batch_size", batch_size),
+            ("validation_batch_size", self.validation_batch_size),
+        ):
             if value < 1:
                 raise UserError(f"data.{name} is {value}, but must be at least 1: give a positive number")
         self.vocab_size = vocab_size
@@ -74,7 +88,7 @@ class TokenData(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         rank, world_size = self._ranks()
         dataset = self.validation_set()
-        return self._loader(dataset, ShardBatchSampler(len(dataset), self.batch_size, rank, world_size))  # type: ignore[arg-type]
+        return self._loader(dataset, ShardBatchSampler(len(dataset), self.validation_batch_size, rank, world_size))  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """The stream position after the last optimiser step."""

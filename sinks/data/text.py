@@ -31,6 +31,7 @@ class Text(TokenData):
         vocab_size: number of token ids; the tokenizer may end with fewer entries.
         context_length: tokens the model sees.
         batch_size: rows per process and step.
+        validation_batch_size: rows per process and validation batch; as many as in training if not given.
         bos: where `<bos>` stands: nowhere, before every document, or first in every row.
         validation_share: share of documents for validation.
         validation_rows: number of validation rows, evenly spaced; null: all.
@@ -47,6 +48,7 @@ class Text(TokenData):
         vocab_size: int = 4096,
         context_length: int = 256,
         batch_size: int = 8,
+        validation_batch_size: int | None = None,
         bos: BosPolicy = "document",
         validation_share: float = 0.05,
         validation_rows: int | None = None,
@@ -55,7 +57,7 @@ class Text(TokenData):
         num_workers: int = 0,
         window: int = 4,
     ) -> None:
-        super().__init__(vocab_size, context_length, batch_size, seed, num_workers)
+        super().__init__(vocab_size, context_length, batch_size, seed, num_workers, validation_batch_size)
         for name, value in (("window", window), ("validation_rows", validation_rows)):
             if value is not None and value < 1:
                 raise UserError(f"data.{name} is {value}, but must be at least 1: give a positive number")

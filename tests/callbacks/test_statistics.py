@@ -1,6 +1,7 @@
 """The callback reads what the model really does, and costs nothing while it is off."""
 
 import math
+from pathlib import Path
 from typing import Any, get_args
 
 import lightning
@@ -10,7 +11,7 @@ import torch
 from sinks.callbacks import SinkStatistics
 from sinks.callbacks.groups import GROUPS
 from sinks.callbacks.statistics import GroupName
-from sinks.callbacks.summary import summarise
+from sinks.callbacks.summary import SCALARS, summarise
 from sinks.errors import UserError
 from sinks.families import CausalLM, Gated
 from sinks.models.taps import taps_of
@@ -195,3 +196,11 @@ def test_contribution_share_agrees_with_the_attention_maps(name: str, tokens: to
     expected = (parts[..., 1:, 0] / totals)[totals > 0].mean()
     if (totals > 0).all():
         torch.testing.assert_close(arrays["attention/contribution_share"][0].mean(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_scalar_is_documented() -> None:
+    documented = (Path(__file__).parents[2] / "docs/statistics.md").read_text(encoding="utf-8")
+    keys = set(SCALARS)
+    for name in VARIANTS:
+        keys |= set(read(build(name).eval(), torch.zeros(2, 12, dtype=torch.int64))[0])
+    assert sorted(key for key in keys if f"`{key}`" not in documented) == []
