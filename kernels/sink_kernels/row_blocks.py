@@ -29,7 +29,8 @@ def logit_blocks(q: Tensor, k: Tensor, options: Options) -> Iterator[tuple[slice
     k = k.to(wide)
     positions = torch.arange(tokens, device=q.device)
     rows_a_block = max(16, min(tokens, _BLOCK_ELEMENTS // (batch * heads * tokens)))
-    for start in range(0, tokens, rows_a_block):
+    # Last rows first: they see the most keys, and what later blocks need then fits into what earlier ones gave back.
+    for start in reversed(range(0, tokens, rows_a_block)):
         stop = min(start + rows_a_block, tokens)
         first = 0 if options.window is None else max(0, start - options.window + 1)
         rows, keys = slice(start, stop), slice(first, stop)
@@ -76,12 +77,12 @@ def entropy_and_max_logit(
         # 0 * -inf at forbidden keys is not a number; their share is none.
         expected = (weights * flat.clamp_min(torch.finfo(flat.dtype).min)).sum(-1)
         entropies.append(row_lse - expected)
-    entropy = torch.cat(entropies, dim=-1)
+    entropy = torch.cat(entropies[::-1], dim=-1)
     if sink_logit is not None:
         sink_mass = (sink_logit - lse).exp()
         # A sink at -inf holds no mass and adds nothing.
         entropy = entropy - sink_mass * sink_logit.clamp_min(torch.finfo(lse.dtype).min)
-    return entropy, torch.cat(maxima, dim=-1)
+    return entropy, torch.cat(maxima[::-1], dim=-1)
 
 
 def first_key_mass(q: Tensor, k: Tensor, lse: Tensor, options: Options) -> Tensor:

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from sink_kernels import gated_norm
 from torch import Tensor
 
 from sinks.errors import UserError
 from sinks.models.layers import Linear
-from sinks.models.norms import DyT, Norm, RMSNorm
+from sinks.models.norms import DyT, Norm, PreAffine, RMSNorm
 
 Activation = Literal["sigmoid", "tanh", "silu", "identity"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -34,6 +35,8 @@ def logit(probability: float, name: str) -> float:
 
 class GatedNorm(Norm):
     """y = norm(x); y * act(W_up silu(W_down y)).
+
+    A sigmoid gate per channel over RMSNorm or PreAffine is one fused kernel on a GPU (`sink_kernels.gated_norm`).
 
     Args:
         d_model: width D of the residual stream.
@@ -66,6 +69,10 @@ class GatedNorm(Norm):
         self.up = Linear(rank, d_model if granularity == "elementwise" else 1, init_std)
         self.offset = logit(initial_gate, "initial_gate") if activation == "sigmoid" else 0.0
         self.activation = ACTIVATIONS[activation]
+        one_kernel = (
+            type(self.norm) in (RMSNorm, PreAffine) and activation == "sigmoid" and granularity == "elementwise"
+        )
+        self.compute = self._fused if one_kernel else self._composed
 
     def gain(self) -> Tensor | None:
         return self.norm.gain()
@@ -78,9 +85,18 @@ class GatedNorm(Norm):
         parts = self.norm.parts(x)
         return parts | {"gate": self.gate(parts["normed"])}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _composed(self, x: Tensor) -> Tensor:
         y = self.norm(x)
         return self.gate(y) * y
+
+    def _fused(self, x: Tensor) -> Tensor:
+        norm: Any = self.norm
+        pre_affine = norm.pre if isinstance(norm, PreAffine) else None
+        weights = (norm.weight, self.down.weight, self.up.weight)
+        return gated_norm(x, *weights, pre_affine=pre_affine, eps=norm.eps, offset=self.offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(x)
 
 
 class GateDyT(GatedNorm):

@@ -1,6 +1,7 @@
-"""`make bench`: a training step at the text-cpu size, beside Hugging Face's Llama of the same shape, in one process.
+"""`make bench`: a training step at the text-cpu size, in one process.
 
-The two take turns, step by step, so that a noisy machine is noisy for both; what counts is the ratio of medians.
+Beside Hugging Face's Llama of the same shape, and with statistics beside without. The rivals take turns, step by step,
+so that a noisy machine is noisy for all; what counts is the median of the ratios of a turn.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from sinks.families import Baseline
+from sinks.callbacks import SinkStatistics
+from sinks.callbacks.groups import GROUPS
+from sinks.families import Baseline, CausalLM
 from sinks.models.decoder import Architecture
 from sinks.record.provenance import provenance
 
@@ -29,7 +32,7 @@ def architecture() -> Architecture:
     return Architecture(**content["model"]["init_args"]["architecture"])
 
 
-def ours() -> nn.Module:
+def ours() -> CausalLM:
     model = Baseline(VOCAB_SIZE, CONTEXT_LENGTH, architecture=architecture())
     model.configure_model()
     return model
@@ -72,6 +75,47 @@ def stepper(model: nn.Module, logits: Callable[[torch.Tensor], torch.Tensor]) ->
     return step
 
 
+def sampled(
+    step: Callable[[torch.Tensor], None], model: CausalLM, leave_out: list[str]
+) -> Callable[[torch.Tensor], None]:
+    """A step on which statistics are taken: taps on for the forward, totals moved to the host."""
+    callback = SinkStatistics(leave_out=leave_out)  # type: ignore[arg-type]
+    callback._attach(model)
+
+    def run(rows: torch.Tensor) -> None:
+        callback._attach(model)
+        callback._moments = {}
+        callback._switch(True)
+        hook = model.register_forward_hook(lambda *_: callback._switch(False))
+        step(rows)
+        hook.remove()
+        callback._choose_dimensions(callback._totals(), torch.device("cpu"))
+
+    return run
+
+
+def statistics_cost(repeats: int) -> None:
+    """Print what a sampled step costs over one without statistics, for all groups and for each."""
+    model = ours()
+    step = stepper(model, model)
+    everything = list(GROUPS)
+    kinds: dict[str, list[str]] = {"all groups": []}
+    kinds |= {"residual": [g for g in everything if g != "residual"]}
+    kinds |= {name: [g for g in everything if g not in ("residual", name)] for name in everything if name != "residual"}
+    seconds = interleaved({"none": step} | {n: sampled(step, model, out) for n, out in kinds.items()}, repeats)
+    extra = {
+        name: statistics.median(a / b - 1 for a, b in zip(seconds[name], seconds["none"], strict=True))
+        for name in kinds
+    }
+    print("extra time of a sampled step, in steps; residual comes along with every group:")
+    for name, value in extra.items():
+        print(
+            f"  {name:<16} {value:+.3f}"
+            + ("" if name in ("all groups", "residual") else f"  alone {value - extra['residual']:+.3f}")
+        )
+    print(f"overhead of training with statistics at interval 50: {100 * extra['all groups'] / 50:.2f} %")
+
+
 def interleaved(steps: dict[str, Callable[[torch.Tensor], None]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each step, taken in turns."""
     rows = torch.randint(0, VOCAB_SIZE, (BATCH_SIZE, CONTEXT_LENGTH + 1))
@@ -88,7 +132,9 @@ def interleaved(steps: dict[str, Callable[[torch.Tensor], None]], repeats: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=30)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--statistics-repeats", type=int, default=10)
+    options = parser.parse_args()
+    repeats = options.repeats
     torch.manual_seed(0)
     own, other = ours(), llama()
     parameters = {name: sum(p.numel() for p in m.parameters()) for name, m in (("sinks", own), ("llama", other))}
@@ -103,6 +149,7 @@ def main() -> None:
             f"({1e3 * low:.1f} ... {1e3 * high:.1f})  {tokens / median:9,.0f} tokens/s"
         )
     print(f"tokens per second over Llama's: {statistics.median(ratios):.3f} (median of {repeats} pairs)")
+    statistics_cost(options.statistics_repeats)
     print(
         json.dumps({k: v for k, v in provenance().items() if k in ("commit", "dirty", "versions", "device", "threads")})
     )

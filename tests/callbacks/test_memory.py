@@ -1,0 +1,37 @@
+"""Attention statistics need no T x T memory."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import resource, sys
+import torch
+from sinks.callbacks import SinkStatistics
+from sinks.families import Gated
+from sinks.models.decoder import Architecture
+
+torch.set_num_threads(1)
+model = Gated(11, 4096, architecture=Architecture(d_model=32, n_layers=1, n_heads=4, ffn_hidden=32), norm_rank=4)
+model.configure_model()
+callback = SinkStatistics()
+callback._attach(model)
+
+def read(length):
+    callback._moments = {}
+    callback._switch(True)
+    with torch.no_grad():
+        model(torch.zeros(1, length, dtype=torch.int64))
+    callback._switch(False)
+    callback._choose_dimensions(callback._totals(), torch.device("cpu"))
+
+read(64), read(64)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+read(4096)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_peak_memory_at_4096_tokens_is_far_below_a_matrix_of_weights() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
+    weights = 4 * 4096 * 4096 * 4  # bytes of four heads' T x T float32
+    assert 0 < int(done.stdout.split()[-1]) < weights / 4
