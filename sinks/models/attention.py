@@ -57,7 +57,7 @@ class Attention(nn.Module):
         self.query_tap = Tap(f"{shape.site}.query")
         self.key_tap = Tap(f"{shape.site}.key")
         self.value_tap = Tap(f"{shape.site}.value")
-        self.gate_tap = Tap(f"{shape.site}.gate")
+        self.gate_tap = Tap(f"{shape.site}.gate")  # pre-activations
         self.parts = Tap(f"{shape.site}.parts")
         self.row_statistics: tuple[Statistic, ...] = ()
         self.out_input = Tap(f"{shape.site}.out.input")
@@ -76,15 +76,19 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.project(x)
         gate = self.gate(x)
-        if self.gate_tap.on and gate is not None:
-            self.gate_tap.report(torch.sigmoid(gate))
+        if gate is not None:
+            gate = self.gate_tap(gate)
         if self.parts.on:
             out, rows = self.normalizer.attend_with_statistics(q, k, v, gate, self.row_statistics)
-            seen = {"q": q, "k": k, "v": v, "out_weight": self.out.weight} | rows
-            self.parts.report(seen if gate is None else seen | {"gate": torch.sigmoid(gate)})
+            self._report({"q": q, "k": k, "v": v, "out_weight": self.out.weight} | rows, gate)
         else:
             out = self.normalizer.attend(q, k, v, gate)
         return self.out(self.out_input(out.transpose(1, 2).flatten(2)))
+
+    @torch.no_grad()
+    def _report(self, seen: dict[str, Tensor], gate: Tensor | None) -> None:
+        """Without gradients, or a checkpointed block would save other tensors than when it is run again untapped."""
+        self.parts.report(seen if gate is None else seen | {"gate": torch.sigmoid(gate)})
 
     def weights(self, x: Tensor) -> Tensor:
         """Attention weights [B, H, T, T] of the given normed input, by attending to one-hot values; for looking."""

@@ -53,7 +53,7 @@ class Clamp(ResidualClip):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.share.on:
-            self.share.report({"clipped": (x.abs() > self.threshold).float().mean()})
+            self.share.report({"clipped": (x.detach().abs() > self.threshold).float().mean()})
         return x.clamp(-self.threshold, self.threshold)
 
 
