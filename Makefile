@@ -73,7 +73,8 @@ test-oldest: .venv-oldest/.installed  ## the kernel tests on the oldest supporte
 	@touch $@
 
 bench: $(VENV)/.installed  ## time a training step beside Hugging Face's Llama, and what statistics cost
-	$(BIN)/python -m tests.benchmarks.training_step
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.attention_cpu
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.training_step
 
 clean:  ## remove runs and caches, keep .venv
 	rm -rf $(RUNS) .pytest_cache .mypy_cache .ruff_cache

@@ -17,6 +17,7 @@ from sinks.models.attention import Attention
 from sinks.models.clips import Clamp
 from sinks.models.norms import NormSite
 from sinks.models.taps import Tap
+from sinks.record import Statistics
 from sinks.record.logger import RunFolderLogger, log_to_all
 from sinks.stats import functional
 from sinks.stats.moments import Moments, add, total_over_ranks
@@ -73,6 +74,7 @@ class SinkStatistics(Callback):
         self.groups = [group for group in GROUPS.values() if group.name not in leave_out]
         self.sink_dimensions = sink_dimensions
         self.latest: dict[str, float] = {}
+        self.latest_arrays: Statistics | None = None
         self._taps: list[Tap] = []
         self._sites: dict[str, list[str]] = {}
         self._dimensions: dict[str, Tensor] = {}
@@ -175,7 +177,7 @@ class SinkStatistics(Callback):
         if trainer.is_global_zero:
             scalars, statistics = summarise(totals, self._sites, used, trainer.global_step)
             if stage == "validation":
-                self.latest = scalars
+                self.latest, self.latest_arrays = scalars, statistics
             log_to_all(trainer, {f"{stage}/{name}": value for name, value in scalars.items()}, trainer.global_step)
             for logger in trainer.loggers:
                 if isinstance(logger, RunFolderLogger):

@@ -24,7 +24,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "`sinks COMMAND --help` tells more; `sinks fit --model Gated --model.help` lists a family's options.",
+            "`sinks COMMAND --help` tells more; `sinks fit --model.help Gated` lists a family's options.",
         ]
     )
 

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 import sinks.data.backcopy
 import sinks.data.text
 import sinks.families  # noqa: F401  (its classes resolve by their short names)
-from sinks.callbacks import LineProgress, RunRecorder, SinkStatistics
+from sinks.callbacks import HealthNotes, LineProgress, RunRecorder, SinkStatistics
 from sinks.cli.parser import OneLineErrors, one_line
 from sinks.data.module import TokenData
 from sinks.errors import UserError
@@ -86,6 +86,7 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(RunRecorder, "run")
         parser.add_lightning_class_args(SinkStatistics, "statistics")
         parser.add_lightning_class_args(LineProgress, "progress")
+        parser.add_lightning_class_args(HealthNotes, "notes")
         for name in ("vocab_size", "context_length"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 

@@ -1,0 +1,87 @@
+"""Notes in the log when something a reader should know happens: a sink forms or goes, values run away, a gate shuts."""
+
+from dataclasses import dataclass
+
+import lightning
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+
+from sinks.callbacks.statistics import SinkStatistics
+from sinks.record import Statistics
+
+SINK_HEAD = 0.3
+SHUT, OPEN = 0.05, 0.95
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A count that makes a note when it leaves zero, doubles, or comes back to zero.
+
+    Args:
+        count: now.
+        of: how many there could be, None if that says nothing.
+        what: what was counted, e.g. "attention sink".
+        where: in what, e.g. "heads".
+    """
+
+    count: int
+    of: int | None
+    what: str
+    where: str
+
+    def note(self, before: int) -> str | None:
+        """The sentence, or None if nothing worth one happened since the count was `before`."""
+        among = f"{self.count} of {self.of} {self.where}" if self.of is not None else f"{self.count} {self.where}"
+        if self.count and not before:
+            return f"{self.what} formed in {among}"
+        if self.count >= 2 * max(before, 1):
+            return f"{self.what} now in {among}"
+        if before and not self.count:
+            return f"{self.what} gone from all {self.where}"
+        return None
+
+
+def watched(scalars: dict[str, float], statistics: Statistics) -> list[Watch]:
+    """What is counted in one validation's statistics."""
+    watches = []
+    mass = statistics.arrays.get("attention/first_token_mass")
+    if mass is not None:
+        watches.append(Watch(int((mass[0] > SINK_HEAD).sum()), mass[0].size, "attention sink", "heads"))
+    sites = statistics.arrays["residual/sink_score"][0].size
+    watches.append(Watch(int(np.nan_to_num(scalars["residual/sink_sites"])), sites, "residual sink", "norm sites"))
+    massive = scalars.get("residual/massive_activations", 0.0)
+    watches.append(Watch(int(np.nan_to_num(massive)), None, "massive activations", "values"))
+    watches.append(Watch(int(scalars["residual/nonfinite"]), None, "NaN or infinity", "values"))
+    gate = statistics.arrays.get("attention/gate_mean")
+    if gate is not None:
+        unused = (gate[0] < SHUT) | (gate[0] > OPEN)
+        watches.append(Watch(int(unused.sum()), gate[0].size, "a gate that is always shut or open", "heads"))
+    return watches
+
+
+class HealthNotes(Callback):
+    """Prints a line after a validation in which something formed, doubled or went.
+
+    Args:
+        enabled: whether to print.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self._before: dict[str, int] = {}
+
+    def state_dict(self) -> dict[str, int]:
+        return self._before
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._before = dict(state_dict)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        source = next((c for c in trainer.callbacks if isinstance(c, SinkStatistics)), None)
+        if source is None or source.latest_arrays is None or not trainer.is_global_zero:
+            return
+        for watch in watched(source.latest, source.latest_arrays):
+            note = watch.note(self._before.get(watch.what, 0))
+            self._before[watch.what] = watch.count
+            if note and self.enabled and trainer.state.fn == "fit":
+                print(f"note: {note} at step {trainer.global_step}", flush=True)
