@@ -151,6 +151,12 @@ def _double_dissociation(ablation: Ablation) -> Result:
     return _sum_up(verdicts), "; ".join(texts) + "."
 
 
+def _beyond(more: Variant, less: Variant) -> bool:
+    """Whether one variant keeps more first-token mass than another, by more than both half ranges together."""
+    a, b = more.spread(ATTENTION), less.spread(ATTENTION)
+    return a is not None and b is not None and a.mean - b.mean > a.half_range + b.half_range
+
+
 def _gates_together(ablation: Ablation) -> Result:
     """An attention gate and a norm gate at once: both sinks should fall."""
     both = [v for v in ablation.variants if v.side == "both" and "gated" in v.mechanisms and v.runs]
@@ -160,12 +166,13 @@ def _gates_together(ablation: Ablation) -> Result:
     texts, verdicts = [], []
     for variant in both:
         verdict, text = _takes_over(ablation, variant)
+        emptier = [v for v in alone if moves(ablation, v)[ATTENTION] == "falls" and _beyond(variant, v)]
+        if emptier and verdict != "cannot show":
+            names = ", ".join(f"{v.label} alone brings it to {_number(v, ATTENTION, 2)}" for v in emptier)
+            text += f". A surprise: first-token mass is {_number(variant, ATTENTION, 2)} here, although {names}"
+            text += "; unexplained"
+            verdict = "mixed" if verdict == "supports" else verdict
         verdicts.append(verdict)
-        found = moves(ablation, variant)[ATTENTION]
-        emptied = [v for v in alone if moves(ablation, v)[ATTENTION] == "falls"]
-        if found != "falls" and emptied and verdict != "cannot show":
-            names = ", ".join(f"{v.label} alone brings it to {_number(v, ATTENTION, 2)}" for v in emptied)
-            text += f". A surprise: first-token mass {found} here, although {names}; unexplained"
         texts.append(text)
     return _sum_up(verdicts), "; ".join(texts) + "."
 
