@@ -4,6 +4,7 @@ The rivals take turns in one process; what counts is the median of the ratios of
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from sink_kernels import attention
 from torch import Tensor
+
+from sinks.record.provenance import provenance
 
 SHAPES = ((16, 1, 64, 128), (8, 4, 256, 64), (2, 4, 1024, 64))
 
@@ -45,7 +48,7 @@ def rivals(shape: tuple[int, int, int, int], dtype: torch.dtype) -> dict[str, Ca
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=20)
     repeats = parser.parse_args().repeats
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s); ratios to SDPA, median of {repeats} turns")
     for dtype in (torch.bfloat16, torch.float32):
@@ -65,6 +68,8 @@ def main() -> None:
                     f"{'x'.join(map(str, shape)):>14} {str(dtype).removeprefix('torch.'):<9} {name:<18} "
                     f"forward {forward:.2f}  backward {backward:.2f}  both {whole:.2f}"
                 )
+    kept = ("commit", "dirty", "versions", "device", "threads")
+    print(json.dumps({k: v for k, v in provenance().items() if k in kept}))
 
 
 if __name__ == "__main__":

@@ -131,8 +131,8 @@ def interleaved(steps: dict[str, Callable[[torch.Tensor], None]], repeats: int) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--statistics-repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=24)
+    parser.add_argument("--statistics-repeats", type=int, default=6)
     options = parser.parse_args()
     repeats = options.repeats
     torch.manual_seed(0)

@@ -61,6 +61,18 @@ def test_tensorboard_holds_the_same_numbers(finished: RunFolder) -> None:
         assert [e.value for e in logged] == pytest.approx(values.tolist(), rel=1e-6)
 
 
+def test_tensorboard_holds_maps_and_histograms(finished: RunFolder) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished.path), size_guidance={"images": 0, "histograms": 0})
+    events.Reload()
+    assert [e.step for e in events.Images("maps/first_token_mass")] == [3, 6]
+    histogram = events.Histograms("residual/head.norm")[-1].histogram_value
+    assert histogram.num == sum(histogram.bucket) == 10 * 12 * 16
+    statistics = finished.statistics()
+    assert histogram.max >= statistics.arrays["residual/max_abs"][-1, -1].max()
+
+
 def test_a_finished_run_is_not_run_again(finished: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished.path / "summary.json").stat().st_mtime_ns
     fit(finished.path)
