@@ -1,5 +1,6 @@
 """The command line: a dispatcher that imports neither torch nor Lightning; each command is imported when called."""
 
+import os
 import sys
 from importlib import import_module
 
@@ -46,6 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"sinks: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read the output has left, as `head` does; Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"sinks {command}: interrupted", file=sys.stderr)
         return 130

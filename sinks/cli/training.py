@@ -155,6 +155,10 @@ class TrainingCLI(LightningCLI):
         if ckpt_path is not None and not Path(ckpt_path).exists():
             raise UserError(f"there is no checkpoint {ckpt_path}: leave --ckpt_path out to start or resume the run")
         datamodule.prepare_data()
+        (
+            datamodule.train_set(),
+            datamodule.validation_set(),
+        )  # what is wrong with them is told before anything is written
         identity = self.recorder.identity = self.identity()
         if rank == 0:
             refuse_another_run(folder, identity)

@@ -1,6 +1,8 @@
 """`sinks fit` and `sinks validate` as a user calls them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -192,6 +194,10 @@ BAD = {
     "steps": (["--trainer.max_steps", "-1"], "trainer.max_steps is -1"),
     "devices": (["--trainer.devices", "none"], "devices"),
     "no checkpoint": (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
+    "missing text": (
+        ["--data", "Text", "--data.sources", '["nowhere.txt"]'],
+        "nowhere.txt is neither a file nor a folder",
+    ),
 }
 
 
@@ -245,3 +251,20 @@ def code_of(arguments: list[str]) -> int:
         return main(arguments)
     except SystemExit as error:
         return int(error.code or 0)
+
+
+def test_a_context_longer_than_the_text_leaves_no_run_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("short.txt").write_text("\n\n".join(f"Paragraph {i} of a short text." for i in range(400)))
+    arguments = ["--data", "Text", "--data.sources", '["short.txt"]', "--data.context_length", "5000"]
+    assert code_of(["fit", *SMALL, "--run.dir", "run", *arguments]) == 2
+    assert "5000" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    code = "from sinks.cli import main; import sys; sys.exit(main(['prepare', '--help']))"
+    done = subprocess.run(f'{sys.executable} -c "{code}" | head -1', shell=True, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
