@@ -85,6 +85,7 @@ def test_every_sinks_command_in_order(user: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_make_ablation_in_full(tmp_path: Path) -> None:
     subprocess.run(["make", "ablation", f"RUNS={tmp_path}"], cwd=ROOT, check=True)
     assert (tmp_path / "backcopy/report.html").is_file()
@@ -92,6 +93,7 @@ def test_make_ablation_in_full(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_every_sinks_command_in_full(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in SINKS:
         if "gpu.yaml" in line or "ddp.yaml" in line:

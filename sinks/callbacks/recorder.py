@@ -8,8 +8,8 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from sinks.callbacks.stability import Stability, whole
 from sinks.callbacks.statistics import SinkStatistics
 from sinks.record import RunFolder
 from sinks.record.logger import RunFolderLogger, log_to_all
@@ -33,11 +33,6 @@ SUMMARY_KEYS = {
     "norm_gate_mean": "norm/gate_mean",
     "clipped_share": "residual/clipped_share",
 }
-
-
-def whole(value: Tensor) -> Tensor:
-    """A tensor that FSDP2 shards over ranks, gathered: float() would silently read the local part."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class RunRecorder(Callback):
@@ -149,6 +144,8 @@ class RunRecorder(Callback):
             "diverged": self.diverged or not math.isfinite(float(validation)),
         }
         summary |= {name: statistics.get(key) for name, key in SUMMARY_KEYS.items()}
+        stability = next((c.latest for c in trainer.callbacks if isinstance(c, Stability)), {})
+        summary |= {key.removeprefix("train/"): value for key, value in stability.items()}
         if trainer.is_global_zero:
             self.folder.finish(summary)
         return summary

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 import sinks.data.backcopy
 import sinks.data.text
 import sinks.families  # noqa: F401  (its classes resolve by their short names)
-from sinks.callbacks import HealthNotes, LineProgress, RunRecorder, SinkStatistics
+from sinks.callbacks import HealthNotes, LineProgress, RunRecorder, SinkStatistics, Stability
 from sinks.cli.parser import OneLineErrors, one_line
 from sinks.data.module import TokenData
 from sinks.errors import UserError
@@ -288,7 +288,7 @@ def command_line(arguments: list[str], run: bool = True) -> TrainingCLI:
             TokenData,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            trainer_defaults=TRAINER_DEFAULTS,
+            trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [Stability()]},
             seed_everything_default=0,
             parser_class=TrainingParser,
             parser_kwargs={"prog": "sinks", "parser_mode": "omegaconf+", "allow_abbrev": False},

@@ -43,6 +43,10 @@ def test_metrics_have_one_line_per_logged_step(finished: RunFolder) -> None:
     assert steps == [1, 2, 3, 4, 6]
     assert finished.series("train/loss")[0].tolist() == [2, 4, 6]
     assert finished.series("validation/loss")[0].tolist() == [3, 6]
+    steps, worst = finished.series("train/gradient_norm_p999")
+    assert steps.tolist() == [3, 6]
+    assert worst[-1] >= finished.series("train/gradient_norm")[1].max() * 0.99
+    assert finished.series("train/clip_crossings_per_10k")[1][-1] == finished.summary()["clip_crossings_per_10k"]
     statistics = finished.statistics("train")
     assert statistics.steps.tolist() == [1, 2, 4, 6]
     assert statistics.arrays["attention/first_token_mass"].shape == (4, 2, 1)

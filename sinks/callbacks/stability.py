@@ -1,0 +1,73 @@
+"""Stability of training from its loss and gradient norm of every step: spikes, tail of the norm, clip crossings."""
+
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from sinks.record.logger import log_to_all
+from sinks.stats.stability import stability_statistics
+
+KEYS = {
+    "train/loss_spikes_per_10k": "spikes_per_10k",
+    "train/gradient_norm_p999": "gradient_norm_p999",
+    "train/clip_crossings_per_10k": "clip_crossings_per_10k",
+}
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that FSDP2 shards over ranks, gathered: float() would silently read the local part."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+class Stability(Callback):
+    """Keeps both series, on the device between validations, and logs what follows from them with every validation."""
+
+    def __init__(self) -> None:
+        self.loss: list[float] = []
+        self.gradient_norm: list[float] = []
+        self.latest: dict[str, float] = {}
+        self._trainer: lightning.Trainer | None = None
+        self._micro_batches: list[Tensor] = []
+        self._losses: list[Tensor] = []
+        self._norms: list[Tensor] = []
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._trainer is not None:
+            self._gather(self._trainer)
+        return {"loss": torch.tensor(self.loss), "gradient_norm": torch.tensor(self.gradient_norm)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.loss, self.gradient_norm = state_dict["loss"].tolist(), state_dict["gradient_norm"].tolist()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._micro_batches.append(outputs["loss"].detach())
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and pl_module.gradient_norm is not None:
+            self._losses.append(torch.stack(self._micro_batches).mean())
+            self._norms.append(pl_module.gradient_norm.detach())
+            self._micro_batches = []
+        if len(self._losses) >= 1000 or trainer.global_step == trainer.max_steps:
+            self._gather(trainer)
+
+    def _gather(self, trainer: lightning.Trainer) -> None:
+        """Move what has come together to the host, the loss as the mean over ranks."""
+        if self._losses:
+            self.loss += trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean").tolist()
+            self.gradient_norm += torch.stack([whole(norm) for norm in self._norms]).tolist()
+            self._losses, self._norms = [], []
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return
+        self._gather(trainer)
+        found = stability_statistics(self.loss, self.gradient_norm, trainer.gradient_clip_val)
+        self.latest = {key: found[name] for key, name in KEYS.items()}
+        log_to_all(trainer, self.latest, trainer.global_step)
