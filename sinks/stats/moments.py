@@ -26,11 +26,6 @@ def combination(name: str) -> Combination:
     return "min" if name.endswith("_min") else "sum"
 
 
-def is_maximum(name: str) -> bool:
-    """Whether a moment is combined by maximum rather than by sum."""
-    return combination(name) == "max"
-
-
 def add(total: Moments | None, moments: Moments) -> Moments:
     """Moments of two parts taken together."""
     if total is None:
