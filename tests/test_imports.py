@@ -12,7 +12,9 @@ ABSENT = ["litdata", "jsonargparse", "omegaconf", "pyarrow"]
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))"
 
 
-@pytest.mark.parametrize("module", ["sinks.models.decoder", "sinks.families", "sinks.stats.functional", "sink_kernels"])
+@pytest.mark.parametrize(
+    "module", ["sinks.models.decoder", "sinks.families", "sinks.stats.functional", "sinks.plan.plan", "sink_kernels"]
+)
 def test_imports_with_torch_lightning_torchmetrics_and_numpy_alone(module: str) -> None:
     subprocess.run([sys.executable, "-c", f"{BLOCK}\nimport {module}"], check=True)
 

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from sinks.cli import main
 from sinks.cli.training import command_line
@@ -35,6 +36,7 @@ COMMANDS = [
 ]
 MAKE = [c for c in COMMANDS if c.startswith("make ")]
 SINKS = [c.removeprefix("PYTHONPATH=. ") for c in COMMANDS if ".venv/bin/sinks" in c]
+ON_GPUS = re.compile(r"trainers/(?!cpu)\S+\.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +61,30 @@ def test_every_make_target_exists(command: str) -> None:
     subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
 
 
+def assert_configuration_is_whole(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command_line(["fit", *arguments, "--print_config"])
+    assert stopped.value.code == 0
+
+
+def test_what_starts_several_machines_is_parsed(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(user)
+    for line in (c for c in COMMANDS if "torchrun" in c):
+        launcher, arguments = line.split(" -m sinks fit ")
+        parsed = get_args_parser().parse_args([*shlex.split(launcher)[1:], "script.py"])
+        assert parsed.nnodes == shlex.split(arguments)[-3].removeprefix("--trainer.num_nodes=")
+        assert_configuration_is_whole(shlex.split(arguments))
+    for script in (c.split()[1] for c in COMMANDS if c.startswith("sbatch ")):
+        assert Path(script).is_file()
+
+
 def test_every_sinks_command_in_order(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(user)
     monkeypatch.syspath_prepend(str(user))
     for line in SINKS:
         command, *arguments = shlex.split(line)[1:]
-        if command == "fit" and any("gpu.yaml" in a or "ddp.yaml" in a for a in arguments):
-            with pytest.raises(SystemExit) as stopped:
-                command_line(["fit", *arguments, "--print_config"])
-            assert stopped.value.code == 0
+        if command == "fit" and ON_GPUS.search(line):
+            assert_configuration_is_whole(arguments)
             continue
         if command == "fit" and "--model.help" not in arguments:
             arguments += REDUCED_FIT
@@ -89,14 +106,14 @@ def test_every_sinks_command_in_order(user: Path, monkeypatch: pytest.MonkeyPatc
 def test_make_ablation_in_full(tmp_path: Path) -> None:
     subprocess.run(["make", "ablation", f"RUNS={tmp_path}"], cwd=ROOT, check=True)
     assert (tmp_path / "backcopy/report.html").is_file()
-    assert len(list(tmp_path.glob("backcopy/*/seed*/summary.json"))) == 30
+    assert len(list(tmp_path.glob("backcopy/*/seed*/summary.json"))) == 33
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_every_sinks_command_in_full(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in SINKS:
-        if "gpu.yaml" in line or "ddp.yaml" in line:
+        if "sinks fit" in line and ON_GPUS.search(line):
             continue
         environment = "PYTHONPATH=." if "my_variant" in line else ""
         subprocess.run(

@@ -2,8 +2,8 @@
 
 A norm reports `input` (the residual stream it reads), `normed` (its output before any gate), `output`, and where it has
 them `gain`, `divided` and `weight`, `gate`, `clipped`; the callback adds the tokens' `median` |h|, once for all groups.
-Attention reports `q`, `k`, `v`, `out_weight`, its row statistics, and where it has one `gate`. A group that finds
-nothing to read at a site is left out there.
+Attention reports `q`, `k`, `v`, `out_weight`, its row statistics, and where it has one `gate`; its moments are scalars,
+or have heads first. A group that finds nothing to read at a site is left out there.
 """
 
 from collections.abc import Callable
@@ -79,11 +79,11 @@ def _contribution_moments(record: Record, module: Attention, dimensions: Tensor 
     """The values are one-hot norms; renormalising takes one more channel, for the row's total mass."""
     if module.normalizer.first_token:
         return None
-    shape = module.shape
-    norms = functional.projected_value_norms(record["v"], record["out_weight"], shape.n_heads)
-    values = functional.contribution_values(norms, shape.n_kv_heads, shape.head_dim)
+    n_heads, n_kv_heads, head_dim = record["q"].shape[1], record["v"].shape[1], record["v"].shape[3]
+    norms = functional.projected_value_norms(record["v"], record["out_weight"], n_heads)
+    values = functional.contribution_values(norms, n_kv_heads, head_dim)
     mixed = module.normalizer.attend(record["q"].float(), record["k"].float(), values, None)
-    totals = functional.contribution_totals(mixed, shape.n_kv_heads, renormalise=module.normalizer.reports_shares)
+    totals = functional.contribution_totals(mixed, n_kv_heads, renormalise=module.normalizer.reports_shares)
     return functional.contribution_moments(record["first_token_mass"], norms, totals)
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from sinks.callbacks.stability import Stability, whole
 from sinks.callbacks.statistics import SinkStatistics
+from sinks.callbacks.throughput import Throughput
+from sinks.parallel.ranks import data_ranks
 from sinks.record import RunFolder
-from sinks.record.logger import RunFolderLogger, log_to_all
+from sinks.record.logger import EventLogger, RunFolderLogger, log_to_all
 
 SUMMARY_KEYS = {
     "first_token_mass": "attention/first_token_mass",
@@ -38,6 +40,9 @@ SUMMARY_KEYS = {
 class RunRecorder(Callback):
     """Keeps the run folder. Losses are means over the steps since the last log; a step costs no host synchronisation.
 
+    What ranks must agree on without a collective of its own travels with the logged loss: `votes` of this rank go in,
+    and `shares`, their means over ranks, come out.
+
     Args:
         dir: the run folder.
         variant: name of the run in reports; the family's name if not given.
@@ -49,20 +54,34 @@ class RunRecorder(Callback):
         self.identity: dict[str, Any] = {}
         self.diverged = False
         self.validated_at = -1
+        self._validation_loss = math.nan
+        self.votes: list[float] = []
+        self.shares: list[float] = []
+        self._trainer: lightning.Trainer | None = None
         self._loss: Tensor | None = None
         self._steps_in_loss = 0
         self._last: dict[str, float] = {}
         self._wall_before = 0.0
         self._started = 0.0
-        self._logged_at = (0.0, 0)
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._trainer = trainer
 
     # -- clocks and counts --------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"wall_s": self.wall_s}
+        loss = self._loss
+        if loss is not None and self._trainer is not None:
+            loss = self._trainer.strategy.reduce(loss.clone(), reduce_op="mean")
+        accumulated = {"loss": loss, "steps_in_loss": self._steps_in_loss, "last": self._last}
+        validated = {"validated_at": self.validated_at, "validation_loss": self._validation_loss}
+        return {"wall_s": self.wall_s} | accumulated | validated
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._wall_before = state_dict["wall_s"]
+        self._loss, self._steps_in_loss = state_dict["loss"], state_dict["steps_in_loss"]
+        self._last = state_dict["last"]
+        self.validated_at, self._validation_loss = state_dict["validated_at"], state_dict["validation_loss"]
 
     @property
     def wall_s(self) -> float:
@@ -72,16 +91,19 @@ class RunRecorder(Callback):
     def tokens(trainer: lightning.Trainer) -> int:
         """Training tokens seen by all ranks up to now."""
         data = trainer.datamodule
-        per_step = data.batch_size * data.context_length * trainer.world_size * trainer.accumulate_grad_batches
+        readers = data_ranks(trainer)[1]
+        per_step = data.batch_size * data.context_length * readers * trainer.accumulate_grad_batches
         return trainer.global_step * per_step
 
     # -- training -----------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._started = time.perf_counter()
-        self._logged_at = (self.wall_s, self.tokens(trainer))
         if trainer.is_global_zero:
             self.folder.cut_back(trainer.global_step)
+            for logger in trainer.loggers:
+                if isinstance(logger, EventLogger):
+                    logger.cut_back(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -93,31 +115,29 @@ class RunRecorder(Callback):
         due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps
         if last_micro_batch and due:
             self._log(trainer, pl_module)
+        # The last step is validated, whatever the interval: before the checkpoint, which so holds all of the run.
+        trainer.should_stop |= trainer.global_step == trainer.max_steps
 
     def _log(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert self._loss is not None
-        loss = trainer.strategy.reduce(self._loss.clone() / self._steps_in_loss, reduce_op="mean")
+        mean = (self._loss / self._steps_in_loss).view(1)
+        over_ranks = trainer.strategy.reduce(torch.cat([mean, mean.new_tensor(self.votes)]), reduce_op="mean")
+        loss, *self.shares = over_ranks.tolist()
         wall, tokens = self.wall_s, self.tokens(trainer)
-        before_wall, before_tokens = self._logged_at
         self._last = {
-            "train/loss": float(loss),
+            "train/loss": loss,
             "train/gradient_norm": math.nan
             if pl_module.gradient_norm is None
             else float(whole(pl_module.gradient_norm)),
             "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "train/tokens_per_second": (tokens - before_tokens) / max(wall - before_wall, 1e-9),
         }
         log_to_all(trainer, {"tokens": tokens, "wall_s": wall} | self._last, trainer.global_step)
-        self._loss, self._steps_in_loss, self._logged_at = None, 0, (wall, tokens)
-        if not math.isfinite(self._last["train/loss"]):
-            self.diverged = True
-            trainer.should_stop = True
+        self._loss, self._steps_in_loss = None, 0
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.validated_at = trainer.global_step
-        log_to_all(
-            trainer, {"validation/loss": float(trainer.callback_metrics["validation/loss"])}, trainer.global_step
-        )
+        self._validation_loss = float(trainer.callback_metrics["validation/loss"])
+        log_to_all(trainer, {"validation/loss": self._validation_loss}, trainer.global_step)
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -131,21 +151,20 @@ class RunRecorder(Callback):
     def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
         """Write summary.json and return it; called once, after the last validation."""
         statistics = next((c.latest for c in trainer.callbacks if isinstance(c, SinkStatistics)), {})
-        validation = trainer.callback_metrics.get("validation/loss", torch.tensor(math.nan))
         wall, tokens = self.wall_s, self.tokens(trainer)
         summary = self.identity | {
             "steps": trainer.global_step,
             "tokens": tokens,
             "wall_s": wall,
-            "tokens_per_second": tokens / wall if wall else math.nan,
             "parameters": sum(p.numel() for p in pl_module.parameters()),
             "train_loss": self._last.get("train/loss", math.nan),
-            "val_loss": float(validation),
-            "diverged": self.diverged or not math.isfinite(float(validation)),
+            "val_loss": self._validation_loss,
+            "diverged": self.diverged or not math.isfinite(self._validation_loss),
         }
         summary |= {name: statistics.get(key) for name, key in SUMMARY_KEYS.items()}
         stability = next((c.latest for c in trainer.callbacks if isinstance(c, Stability)), {})
         summary |= {key.removeprefix("train/"): value for key, value in stability.items()}
+        summary |= next((c.summary(trainer) for c in trainer.callbacks if isinstance(c, Throughput)), {})
         if trainer.is_global_zero:
             self.folder.finish(summary)
         return summary

@@ -41,10 +41,12 @@ class Stability(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._trainer is not None:
             self._gather(self._trainer)
-        return {"loss": torch.tensor(self.loss), "gradient_norm": torch.tensor(self.gradient_norm)}
+        series = {"loss": torch.tensor(self.loss), "gradient_norm": torch.tensor(self.gradient_norm)}
+        return series | {"latest": self.latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.loss, self.gradient_norm = state_dict["loss"].tolist(), state_dict["gradient_norm"].tolist()
+        self.latest = state_dict["latest"]
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int

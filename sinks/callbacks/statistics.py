@@ -8,6 +8,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from sinks.callbacks.groups import GROUPS, Group
 from sinks.callbacks.maps import write_maps
@@ -20,7 +21,7 @@ from sinks.models.taps import Tap
 from sinks.record import Statistics
 from sinks.record.logger import RunFolderLogger, log_to_all
 from sinks.stats import functional
-from sinks.stats.moments import Moments, add, total_over_ranks
+from sinks.stats.moments import Moments, add, part_of_heads, total_over_ranks
 
 GroupName = Literal[
     "residual", "massive", "kurtosis", "energy", "rescale", "bound", "gain", "norm_gate", "gate_magnitude",
@@ -32,8 +33,9 @@ class SinkStatistics(Callback):
     """Reads the taps on sampled training steps and over every validation, and logs what they show.
 
     Moments are gathered on the device and summed over ranks in two collectives per logged step; no other step is
-    touched. The sink dimensions of the rescale group are those of the previous logged step, so that they are fixed
-    before they are measured; they are recorded, and survive a resume.
+    touched. A sampled step runs uncompiled: each site would need a graph of its own, and torch.compile gives up after a
+    few, for all other steps too. The sink dimensions of the rescale group are those of the previous logged step, so
+    that they are fixed before they are measured; they are recorded, and survive a resume.
 
     Args:
         interval: optimiser steps between sampled training steps; the first is sampled too.
@@ -82,10 +84,11 @@ class SinkStatistics(Callback):
         self._sampling = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"dimensions": {site: d.tolist() for site, d in self._dimensions.items()}}
+        return {"dimensions": {site: d.tolist() for site, d in self._dimensions.items()}, "latest": self.latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._dimensions = {site: torch.tensor(d) for site, d in state_dict["dimensions"].items()}
+        self.latest = state_dict["latest"]
 
     # -- switching the taps -------------------------------------------------------------------------------------
 
@@ -143,6 +146,8 @@ class SinkStatistics(Callback):
         step = trainer.global_step + 1  # this step's number once it is done
         due = step >= self.start and (self.stop is None or step <= self.stop)
         self._sampling = last_micro_batch and due and (step == self.start or step % self.interval == 0)
+        if self._sampling:
+            torch.compiler.set_stance("force_eager")
         self._switch(self._sampling)
 
     def on_before_backward(
@@ -155,23 +160,33 @@ class SinkStatistics(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._sampling:
+            torch.compiler.set_stance("default")  # not before: the backward pass of a checkpointed block runs it again
             self._log(trainer, "train")
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.validation:
             self._attach(pl_module)
             self._moments = {}
+            torch.compiler.set_stance("force_eager")
             self._switch(True)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._switch(False)
         if self.validation:
+            torch.compiler.set_stance("default")
             self._log(trainer, "validation")
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self._switch(False)
+        torch.compiler.set_stance("default")
 
     # -- what follows from the moments --------------------------------------------------------------------------
 
     def _log(self, trainer: lightning.Trainer, stage: str) -> None:
-        totals = {key: {n: m.cpu() for n, m in named.items()} for key, named in self._totals().items()}
+        found = self._totals(trainer.lightning_module.device_mesh)
+        totals = {key: {n: m.cpu() for n, m in named.items()} for key, named in found.items()}
         self._moments = {}
         used = {site: self._dimensions[site].cpu() for site in self._dimensions if (site, "rescale") in totals}
         if trainer.is_global_zero:
@@ -188,8 +203,17 @@ class SinkStatistics(Callback):
         if trainer.training or trainer.state.fn == "fit":
             self._choose_dimensions(totals, trainer.strategy.root_device)
 
-    def _totals(self) -> dict[Key, Moments]:
-        return total_over_ranks(self._moments)
+    def _totals(self, mesh: DeviceMesh | None = None) -> dict[Key, Moments]:
+        heads = None if mesh is None else mesh["tensor_parallel"]
+        if heads is None or heads.size() == 1:
+            return total_over_ranks(self._moments)
+        rank, size = heads.get_local_rank(), heads.size()
+        return total_over_ranks(
+            {
+                (site, group): part_of_heads(moments, rank, size, per_head=GROUPS[group].kind == "attention")
+                for (site, group), moments in self._moments.items()
+            }
+        )
 
     def _choose_dimensions(self, totals: dict[Key, Moments], device: torch.device) -> None:
         """Fix the sink dimensions for the next logged step; all ranks hold the same totals."""

@@ -7,6 +7,8 @@ from importlib import import_module
 COMMANDS = {
     "fit": ("sinks.cli.training", "train a variant and record it in a run folder"),
     "validate": ("sinks.cli.training", "measure a checkpoint: loss and sink statistics"),
+    "consolidate": ("sinks.cli.consolidate", "turn a checkpoint of shards into one file"),
+    "plan": ("sinks.cli.plan", "count parameters, memory and operations, allocating nothing"),
     "prepare": ("sinks.cli.prepare", "turn text into token chunks"),
     "grid": ("sinks.cli.grid", "print an ablation as a Make fragment, one target per run"),
     "report": ("sinks.cli.report", "turn run folders into tables, figures and one HTML file"),
@@ -51,6 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
         # Whoever read the output has left, as `head` does; Python would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        from sinks.record.atomic import FULL
+
+        if error.errno not in FULL:
+            raise
+        print(f"sinks: error: {error.filename} could not be written: {error.strerror}: free space", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"sinks {command}: interrupted", file=sys.stderr)
         return 130

@@ -3,7 +3,11 @@
 import logging
 import os
 import re
+import signal
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,21 +15,40 @@ import lightning
 import torch
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 import sinks.data.backcopy
 import sinks.data.text
 import sinks.families  # noqa: F401  (its classes resolve by their short names)
-from sinks.callbacks import HealthNotes, LineProgress, RunRecorder, SinkStatistics, Stability
+from sinks.callbacks import (
+    Divergence,
+    HealthNotes,
+    LineProgress,
+    Preemption,
+    RandomState,
+    RunCheckpoints,
+    RunRecorder,
+    SinkStatistics,
+    Stability,
+    Throughput,
+)
+from sinks.callbacks.divergence import Diverged
 from sinks.cli.parser import OneLineErrors, one_line
 from sinks.data.module import TokenData
 from sinks.errors import UserError
 from sinks.families import CausalLM
+from sinks.parallel.checkpoint_io import RunCheckpointIO
+from sinks.parallel.lost_rank import lost_rank
+from sinks.parallel.ranks import data_ranks
 from sinks.record import RunFolder
+from sinks.record.atomic import disk_full
+from sinks.record.lock import sole_writer
 from sinks.record.logger import EventLogger, RunFolderLogger
 from sinks.record.provenance import config_fingerprint, provenance
 
@@ -36,6 +59,8 @@ TRAINER_DEFAULTS = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
+
+HOW_ROWS_ARE_READ = ("batch_size", "validation_batch_size", "num_workers")
 
 
 class TrainingParser(OneLineErrors, LightningArgumentParser):
@@ -87,12 +112,16 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(SinkStatistics, "statistics")
         parser.add_lightning_class_args(LineProgress, "progress")
         parser.add_lightning_class_args(HealthNotes, "notes")
+        parser.add_class_arguments(RunCheckpoints, "checkpoints")
         for name in ("vocab_size", "context_length"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         refuse_unknown_sections(args, getattr(self, "_subcommand_parsers", {}).get(args[0], parser) if args else parser)
         super().parse_arguments(parser, args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would read the whole checkpoint for options, which stand in config.yaml."""
 
     # -- the trainer around the run folder ----------------------------------------------------------------------
 
@@ -104,6 +133,11 @@ class TrainingCLI(LightningCLI):
             raise UserError(
                 f"trainer.max_steps is {config.max_steps}, but training is an endless stream: give --trainer.max_steps"
             )
+        if str(config.precision) in ("16", "16-mixed", "16-true"):
+            raise UserError(
+                f"trainer.precision is {config.precision}, but residual sinks exceed float16's largest number, 65504: "
+                "give bf16-mixed"
+            )
         if not fitting:
             kwargs["logger"] = False
         elif config.logger in (None, True):
@@ -112,10 +146,13 @@ class TrainingCLI(LightningCLI):
             others = config.logger if isinstance(config.logger, list) else [config.logger]
             kwargs["logger"] = [*others, RunFolderLogger(str(directory))]
         callbacks = config.callbacks if isinstance(config.callbacks, list) else [c for c in [config.callbacks] if c]
-        own_checkpoint = any(isinstance(c, ModelCheckpoint) for c in callbacks)
+        own_checkpoint = any(isinstance(c, Checkpoint) for c in callbacks)
         if fitting and config.enable_checkpointing is not False and not own_checkpoint:
-            callbacks = [*callbacks, default_checkpoint(directory)]
+            callbacks = [*callbacks, self._get(self.config_init, "checkpoints")]
         kwargs["callbacks"] = callbacks
+        plugins = config.plugins if isinstance(config.plugins, list) else [p for p in [config.plugins] if p]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, RunCheckpointIO()]
         try:
             return super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError) as error:
@@ -128,6 +165,11 @@ class TrainingCLI(LightningCLI):
     def identity(self) -> dict[str, Any]:
         """What names the run, and tells it from others."""
         config = yaml.safe_load(self._parser(self.subcommand).dump(self._get_config(), skip_unset=False))
+        # How many processes share a step's rows, and how a block is run, may change when a run is resumed.
+        rows = self.datamodule.batch_size * data_ranks(self.trainer)[1] * self.trainer.accumulate_grad_batches
+        data = {k: v for k, v in config["data"]["init_args"].items() if k not in HOW_ROWS_ARE_READ}
+        config["data"]["init_args"] = data | {"rows_per_step": rows}
+        config["model"]["init_args"].pop("execution", None)
         # Without the seeds, and without what is resolved from another run, which differs from seed to seed.
         options = {k: v for k, v in config["data"]["init_args"].items() if k != "seed"}
         seedless = config | {"seed_everything": None, "data": config["data"] | {"init_args": options}}
@@ -151,7 +193,7 @@ class TrainingCLI(LightningCLI):
 
     def fit(self, model: CausalLM, datamodule: TokenData, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train into the run folder: start, resume what was broken off, or say that it is finished."""
-        folder, rank = self.recorder.folder, self.trainer.global_rank
+        folder, writes = self.recorder.folder, self.trainer.global_rank == 0
         if ckpt_path is not None and not Path(ckpt_path).exists():
             raise UserError(f"there is no checkpoint {ckpt_path}: leave --ckpt_path out to start or resume the run")
         datamodule.prepare_data()
@@ -160,20 +202,37 @@ class TrainingCLI(LightningCLI):
             datamodule.validation_set(),
         )  # what is wrong with them is told before anything is written
         identity = self.recorder.identity = self.identity()
-        if rank == 0:
-            refuse_another_run(folder, identity)
-            if folder.finished:
+        # Every rank decides alike: one that went on alone would wait for the others until a timeout.
+        refuse_another_run(folder, identity)
+        if folder.finished:
+            if writes:
                 print(f"{folder.path} is finished: nothing to do (choose another --run.dir to run it again)")
-                return
-            folder.write_provenance(provenance() | identity)
-        if ckpt_path is None and folder.last_checkpoint.is_file():
-            print(f"resuming {folder.path} from {folder.last_checkpoint.name}")
+            return
+        lock = sole_writer(folder.path) if writes else nullcontext()
+        with lost_rank_told(folder, self.trainer), full_disk_told(folder), lock:
+            if writes:
+                folder.remove_leftovers()
+                folder.write_provenance(provenance() | identity)
+            self.train(model, datamodule, ckpt_path, **kwargs)
+
+    def train(self, model: CausalLM, datamodule: TokenData, ckpt_path: str | None, **kwargs: Any) -> None:
+        """Start or resume, validate at the end, and write the summary."""
+        folder = self.recorder.folder
+        if ckpt_path is None and folder.last_checkpoint.exists():
+            if self.trainer.global_rank == 0:
+                print(f"resuming {folder.path} from {folder.last_checkpoint.name}")
             ckpt_path = str(folder.last_checkpoint)
-        self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
-        if self.trainer.interrupted:
-            raise KeyboardInterrupt
-        if self.recorder.validated_at != self.trainer.global_step and not self.recorder.diverged:
-            self.trainer.validate(model, datamodule=datamodule, verbose=False)
+        try:
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
+        except Diverged:
+            self.recorder.diverged = True
+        except SystemExit as ended:
+            if isinstance(ended.__context__, KeyboardInterrupt):  # which Lightning turns into exit code 1
+                raise KeyboardInterrupt from None
+            raise
+        else:
+            if self.recorder.validated_at != self.trainer.global_step:
+                self.trainer.validate(model, datamodule=datamodule, verbose=False)
         self.recorder.finish(self.trainer, model)
 
     def validate(self, model: CausalLM, datamodule: TokenData, ckpt_path: str | None = None, **kwargs: Any) -> None:
@@ -192,17 +251,49 @@ class TrainingCLI(LightningCLI):
             print(f"validation/loss {loss:.6f}  ->  {folder.write_validation(path.stem, result)}")
 
 
-def default_checkpoint(directory: Path) -> ModelCheckpoint:
-    """Every 500 steps, the latest kept as last.ckpt."""
-    return ModelCheckpoint(
-        directory / "checkpoints",
-        filename="step{step:08d}",
-        auto_insert_metric_name=False,
-        every_n_train_steps=500,
-        save_top_k=1,
-        save_last="link",
-        enable_version_counter=False,
-    )
+@contextmanager
+def lost_rank_told(folder: RunFolder, trainer: lightning.Trainer) -> Iterator[None]:
+    """Turn what a lost process makes the others raise into one line, and leave none of them behind.
+
+    Raises:
+        UserError: saying what the communication library said, and where the same command resumes.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = lost_rank(error)
+        if said is None:
+            raise
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
+        last = folder.last_checkpoint
+        again = f"resumes from {last.resolve().name}" if last.exists() else "starts again"
+        raise UserError(
+            f"rank {trainer.global_rank} lost another rank ({said}): look for that rank's own message; the same "
+            f"command {again}"
+        ) from error
+
+
+@contextmanager
+def full_disk_told(folder: RunFolder) -> Iterator[None]:
+    """Turn what a full disk raises into one line.
+
+    Raises:
+        UserError: naming what could not be written, and where the same command resumes.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = disk_full(error)
+        if full is None:
+            raise
+        last = folder.last_checkpoint
+        again = f"resumes from {last.resolve().name}" if last.exists() else "starts again"
+        raise UserError(
+            f"{full.filename or folder.path} could not be written ({full.strerror}): free space, then the same command "
+            f"{again}"
+        ) from error
 
 
 def refuse_another_run(folder: RunFolder, identity: dict[str, Any]) -> None:
@@ -245,6 +336,11 @@ def refuse_unknown_sections(arguments: list[str], parser: LightningArgumentParse
                 f"{file} holds {type(content).__name__}, but must hold sections: {', '.join(sorted(known))}"
             )
         for section in content:
+            if section == "hybrid_moe" and section not in known:
+                raise UserError(
+                    f"{file} describes a hybrid mixture of experts, which can only be planned: use `sinks plan`, or "
+                    "give another model"
+                )
             if section.split(".")[0] not in known:
                 raise UserError(
                     f"{file} has an unknown section {section!r}: known are {', '.join(sorted(known - {'help'}))}"
@@ -255,6 +351,8 @@ def quieten() -> None:
     """Silence advertisements and what is deliberate here; warnings about the user's run stay."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Gathering over two mesh dimensions takes two collectives; it is done for checkpoints and the gradient norm only.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
         ".*LeafSpec.*",
@@ -264,6 +362,13 @@ def quieten() -> None:
     ):
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # raised by Lightning's own calls
+    threading.excepthook = print_unless_disk_full
+
+
+def print_unless_disk_full(failure: threading.ExceptHookArgs) -> None:
+    """What ended a thread, except a full disk: TensorBoard's writer raises that in the main thread again."""
+    if disk_full(failure.exc_value) is None:
+        threading.__excepthook__(failure)
 
 
 def main(command: str, arguments: list[str]) -> None:
@@ -271,7 +376,7 @@ def main(command: str, arguments: list[str]) -> None:
     command_line([command, *arguments])
 
 
-def command_line(arguments: list[str], run: bool = True) -> TrainingCLI:
+def command_line(arguments: list[str], run: bool = True, cli: type[TrainingCLI] = TrainingCLI) -> TrainingCLI:
     """Parse and run; with `run=False` (and no command among the arguments) only build trainer, model and data.
 
     Raises:
@@ -283,12 +388,13 @@ def command_line(arguments: list[str], run: bool = True) -> TrainingCLI:
     if threads:
         torch.set_num_threads(int(threads))
     try:
-        return TrainingCLI(
+        return cli(
             CausalLM,
             TokenData,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [Stability()]},
+            trainer_defaults=TRAINER_DEFAULTS
+            | {"callbacks": [Stability(), Throughput(), Divergence(), Preemption(), RandomState()]},
             seed_everything_default=0,
             parser_class=TrainingParser,
             parser_kwargs={"prog": "sinks", "parser_mode": "omegaconf+", "allow_abbrev": False},
@@ -311,7 +417,10 @@ def command_line(arguments: list[str], run: bool = True) -> TrainingCLI:
 
 
 def users_mistake(error: BaseException | None) -> UserError | None:
-    """The UserError that an exception was raised from, if any."""
+    """The UserError that an exception was raised from, if any; in one line, where a loader's worker raised it."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
-    return error
+    if error is None:
+        return None
+    # A worker's traceback stands around the message, which comes last.
+    return UserError(str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip())

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,12 @@ def write_chunks(
 
     scratch.mkdir(parents=True, exist_ok=True)
     log = scratch / "litdata.log"
-    arguments = (tokens, inputs, processes, scratch, log)
+    # The child sees the writing end close when this process ends, however it ends.
+    parent, held = os.pipe()
+    arguments = (tokens, inputs, processes, scratch, log, parent, held)
     child = multiprocessing.get_context("fork").Process(target=_optimize, args=arguments)
     child.start()
+    os.close(parent)
     assert child.pid is not None
     try:
         while child.is_alive():
@@ -58,6 +62,7 @@ def write_chunks(
             os.killpg(child.pid, signal.SIGKILL)
         child.kill()
         child.join()
+        os.close(held)
     # litdata loses the chunks of a worker that was killed, e.g. for want of memory, and reports success.
     short = [folder.name for folder, items in inputs.items() if _chunks_in_index(folder) != len(items)]
     if child.exitcode != 0 or short:
@@ -73,10 +78,24 @@ def _chunks_in_index(folder: Path) -> int:
     return len(json.loads(file.read_text(encoding="utf-8"))["chunks"]) if file.is_file() else 0
 
 
+def _end_with_parent(parent: int) -> None:
+    """Kill this process and litdata's workers when the process that prepares is gone: nobody would take the chunks."""
+    os.read(parent, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
 def _optimize(
-    tokens: Callable[[Any], np.ndarray], inputs: dict[Path, list[Any]], processes: int, scratch: Path, log: Path
+    tokens: Callable[[Any], np.ndarray],
+    inputs: dict[Path, list[Any]],
+    processes: int,
+    scratch: Path,
+    log: Path,
+    parent: int,
+    held: int,
 ) -> None:
     os.setpgrp()
+    os.close(held)
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     # Advertisement and progress bars; shown only when something fails.
     stream = log.open("w", encoding="utf-8", buffering=1)
     os.dup2(stream.fileno(), 1)

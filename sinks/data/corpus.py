@@ -94,7 +94,7 @@ def find_corpus(sources: list[str] | None, text_field: str = "text") -> Corpus:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            found = [file for file in _walk(path) if file.suffix.lower() in SUFFIXES]
+            found = [file for file in walk(path) if file.suffix.lower() in SUFFIXES]
             if not found:
                 raise UserError(
                     f"{source} has no file that ends in {', '.join(SUFFIXES)}: give a folder of such files, "
@@ -126,7 +126,7 @@ def _standard_library(text_field: str) -> Corpus:
     if not root.is_dir():
         raise UserError(f"this Python has no source files at {root}: give text of your own as sources")
     files, skipped = [], 0
-    for file in _walk(root, without=("site-packages", "dist-packages", "__pycache__")):
+    for file in walk(root, without=("site-packages", "dist-packages", "__pycache__")):
         if file.suffix != ".py" or file.stat().st_size == 0:
             continue
         try:
@@ -139,7 +139,7 @@ def _standard_library(text_field: str) -> Corpus:
     return Corpus(f"python{version}", [f"standard library of Python {version}"], files, skipped, text_field)
 
 
-def _walk(root: Path, without: tuple[str, ...] = ()) -> Iterator[Path]:
+def walk(root: Path, without: tuple[str, ...] = ()) -> Iterator[Path]:
     """Files below a folder in a fixed order, hidden ones left out."""
     for folder, names, files in os.walk(root):
         names[:] = sorted(name for name in names if name not in without and not name.startswith("."))

@@ -6,10 +6,12 @@ from typing import Any
 
 import lightning
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from sinks.data.loader import TimedDataLoader
 from sinks.data.order import ShardBatchSampler, StreamBatchSampler
 from sinks.errors import UserError
+from sinks.parallel.ranks import data_ranks
 
 
 class TokenData(lightning.LightningDataModule):
@@ -69,10 +71,12 @@ class TokenData(lightning.LightningDataModule):
         """What the rows depend on, as a short hash: runs on different fingerprints are not compared."""
 
     def _ranks(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        return data_ranks(self.trainer) if self.trainer is not None else (0, 1)
 
-    def _loader(self, dataset: Dataset[torch.Tensor], sampler: StreamBatchSampler | ShardBatchSampler) -> DataLoader:
-        return DataLoader(
+    def _loader(
+        self, dataset: Dataset[torch.Tensor], sampler: StreamBatchSampler | ShardBatchSampler
+    ) -> TimedDataLoader:
+        return TimedDataLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=self.num_workers,
@@ -80,12 +84,12 @@ class TokenData(lightning.LightningDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> TimedDataLoader:
         rank, world_size = self._ranks()
         sampler = StreamBatchSampler(self.train_order(), self.batch_size, rank, world_size, self._start)
         return self._loader(self.train_set(), sampler)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> TimedDataLoader:
         rank, world_size = self._ranks()
         dataset = self.validation_set()
         return self._loader(dataset, ShardBatchSampler(len(dataset), self.validation_batch_size, rank, world_size))  # type: ignore[arg-type]
@@ -93,12 +97,24 @@ class TokenData(lightning.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The stream position after the last optimiser step."""
         if self.trainer is None:
-            return {"stream_position": self._start, "step": self._start_step}
+            return {"stream_position": self._start, "step": self._start_step, "accumulate_grad_batches": 1}
         # Counted from where this process began: before a resume a step may have had another number of rows.
-        per_step = self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        per_step = self.batch_size * self._ranks()[1] * self.trainer.accumulate_grad_batches
         step = self.trainer.global_step
-        return {"stream_position": self._start + (step - self._start_step) * per_step, "step": step}
+        return {
+            "stream_position": self._start + (step - self._start_step) * per_step,
+            "step": step,
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.trainer is not None:
+            # Lightning counts batches, not steps: with another number the first step would be cut short.
+            stored, own = state_dict["accumulate_grad_batches"], self.trainer.accumulate_grad_batches
+            if stored != own:
+                raise UserError(
+                    f"trainer.accumulate_grad_batches is {own}, but the checkpoint was taken with {stored}: "
+                    f"give {stored}"
+                )
         self._start = int(state_dict["stream_position"])
         self._start_step = int(state_dict["step"])

@@ -128,7 +128,7 @@ class Preparation:
         tokenizer.save(folder)
 
         inputs = {folder / split: spool.groups(members[split], CHUNK_BYTES) for split in SPLITS}
-        tokens = _Tokens(spool, folder, self.document_bos, self.vocab_size)
+        tokens = DocumentTokens(spool, folder, self.document_bos, self.vocab_size)
         with bar("tokenizing", sum(map(len, inputs.values())), unit="chunk") as tokenizing:
             write_chunks(tokens, inputs, processes, scratch, lambda done: _advance(tokenizing, done))
         shutil.rmtree(scratch)
@@ -197,8 +197,15 @@ def prepare_text(
 
 
 @dataclass(frozen=True)
-class _Tokens:
-    """Token ids of a group of documents."""
+class DocumentTokens:
+    """Called with numbers of documents [N]: their token ids one after the other, uint16 where all ids fit.
+
+    Args:
+        spool: of the documents.
+        folder: with the tokenizer.
+        document_bos: whether `<bos>` stands before every document.
+        vocab_size: number of token ids.
+    """
 
     spool: Spool
     folder: Path

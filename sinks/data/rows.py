@@ -52,7 +52,13 @@ class TokenRows(Dataset[torch.Tensor]):
         return sum(self.chunk_lengths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        row = np.concatenate([self.head, self.stream[int(index)]], dtype=np.int64)
+        try:
+            tokens = self.stream[int(index)]
+        except Exception:
+            if not is_remote(self.location):
+                _check_local(Path(self.location))  # a chunk that vanished during training
+            raise
+        row = np.concatenate([self.head, tokens], dtype=np.int64)
         largest = int(row.max())
         if largest >= self.vocab_size:
             raise UserError(

@@ -10,30 +10,20 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sinks.errors import UserError
 from sinks.families.token_mean import TokenMean
 from sinks.models.attention_gates import AttentionGate, NoGate
 from sinks.models.clips import NoClip, ResidualClip
 from sinks.models.decoder import Architecture, Decoder, Parts
-from sinks.models.execution import prepare, shard
+from sinks.models.execution import Execution
 from sinks.models.feed_forward import FeedForward, FeedForwardShape, SwiGLU
 from sinks.models.normalizers import Normalizer, Softmax
 from sinks.models.norms import Norm, RMSNorm
 from sinks.models.shapes import AttentionShape
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How the model is run, not what it computes.
-
-    Args:
-        compile: compile each block with torch.compile.
-        activation_checkpointing: keep only each block's input, and run the block again in the backward pass.
-    """
-
-    compile: bool = False
-    activation_checkpointing: bool = False
+from sinks.parallel.checkpoint_io import refuse_another_architecture, sizes
+from sinks.parallel.sharding import shard
 
 
 @dataclass(frozen=True)
@@ -118,6 +108,7 @@ class CausalLM(lightning.LightningModule):
         self.decoder: Decoder | None = None
         self.validation_loss = TokenMean()
         self.gradient_norm: Tensor | None = None
+        self.failed_step = torch.zeros((), dtype=torch.int64)  # first optimiser step without a finite gradient, or 0
 
     def _decoder(self) -> Decoder:
         return Decoder(self.vocab_size, self.context_length, self.architecture, self.parts)
@@ -125,10 +116,14 @@ class CausalLM(lightning.LightningModule):
     def configure_model(self) -> None:
         if self.decoder is not None:
             return
-        self.decoder = self._decoder()
-        prepare(self.decoder, self.execution.compile, self.execution.activation_checkpointing)
-        if self.device_mesh is not None:
-            shard(self.decoder, self.device_mesh["data_parallel"])
+        if self.device_mesh is None:
+            self.decoder = self._decoder()
+            for block in self.decoder.blocks:
+                self.execution.prepare(block)
+            return
+        with torch.device("meta"):
+            self.decoder = self._decoder()
+        shard(self.decoder, self.device_mesh, self.device, self.execution.prepare)
 
     def resolved_options(self) -> dict[str, Any]:
         """Options that were computed, under the names of constructor arguments, for the saved configuration."""
@@ -160,7 +155,11 @@ class CausalLM(lightning.LightningModule):
         return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        return self.loss(batch)
+        loss = self.loss(batch)
+        value = loss.detach()
+        # A loss that is not finite always shows in the gradient, which all ranks share: 0 * loss is then NaN.
+        loss.register_hook(lambda gradient: gradient + 0 * value)
+        return loss
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self.validation_loss.update(self.loss(batch), batch[:, 1:].numel())
@@ -172,11 +171,21 @@ class CausalLM(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """As Lightning does; the norm before clipping is kept for the recorder."""
+        """As Lightning does; the norm before clipping is kept for the recorder, and tells whether to update at all."""
         if gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        self.gradient_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val or math.inf)
+        else:
+            norm = self.gradient_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+        self._make_no_update_after_failure(optimizer, norm)
+
+    def _make_no_update_after_failure(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+        """From the first step on whose gradient is not finite, weights stay as they are; the host is not asked."""
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        failed_step = self.failed_step.to(norm.device)
+        first_failure = (failed_step == 0) & ~norm.isfinite()
+        self.failed_step = failed_step + first_failure * (self.trainer.global_step + 1)
+        optimizer.found_inf = (self.failed_step > 0).float()  # type: ignore[attr-defined]  # fused AdamW obeys it
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.optimization
@@ -201,11 +210,6 @@ class CausalLM(lightning.LightningModule):
             UserError: naming the first parameter that differs.
         """
         self.configure_model()
-        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        stored = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", own).items()}
-        for name in sorted(own.keys() | stored.keys()):
-            if own.get(name) != stored.get(name):
-                raise UserError(
-                    f"the checkpoint is of another architecture: {name} is {stored.get(name, 'absent')} there and "
-                    f"{own.get(name, 'absent')} here: use the config.yaml that lies beside the checkpoint"
-                )
+        own = self.state_dict()
+        # A sharded strategy has compared and loaded the weights itself.
+        refuse_another_architecture(sizes(checkpoint.get("state_dict", own)), sizes(own))

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning
-import torch
 
 from sinks.errors import UserError
 from sinks.families.causal_lm import CausalLM
+from sinks.parallel.checkpoint_io import read_checkpoint
 from sinks.record import RunFolder
 
 
@@ -41,13 +41,13 @@ def instantiate(model: dict[str, Any], data: dict[str, Any]) -> tuple[CausalLM, 
 
 
 def load_run(path: str | os.PathLike[str]) -> LoadedRun:
-    """Build the model and data of a run folder and load its last checkpoint.
+    """Build the model and data of a run folder and load its last checkpoint, whatever strategy wrote it.
 
     Args:
         path: a run folder.
 
     Raises:
-        UserError: if the folder holds no run or no checkpoint.
+        UserError: if the folder holds no run, or no checkpoint that can be read, of the architecture it configures.
     """
     folder = RunFolder(path)
     config = folder.config()
@@ -55,7 +55,7 @@ def load_run(path: str | os.PathLike[str]) -> LoadedRun:
         raise UserError(f"{folder.path} has no checkpoint {folder.last_checkpoint.name}: train it with checkpoints on")
     model, data = instantiate(config["model"], config["data"])
     model.configure_model()
-    checkpoint = torch.load(folder.last_checkpoint, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(folder.last_checkpoint, weights_alone=True)
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
     return LoadedRun(folder, model.eval(), data)

@@ -22,8 +22,9 @@ class TokenMean(Metric):
 
     def update(self, mean: Tensor, tokens: int) -> None:
         """Add a batch's mean loss over its number of tokens."""
-        self.total += mean.detach() * tokens
-        self.tokens += tokens
+        # Under bf16-true the whole module is converted, these sums too.
+        self.total = self.total.double() + mean.detach() * tokens
+        self.tokens = self.tokens.double() + tokens
 
     def compute(self) -> Tensor:
         return (self.total / self.tokens).float()

@@ -62,15 +62,15 @@ class Attention(nn.Module):
         self.row_statistics: tuple[Statistic, ...] = ()
         self.out_input = Tap(f"{shape.site}.out.input")
 
-    def _heads(self, x: Tensor, n_heads: int) -> Tensor:
-        """[B, T, n_heads * head_dim] -> [B, n_heads, T, head_dim], a view."""
-        return x.view(*x.shape[:2], n_heads, self.shape.head_dim).transpose(1, 2)
+    def _heads(self, x: Tensor) -> Tensor:
+        """[B, T, H * head_dim] -> [B, H, T, head_dim], a view; H are the heads this process holds."""
+        return x.view(*x.shape[:2], -1, self.shape.head_dim).transpose(1, 2)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] -> q [B, H, T, head_dim], k and v [B, n_kv_heads, T, head_dim], positions applied."""
-        q = self.rotary(self.query_norm(self._heads(self.query(x), self.shape.n_heads)))
-        k = self.rotary(self.key_norm(self._heads(self.key(x), self.shape.n_kv_heads)))
-        v = self._heads(self.value(x), self.shape.n_kv_heads)
+        q = self.rotary(self.query_norm(self._heads(self.query(x))))
+        k = self.rotary(self.key_norm(self._heads(self.key(x))))
+        v = self._heads(self.value(x))
         return self.query_tap(q), self.key_tap(k), self.value_tap(v)
 
     def forward(self, x: Tensor) -> Tensor:

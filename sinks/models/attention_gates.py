@@ -70,7 +70,7 @@ class ElementwiseGate(AttentionGate):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape
-        gate = self.projection(x).view(batch, length, self.shape.n_heads, self.shape.head_dim)
+        gate = self.projection(x).view(batch, length, -1, self.shape.head_dim)
         return gate.transpose(1, 2) + self.offset
 
 
@@ -92,5 +92,5 @@ class UnconditionalGate(AttentionGate):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape
-        value = self.value.to(x.dtype).view(1, self.shape.n_heads, 1, self.shape.head_dim)
+        value = self.value.to(x.dtype).view(1, -1, 1, self.shape.head_dim)
         return value.expand(batch, -1, length, -1)

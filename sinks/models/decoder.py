@@ -170,7 +170,12 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.head_norm = NormSite("head.norm", parts.head_norm(width))
         self.head = Linear(width, vocab_size, architecture.init_std)
-        if architecture.tied_embeddings:
+        self.tied_embeddings = architecture.tied_embeddings
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the head's weight the embedding's, if it is to be: also after a move that gave each its own."""
+        if self.tied_embeddings:
             self.head.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -196,3 +201,5 @@ def reset_parameters(module: nn.Module) -> None:
         reset = getattr(child, "reset_parameters", None)
         if callable(reset):
             reset()
+    if isinstance(module, Decoder):
+        module.tie()

@@ -1,40 +1,31 @@
-"""How a decoder is run: compiled, checkpointed, sharded. None of it changes what is computed."""
+"""How a block is run: compiled, checkpointed. Neither changes what is computed, nor the names of parameters."""
+
+from dataclasses import dataclass
 
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from sinks.models.decoder import Decoder
 
-
-def prepare(decoder: Decoder, compile: bool, activation_checkpointing: bool) -> None:
-    """Compile each block, or run it again in the backward pass; parameter names stay as they are.
+@dataclass(frozen=True)
+class Execution:
+    """How the model is run, not what it computes.
 
     Args:
-        decoder: whose blocks are prepared in place.
-        compile: whether to compile.
-        activation_checkpointing: whether to keep only a block's input.
+        compile: compile each block with torch.compile.
+        activation_checkpointing: keep only each block's input, and run the block again in the backward pass.
     """
-    for block in decoder.blocks:
-        if activation_checkpointing:
+
+    compile: bool = False
+    activation_checkpointing: bool = False
+
+    def prepare(self, block: nn.Module) -> None:
+        """Prepare a block in place."""
+        if self.activation_checkpointing:
             _checkpoint(block)
-        if compile:
+        if self.compile:
             block.compile()
 
 
 def _checkpoint(block: nn.Module) -> None:
     forward = block.forward
     block.forward = lambda x: checkpoint(forward, x, use_reentrant=False)
-
-
-def shard(decoder: Decoder, mesh: DeviceMesh) -> None:
-    """Shard every block, then what is left, over a data-parallel mesh: FSDP2 gathers a block while it runs.
-
-    Args:
-        decoder: built alike on every rank.
-        mesh: the data-parallel dimension of the device mesh.
-    """
-    for block in decoder.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(decoder, mesh=mesh)

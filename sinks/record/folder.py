@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 
 from sinks.errors import UserError
+from sinks.record.atomic import naming, remove_leftovers, replacing
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,8 @@ def join(parts: list[Statistics]) -> Statistics:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write beside the target, then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -130,7 +129,8 @@ class RunFolder:
     def append_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Append one JSON object per line to metrics.jsonl."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.path / "metrics.jsonl"
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.writelines(to_json(line) + "\n" for line in lines)
 
     def cut_back(self, step: int) -> None:
@@ -159,13 +159,15 @@ class RunFolder:
         from safetensors.numpy import save
 
         steps = np.concatenate([arrays[f"{stage}/steps"] for stage in _stages(arrays)])
-        folder = self.path / "statistics"
-        folder.mkdir(parents=True, exist_ok=True)
         stage = "+".join(_stages(arrays))
-        file = folder / f"{int(steps.min()):08d}-{int(steps.max()):08d}-{stage}.safetensors"
-        temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata))
-        temporary.replace(file)
+        file = self.path / "statistics" / f"{int(steps.min()):08d}-{int(steps.max()):08d}-{stage}.safetensors"
+        with replacing(file) as temporary:
+            temporary.write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata))
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed run had begun to write."""
+        for folder in (self.path, self.path / "statistics", self.checkpoints):
+            remove_leftovers(folder)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json: after this the run counts as finished."""

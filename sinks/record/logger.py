@@ -90,6 +90,14 @@ class EventLogger(TensorBoardLogger):
         super().__init__(directory, name="", version="", **kwargs)
 
     @rank_zero_only
+    def cut_back(self, step: int) -> None:
+        """Make readers forget the events after `step`: called when a run resumes from a checkpoint of that step."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+
+        started = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        self.experiment.file_writer.add_event(started)
+
+    @rank_zero_only
     def save(self) -> None:
         if self._experiment is not None:
             self._experiment.flush()

@@ -15,8 +15,19 @@ import torch
 
 PACKAGES = ("torch", "triton", "lightning", "torchmetrics", "litdata", "numpy", "tokenizers")
 # What says where and how a run is watched, not what it computes.
-NOT_FINGERPRINTED = ("run", "statistics", "progress", "notes", "config", "ckpt_path", "weights_only", "verbose")
+NOT_FINGERPRINTED = (
+    "run",
+    "statistics",
+    "progress",
+    "notes",
+    "checkpoints",
+    "config",
+    "ckpt_path",
+    "weights_only",
+    "verbose",
+)
 TRAINER_NOT_FINGERPRINTED = (
+    "accelerator",
     "logger",
     "callbacks",
     "default_root_dir",

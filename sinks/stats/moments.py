@@ -33,6 +33,28 @@ def add(total: Moments | None, moments: Moments) -> Moments:
     return {name: COMBINE[combination(name)](total[name], moment) for name, moment in moments.items()}
 
 
+def part_of_heads(moments: Moments, rank: int, size: int, per_head: bool) -> Moments:
+    """What rank `rank` of `size` tensor-parallel ranks adds to the total over all ranks.
+
+    Args:
+        moments: of a site; per head, of the heads this rank holds: those with dimensions have heads first.
+        rank: within the tensor-parallel group.
+        size: of that group.
+        per_head: whether the ranks hold different heads; otherwise all hold the same moments, and one reports.
+    """
+    found: Moments = {}
+    for name, moment in moments.items():
+        neutral = NEUTRAL[combination(name)]
+        if per_head and moment.dim():
+            found[name] = moment.new_full((size, *moment.shape), neutral)
+            found[name][rank] = moment
+            found[name] = found[name].flatten(0, 1)
+        else:
+            apart = per_head and name == "nonfinite"
+            found[name] = moment if rank == 0 or apart else torch.full_like(moment, neutral)
+    return found
+
+
 def total_over_ranks(groups: dict[Key, Moments]) -> dict[Key, Moments]:
     """Sums, maxima and minima over all ranks of many groups of moments, in two collectives whatever their number.
 

@@ -25,6 +25,8 @@ def small(variant: str = "baseline") -> list[str]:
 
 
 SMALL = small()
+THROUGHPUT = ("tokens_per_second", "tflops_per_second", "mfu", "data_wait_share", "peak_memory_gb")
+CLOCKS = ("wall_s", *(f"train/{name}" for name in THROUGHPUT))
 
 
 def fit(folder: Path, *more: str, variant: str = "baseline") -> RunFolder:
@@ -35,7 +37,7 @@ def fit(folder: Path, *more: str, variant: str = "baseline") -> RunFolder:
 
 def without_clocks(lines: list[dict[str, float]]) -> list[dict[str, float]]:
     """Metrics as far as they do not depend on the machine."""
-    return [{k: v for k, v in line.items() if k not in ("wall_s", "train/tokens_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines]
 
 
 def weights(run: RunFolder) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ import pytest
 
 from sinks.data.backcopy import Backcopy
 from sinks.data.order import ShardBatchSampler, StreamBatchSampler, WindowedShuffle, identity_order
+from sinks.errors import UserError
 
 CHUNKS = [7, 5, 0, 11, 3, 8, 6, 9]
 TOTAL = sum(CHUNKS)
@@ -69,7 +70,10 @@ def test_position_counts_rows_over_resumes_at_other_world_sizes():
     data = Backcopy(batch_size=4)
 
     def run(world_size, until_step):
-        data.trainer = SimpleNamespace(world_size=world_size, accumulate_grad_batches=2, global_step=until_step)
+        spread = {"rank": 0, "num_replicas": world_size}
+        data.trainer = SimpleNamespace(
+            distributed_sampler_kwargs=spread, accumulate_grad_batches=2, global_step=until_step
+        )
         state = data.state_dict()
         data.load_state_dict(state)
         return state["stream_position"]
@@ -77,8 +81,12 @@ def test_position_counts_rows_over_resumes_at_other_world_sizes():
     assert run(1, 10) == 10 * 4 * 2
     assert run(2, 15) == 80 + 5 * 4 * 2 * 2
     assert run(1, 16) == 160 + 4 * 2
+    state = data.state_dict()
+    data.trainer.accumulate_grad_batches = 1
+    with pytest.raises(UserError, match="accumulate_grad_batches is 1, but the checkpoint was taken with 2"):
+        data.load_state_dict(state)
     data.trainer = None
-    assert data.state_dict() == {"stream_position": 168, "step": 16}
+    assert data.state_dict()["stream_position"] == 168
 
 
 @pytest.mark.parametrize(

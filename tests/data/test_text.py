@@ -136,8 +136,7 @@ class AsRank:
     """What the data module asks of a trainer."""
 
     def __init__(self, global_rank: int, world_size: int) -> None:
-        self.global_rank = global_rank
-        self.world_size = world_size
+        self.distributed_sampler_kwargs = {"rank": global_rank, "num_replicas": world_size}
 
 
 def test_two_ranks_read_what_one_process_reads(prepared, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sinks.cli import main
 from sinks.cli.grid import fragment, read_ablation
 from sinks.cli.training import command_line
 from sinks.data.module import TokenData
@@ -16,6 +17,18 @@ from sinks.families import CausalLM
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
 SIZES = {"backcopy": ("models/backcopy.yaml", "data/backcopy.yaml"), "text": ("models/text-cpu.yaml", "data/text.yaml")}
+
+
+# A plan reads no data, but takes the vocabulary and the context from its section.
+PLANNED_WITH = {
+    "models/backcopy.yaml": "data/backcopy.yaml",
+    "models/text-cpu.yaml": "data/text.yaml",
+    "models/60m.yaml": "data/text-60m.yaml",
+    "models/2b.yaml": "data/qwen-text.yaml",
+    "models/7b-a2b.yaml": "data/qwen-text.yaml",
+    "models/24b-a3b.yaml": "data/qwen-text.yaml",
+}
+HYBRIDS = ("models/7b-a2b.yaml", "models/24b-a3b.yaml")
 
 
 def names(folder: str) -> list[str]:
@@ -47,7 +60,33 @@ def test_every_variant_is_built_at_every_cpu_size(variant: str, size: str) -> No
 
 def test_every_file_is_reached_by_a_test() -> None:
     reached = {*names("variants"), *names("ablations"), *itertools.chain(*SIZES.values()), *names("trainers")}
+    reached |= {*PLANNED_WITH.keys(), *PLANNED_WITH.values()}
     assert set(names(".")) - set(names("results")) == reached
+
+
+@pytest.mark.parametrize("file", names("models"))
+def test_every_model_is_planned(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [file, PLANNED_WITH[file], "trainers/fsdp2.yaml", *([] if file in HYBRIDS else ["variants/baseline.yaml"])]
+    assert main(["plan", *(f"--config={EXPERIMENTS / f}" for f in files), "--devices=8"]) == 0
+    assert "GiB per device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", names("trainers"))
+def test_every_trainer_is_planned(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["variants/gated-both.yaml", *SIZES["text"], file]
+    assert main(["plan", *(f"--config={EXPERIMENTS / f}" for f in files), "--devices=16"]) == 0
+    assert "tokens per step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", HYBRIDS)
+def test_a_hybrid_is_planned_and_not_trained(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [file, PLANNED_WITH[file], "trainers/cpu.yaml"]
+    arguments = [f"--config={EXPERIMENTS / f}" for f in files]
+    assert main(["fit", *arguments, f"--run.dir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert "can only be planned" in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("file", names("ablations"))

@@ -89,7 +89,7 @@ def key_mass_moments(
     Returns:
         samples: number of samples B.
         alpha_sum, alpha_count: [H, positions] sum over samples of Gu's alpha_k = 1 / (T - k) sum_{i >= k} A_ik of the
-            first `positions` keys, and [positions] how many samples have a key k.
+            first `positions` keys, and how many samples have a key k.
         sink_count_{eps}: [H, positions] samples with alpha_k > eps (arXiv:2410.10781).
         nyu_samples: samples of at least two tokens.
         nyu_largest_sum, nyu_count: [H] over these, sum of max_{k < T / 2} of 1 / T sum_i A_ik, and how often that is
@@ -102,7 +102,7 @@ def key_mass_moments(
     kept = min(positions, length)
     missing = (0, positions - kept)
     alpha = (mass / seen)[..., :kept]
-    present = torch.full((kept,), batch, dtype=wide(mass.device), device=mass.device)
+    present = torch.full((heads, kept), batch, dtype=wide(mass.device), device=mass.device)
     if length > 1:
         first_half = mass[..., : length // 2]
         largest = torch.where(torch.isfinite(first_half).all(-1), first_half.amax(-1) / length, torch.nan)

@@ -1,0 +1,114 @@
+"""When a run's state is saved, and which checkpoint it resumes from."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from sinks.callbacks.recorder import RunRecorder
+from sinks.errors import UserError
+from sinks.parallel.checkpoint_io import together
+from sinks.record.atomic import beside, discard
+
+NAME = "step{step:08d}.ckpt"
+
+
+class RunCheckpoints(ModelCheckpoint):
+    """Saves the run's state; `last.ckpt` is a link to the newest whole checkpoint at every instant.
+
+    A checkpoint that falls on a validation is taken after it, and the last step always has one: a resumed run then
+    neither repeats nor leaves out what was logged.
+
+    Args:
+        interval: optimiser steps between checkpoints.
+        keep: how many of the newest are kept.
+
+    Raises:
+        UserError: if a number is below 1.
+    """
+
+    def __init__(self, interval: int = 500, keep: int = 1) -> None:
+        for name, value in (("interval", interval), ("keep", keep)):
+            if value < 1:
+                raise UserError(
+                    f"checkpoints.{name} is {value}, but must be at least 1: to save nothing give "
+                    "--trainer.enable_checkpointing false"
+                )
+        super().__init__(every_n_train_steps=interval)
+        self.interval, self.keep = interval, keep
+        self._saved_step = 0
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._folder = next(c.folder for c in trainer.callbacks if isinstance(c, RunRecorder))
+        self.dirpath = str(self._folder.checkpoints)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What lies in the folder says it all."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._saved_step = trainer.global_step  # nothing new to save yet, resumed or not
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if self._due(trainer) and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._due(trainer):
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Epochs are a matter of the order of data."""
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.save(trainer)
+
+    def _due(self, trainer: lightning.Trainer) -> bool:
+        return trainer.global_step % self.interval == 0
+
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Save the state after the last optimiser step, unless it is saved; called on every process.
+
+        Raises:
+            OSError: on every process, if the disk is full; the checkpoint before stays.
+        """
+        step = trainer.global_step
+        if step == self._saved_step:
+            return
+        path = self._folder.checkpoints / NAME.format(step=step)
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        together(lambda: trainer.strategy.save_checkpoint(checkpoint, path))
+
+        def take_over() -> None:
+            if trainer.is_global_zero:
+                point(self._folder.last_checkpoint, path)
+                remove_older(path.parent, step, self.keep)
+
+        together(take_over)
+        self._saved_step = step
+
+
+def point(link: Path, target: Path) -> None:
+    """Let a link name a file or folder beside it; there is no instant without the link."""
+    temporary = beside(link)
+    temporary.unlink(missing_ok=True)
+    os.symlink(target.name, temporary)
+    if link.is_dir() and not link.is_symlink():
+        discard(link)
+    temporary.replace(link)
+
+
+def remove_older(folder: Path, step: int, keep: int) -> None:
+    """Keep the newest checkpoints up to a step; what is newer belongs to a course of training that was left."""
+    steps = {path: int(found[1]) for path in folder.iterdir() if (found := re.fullmatch(r"step(\d+)\.ckpt", path.name))}
+    kept = sorted((path for path in steps if steps[path] <= step), key=lambda path: steps[path])[-keep:]
+    for path in steps.keys() - set(kept):
+        discard(path)

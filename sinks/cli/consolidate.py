@@ -1,0 +1,33 @@
+"""`sinks consolidate`: one file from a checkpoint of shards."""
+
+from pathlib import Path
+
+from sinks.cli.parser import run_function
+
+
+def consolidate(checkpoint: Path, out: Path | None = None) -> None:
+    """Turn a checkpoint of shards into one file: weights, optimiser states and everything else, for any strategy.
+
+    Args:
+        checkpoint: a folder of shards, or a run folder, whose last checkpoint is taken.
+        out: the file; beside the checkpoint, named after it, if not given. A file that is there is replaced.
+    """
+    from sinks.errors import UserError
+    from sinks.parallel.checkpoint_io import RunCheckpointIO, is_sharded, read_checkpoint
+    from sinks.record import RunFolder
+
+    folder = RunFolder(checkpoint)
+    source = (folder.last_checkpoint if folder.config_file.is_file() else checkpoint).resolve()
+    if not is_sharded(source):
+        what = "is one file already" if source.is_file() else "holds no shards"
+        raise UserError(f"{source} {what}: give a folder that save_distributed_checkpoint wrote, or a run folder")
+    out = out or source.with_name(f"{source.stem}.whole{source.suffix}")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: give --out a file")
+    RunCheckpointIO().save_checkpoint(read_checkpoint(source), out)
+    print(f"{out}  {out.stat().st_size:,} bytes")
+
+
+def main(command: str, arguments: list[str]) -> None:
+    """Run `sinks consolidate`."""
+    run_function(consolidate, command, arguments)

@@ -1,0 +1,142 @@
+"""`sinks plan`: what a configuration costs on so many devices, before anything is allocated, read or trained."""
+
+import json
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from sinks.cli.training import TrainingCLI, command_line
+from sinks.data.module import TokenData
+from sinks.errors import UserError
+from sinks.families import CausalLM
+from sinks.plan.hybrid_moe import HybridMoE
+from sinks.plan.layout import count_devices, read_layout, read_precision
+from sinks.plan.plan import Batch, Plan, plan_hybrid, plan_model
+
+GIB = 2**30
+
+
+class PlanCLI(TrainingCLI):
+    """The configuration of `sinks fit`, of which model and data are built, and neither trainer nor run folder."""
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
+        parser.add_lightning_class_args(CausalLM, "model", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(TokenData, "data", subclass_mode=True)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.set_defaults({"run.dir": "unused"})
+        parser.add_argument(
+            "--hybrid_moe", type=HybridMoE | None, default=None, help="a hybrid mixture of experts, in place of a model"
+        )
+        parser.add_argument(
+            "--devices", type=int | None, default=None, help="devices of all machines; the trainer section's by default"
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON, memory in bytes")
+        # So that a run's config.yaml, which holds what `fit` was called with, is understood.
+        parser.add_method_arguments(self.trainer_class, "fit", skip=self.subcommands()["fit"])
+
+    def instantiate_classes(self) -> None:
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule, self.model = self.config_init["data"], self.config_init["model"]
+
+    def plan(self) -> Plan:
+        """The plan of the configuration.
+
+        Raises:
+            UserError: if there is no model, or its layout or precision cannot be planned.
+        """
+        trainer, data, hybrid = self.config_init["trainer"], self.datamodule, self.config_init["hybrid_moe"]
+        if (self.model is None) == (hybrid is None):
+            given = "missing" if hybrid is None else "given"
+            raise UserError(f"the sections model and hybrid_moe are both {given}: give one of experiments/models/")
+        devices = self.config["devices"]
+        if devices is None:
+            devices = count_devices(trainer["devices"], trainer["num_nodes"])
+        layout = read_layout(trainer["strategy"], devices)
+        precision = read_precision(trainer["precision"])
+        batch = Batch(data.vocab_size, data.context_length, data.batch_size, trainer["accumulate_grad_batches"])
+        if hybrid is not None:
+            return plan_hybrid(hybrid, layout, precision, batch)
+        return plan_model(self.model, layout, precision, batch, "cpu" if trainer["accelerator"] == "cpu" else "cuda")
+
+
+def number(count: float, billion: str = "B") -> str:
+    """Three digits and a unit: 1.66 B."""
+    for unit, size in (("T", 1e12), (billion, 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f}"
+
+
+def table(plan: Plan) -> str:
+    """The plan as lines of text."""
+    layout, batch, flops, memory = plan.layout, plan.batch, plan.flops, plan.memory
+    split = {
+        "one device": "one device",
+        "ddp": f"{layout.devices} devices, each with the whole model",
+        "sharded": f"{layout.devices} devices, {layout.shards} shards"
+        + (f", {layout.replicas} replicas" if layout.replicas > 1 else "")
+        + (f", {layout.tensor_parallel} share heads and channels" if layout.tensor_parallel > 1 else ""),
+    }[layout.strategy]
+    active = f", a token meets {number(plan.active)}" if plan.active != plan.total else ""
+    lines = [
+        f"{plan.title}, vocabulary {batch.vocab_size}, context {batch.tokens}",
+        f"{split}, {plan.precision.name}",
+        "",
+        row("parameters", number(plan.total), f"{number(plan.non_embedding)} without embedding and head{active}"),
+        *(row(f"  {kind}", number(count)) for kind, count in plan.parameters.items()),
+        "",
+        row("FLOPs per token", number(flops.per_token, "G"), f"of which forward {number(flops.forward, 'G')}"),
+        row("  attention scores", f"{plan.scores_share:.1%}", "counted causally: half of the full matrix"),
+        "",
+        row("GiB per device", gib(memory.peak), f"for micro-batches of {batch.rows} x {batch.tokens} tokens"),
+        *(
+            row(f"  {name}", gib(size), remark)
+            for name, size, remark in (
+                ("parameters", memory.parameters, ""),
+                ("gradients", memory.gradients, ""),
+                ("AdamW's moments", memory.optimiser, ""),
+                ("buckets of DDP", memory.buckets, "a second copy of the gradients"),
+                ("gathered parameters", memory.gathered, "two blocks, and what stands outside the blocks"),
+                ("gathered gradients", memory.gathered_gradients, ""),
+                ("buffers", memory.buffers, "rotary angles"),
+                ("copies of weights", memory.weight_copies, "for the products, kept by autocast"),
+                ("activations", memory.activations, activations_remark(plan)),
+                ("logits", memory.logits, "three float32 tensors at once"),
+            )
+            if size
+        ),
+        row("  at the loss", gib(memory.at_the_loss), "all activations, no gradients unless accumulated"),
+        row("  after backward", gib(memory.after_backward), "all gradients, no activations"),
+        "",
+        row("tokens per step", number(plan.tokens_per_step),
+            f"{batch.rows} x {batch.tokens}, {batch.accumulated} accumulated, {layout.data_parallel} with other data"),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def activations_remark(plan: Plan) -> str:
+    """How they were counted, and what they would be otherwise."""
+    if False not in plan.activations:
+        return "layer inputs only; what one layer keeps comes on top"
+    named = {True: "with activation checkpointing", False: "without activation checkpointing"}
+    other = not plan.checkpointing
+    return f"eager, {named[plan.checkpointing]}; {named[other]} {gib(plan.activations[other])}"
+
+
+def gib(size: int) -> str:
+    return f"{size / GIB:.2f}"
+
+
+def row(name: str, value: str, remark: str = "") -> str:
+    return f"{name:<22}{value:>10}  {remark}".rstrip()
+
+
+def main(command: str, arguments: list[str]) -> None:
+    """Run `sinks plan`."""
+    cli = command_line(arguments, run=False, cli=PlanCLI)
+    assert isinstance(cli, PlanCLI)
+    plan = cli.plan()
+    print(json.dumps(plan.to_dict(), indent=2) if cli.config["json"] else table(plan))

@@ -1,0 +1,161 @@
+"""Checkpoints on disk: one file, or a folder of shards; there whole or not at all, and read by every strategy.
+
+A file holds what Lightning puts into one. A folder holds the same: tensors of the model and the optimisers as the
+processes that wrote it had them, and the rest in `meta.pt`. Nothing that is read from either can run code.
+"""
+
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins import TorchCheckpointIO
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from sinks.errors import UserError
+from sinks.parallel.optimizer_names import numbered
+from sinks.parallel.plain_shards import INDEX, ShardReader, WholePlainValues, read_shards, unreadable
+from sinks.record.atomic import disk_full, replacing
+
+REST = "meta.pt"
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether a checkpoint is a folder of shards."""
+    return (path / INDEX).is_file()
+
+
+def write_file(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write one file, and wait until it is on the disk: some file systems tell only then that they are full."""
+    with path.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_file(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """Read one file, of tensors and plain values, into CPU memory.
+
+    Args:
+        path: the file.
+        mmap: leave tensors on the disk until they are used.
+
+    Raises:
+        UserError: if it is damaged, no checkpoint, or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, IsADirectoryError) as error:
+        raise unreadable(path, error) from error
+
+
+def read_checkpoint(path: Path, weights_alone: bool = False) -> dict[str, Any]:
+    """A checkpoint as one process keeps it, whatever strategy wrote it; a folder of shards is put together in memory.
+
+    Args:
+        path: a file or a folder of shards.
+        weights_alone: only `state_dict`, not the states of optimisers, callbacks and loops.
+
+    Raises:
+        UserError: if it is damaged, no checkpoint, or holds more than tensors and plain values.
+    """
+    if not is_sharded(path):
+        return read_file(path)
+    state: dict[str, Any] = {}
+    read_shards(state, path, WholePlainValues(keys={"state_dict"} if weights_alone else None), alone=True)
+    if weights_alone:
+        return state
+    optimizers = sum(name.startswith("optimizer_") for name in state)
+    state["optimizer_states"] = [numbered(state.pop(f"optimizer_{i}")) for i in range(optimizers)]
+    return read_file(path / REST) | state
+
+
+def sizes(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and whole sizes of weights, sharded or not."""
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+def weight_sizes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and sizes of a checkpoint's weights, without reading them.
+
+    Raises:
+        UserError: as `read_checkpoint`.
+    """
+    if not is_sharded(path):
+        return sizes(read_file(path, mmap=True)["state_dict"])
+    index = ShardReader(path).read_metadata().state_dict_metadata
+    return {
+        name.removeprefix("state_dict."): tuple(entry.size)
+        for name, entry in index.items()
+        if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def refuse_another_architecture(stored: Mapping[str, tuple[int, ...]], own: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the weights of a checkpoint with the model's.
+
+    Args:
+        stored: name -> size, in the checkpoint.
+        own: name -> size, in the model.
+
+    Raises:
+        UserError: naming the first that differs.
+    """
+    for name in sorted(own.keys() | stored.keys()):
+        if own.get(name) != stored.get(name):
+            raise UserError(
+                f"the checkpoint is of another architecture: {name} is {stored.get(name, 'absent')} there and "
+                f"{own.get(name, 'absent')} here: use the config.yaml that lies beside the checkpoint"
+            )
+
+
+class RunCheckpointIO(TorchCheckpointIO):
+    """For one process and DDP: writes a file beside its name and renames it; reads files and folders of shards.
+
+    Lightning writes into the system's temporary folder and moves the file from there, which between two file systems
+    is a copy that a kill cuts off halfway.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        with replacing(Path(path)) as temporary:
+            write_file(checkpoint, temporary)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+
+def together(action: Callable[[], None]) -> None:
+    """Run on every process; what fails on one is raised on all, so that none waits for one that is gone.
+
+    Args:
+        action: which either waits for the other processes on all of them, or on none.
+
+    Raises:
+        OSError: on every process, if a disk is full on one.
+        RuntimeError: if another process raised anything else.
+    """
+    failure: Exception | None = None
+    try:
+        action()
+    except Exception as error:
+        failure = error
+    told: list[Any] = [None]
+    if dist.is_initialized():
+        full = disk_full(failure)
+        mine = (
+            (full.errno, full.strerror, full.filename) if full else failure and f"{type(failure).__name__}: {failure}"
+        )
+        told = [None] * dist.get_world_size()
+        dist.all_gather_object(told, mine)
+    if failure is not None:
+        raise failure
+    for rank, other in enumerate(told):
+        if isinstance(other, tuple):
+            raise OSError(*other)
+        if other is not None:
+            raise RuntimeError(f"process {rank} failed: {other}")

@@ -1,0 +1,117 @@
+"""Checkpoints of a model whose parameters are spread over processes."""
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from sinks.parallel.checkpoint_io import (
+    REST,
+    is_sharded,
+    read_file,
+    refuse_another_architecture,
+    sizes,
+    together,
+    weight_sizes,
+    write_file,
+)
+from sinks.parallel.optimizer_names import named
+from sinks.parallel.plain_shards import PlainValues, read_shards
+from sinks.record.atomic import beside, disk_full, naming, put_in_place, remove
+
+
+def _write_shards(state: dict[str, Any], folder: Path) -> None:
+    try:
+        dcp.save(state, storage_writer=FileSystemWriter(folder))
+    except CheckpointException as error:  # no Exception: what any process raised, raised on all
+        (failure, _), *_ = error.failures.values()
+        raise disk_full(error) or RuntimeError(f"shards could not be written: {failure}") from error
+
+
+class ShardedCheckpoints(ModelParallelStrategy):
+    """Lightning's strategy for sharded models, with checkpoints that are there whole or not at all.
+
+    It reads folders of shards that any number of processes wrote, and files of any strategy.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a folder of shards, or one file if `save_distributed_checkpoint` is off.
+
+        Args:
+            checkpoint: on every process its own part.
+            filepath: the same for all; in a file system that all of them see.
+            storage_options: not used.
+
+        Raises:
+            OSError: on every process, if a disk is full for one; what is at `filepath` stays as it was.
+        """
+        if not self._save_distributed_checkpoint:
+            if self.is_global_zero:
+                self.checkpoint_io.save_checkpoint(checkpoint, filepath)
+            return
+        path, temporary = self.broadcast((Path(filepath), beside(Path(filepath))))
+        state = {"state_dict": checkpoint.pop("state_dict")}
+        state |= {f"optimizer_{i}": each for i, each in enumerate(checkpoint.pop("optimizer_states", []))}
+
+        def begin() -> None:
+            if self.is_global_zero:
+                remove(temporary)
+                temporary.mkdir(parents=True)
+
+        def finish() -> None:
+            if self.is_global_zero:
+                write_file(checkpoint, temporary / REST)
+                put_in_place(temporary, path)
+
+        try:
+            with naming(path):
+                together(begin)
+                together(lambda: _write_shards(state, temporary))
+                together(finish)
+        except BaseException:
+            if self.is_global_zero:
+                remove(temporary)
+            raise
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load the model's and the optimisers' states in place, and return the rest.
+
+        Args:
+            checkpoint_path: a folder of shards, or a file of any strategy.
+            weights_only: always taken as true.
+
+        Raises:
+            UserError: if the checkpoint is of another architecture, damaged, or holds more than tensors and plain
+                values.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        model = self.model
+        assert model is not None
+        refuse_another_architecture(weight_sizes(path), sizes(get_model_state_dict(model)))
+        if is_sharded(path):
+            state: dict[str, Any] = {"state_dict": get_model_state_dict(model)}
+            for i, optimizer in enumerate(self.optimizers):
+                state[f"optimizer_{i}"] = get_optimizer_state_dict(model, optimizer)
+            read_shards(state, path, PlainValues())
+            set_model_state_dict(model, state["state_dict"])
+            for i, optimizer in enumerate(self.optimizers):
+                set_optimizer_state_dict(model, optimizer, state[f"optimizer_{i}"])
+            return read_file(path / REST)
+        # Every process maps the file and reads its own part of it.
+        checkpoint = read_file(path, mmap=True)
+        whole = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(model, checkpoint.pop("state_dict"), options=whole)
+        for optimizer, each in zip(self.optimizers, checkpoint.pop("optimizer_states"), strict=False):
+            set_optimizer_state_dict(model, optimizer, named(each, model, optimizer), options=whole)
+        return checkpoint

@@ -1,0 +1,81 @@
+"""The sharded strategy: FSDP2 over all processes, in replicas of it (HSDP), or beside tensor parallelism."""
+
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from sinks.errors import UserError
+from sinks.parallel.sharded_checkpoints import ShardedCheckpoints
+
+
+class Sharded(ShardedCheckpoints):
+    """Parameters, gradients and optimiser states sharded by FSDP2; every process that is left over shares the data.
+
+    With `replicas` the processes fall into groups that each hold the whole model (HSDP: shards within a machine,
+    replicas between machines). With `tensor_parallel_size` neighbouring processes split heads and hidden channels.
+
+    Args:
+        tensor_parallel_size: processes that share the heads and hidden channels of each layer, and read the same data.
+        replicas: groups of processes that each hold all shards.
+        save_distributed_checkpoint: each process writes its own shards, into a folder; otherwise one file is gathered.
+        process_group_backend: nccl or gloo; chosen by the device if not given.
+        timeout: after which a collective that another process does not join ends the run.
+
+    Raises:
+        UserError: if the sizes do not divide the number of processes.
+    """
+
+    def __init__(
+        self,
+        tensor_parallel_size: int = 1,
+        replicas: int = 1,
+        save_distributed_checkpoint: bool = True,
+        process_group_backend: str | None = None,
+        timeout: timedelta = timedelta(minutes=10),
+    ) -> None:
+        super().__init__(
+            tensor_parallel_size=tensor_parallel_size,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+        for name, value in (("tensor_parallel_size", tensor_parallel_size), ("replicas", replicas)):
+            if value < 1:
+                raise UserError(f"strategy {name} is {value}, but must be at least 1: give 1 to do without")
+        self.tensor_parallel_size, self.replicas = tensor_parallel_size, replicas
+
+    def _setup_distributed(self) -> None:
+        super()._setup_distributed()
+        self._data_parallel_size = self.world_size // (self.tensor_parallel_size * self.replicas) * self.replicas
+        if self._data_parallel_size * self.tensor_parallel_size != self.world_size:
+            raise UserError(
+                f"strategy tensor_parallel_size {self.tensor_parallel_size} times replicas {self.replicas} must divide "
+                f"the number of processes, {self.world_size}: change one of them"
+            )
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        if self.replicas > 1:
+            shards = self.world_size // (self.tensor_parallel_size * self.replicas)
+            self._device_mesh = init_device_mesh(
+                self.root_device.type,
+                (self.replicas, shards, self.tensor_parallel_size),
+                mesh_dim_names=("replica", "data_parallel", "tensor_parallel"),
+            )
+            assert self.lightning_module is not None
+            self.lightning_module._device_mesh = self._device_mesh
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        tensor_parallel = self.tensor_parallel_size
+        return {
+            "num_replicas": self.world_size // tensor_parallel,
+            "rank": self.global_rank // tensor_parallel,
+        }
+
+
+def data_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """The dimensions over which parameters are replicated and sharded: all but the tensor-parallel one."""
+    names = mesh.mesh_dim_names or ()
+    return mesh["replica", "data_parallel"] if "replica" in names else mesh["data_parallel"]

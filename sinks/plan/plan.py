@@ -1,0 +1,193 @@
+"""The plan of a run: what its model, its layout and its data cost together."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from sinks.errors import UserError
+from sinks.families import CausalLM
+from sinks.models.decoder import Architecture
+from sinks.parallel.tensor_parallel import check_divisible
+from sinks.plan.activations import decoder_memory
+from sinks.plan.counting import SCORES, Flops, decoder_flops, meta_decoder, parameters_by_kind
+from sinks.plan.hybrid_moe import HybridMoE
+from sinks.plan.layout import Layout, Precision
+from sinks.plan.memory import Memory, Pieces, device_memory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one device reads at a time.
+
+    Args:
+        vocab_size: number of token ids V.
+        tokens: length T of a text.
+        rows: texts of a micro-batch.
+        accumulated: micro-batches per optimiser step.
+    """
+
+    vocab_size: int
+    tokens: int
+    rows: int
+    accumulated: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run costs.
+
+    Args:
+        title: the model in a line.
+        parameters: number of each kind.
+        active: parameters a token meets.
+        flops: operations per token.
+        layout: how the run is spread.
+        precision: of the run.
+        batch: of one device.
+        memory: of one device.
+        activations: bytes kept for a micro-batch, logits apart, by whether with activation checkpointing.
+        checkpointing: whether the run has it.
+    """
+
+    title: str
+    parameters: dict[str, int]
+    active: int
+    flops: Flops
+    layout: Layout
+    precision: Precision
+    batch: Batch
+    memory: Memory
+    activations: dict[bool, int]
+    checkpointing: bool
+
+    @property
+    def total(self) -> int:
+        return sum(self.parameters.values())
+
+    @property
+    def non_embedding(self) -> int:
+        """Without embedding and head."""
+        return self.total - self.parameters["embedding"] - self.parameters.get("head", 0)
+
+    @property
+    def scores_share(self) -> float:
+        """Share of attention's two products in the operations."""
+        return self.flops.forward_by_kind.get(SCORES, 0.0) / self.flops.forward
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch.rows * self.batch.tokens * self.batch.accumulated * self.layout.data_parallel
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`; memory in bytes."""
+        memory = dataclasses.asdict(self.memory)
+        del memory["accumulates"]
+        return {
+            "model": self.title,
+            "parameters": {
+                "total": self.total,
+                "non_embedding": self.non_embedding,
+                "active": self.active,
+                "by_kind": self.parameters,
+            },
+            "flops_per_token": {
+                "forward": self.flops.forward,
+                "forward_and_backward": self.flops.per_token,
+                "attention_scores_share": self.scores_share,
+                "forward_by_kind": self.flops.forward_by_kind,
+            },
+            "devices": dataclasses.asdict(self.layout)
+            | {"shards": self.layout.shards, "data_parallel": self.layout.data_parallel},
+            "precision": self.precision.name,
+            "batch": dataclasses.asdict(self.batch),
+            "tokens_per_step": self.tokens_per_step,
+            "memory_per_device": memory
+            | {"at_the_loss": self.memory.at_the_loss, "after_backward": self.memory.after_backward}
+            | {"peak": self.memory.peak, "activation_checkpointing": self.checkpointing}
+            | {"activations_without_checkpointing": self.activations.get(False)}
+            | {"activations_with_checkpointing": self.activations[True]},
+        }
+
+
+def plan_model(model: CausalLM, layout: Layout, precision: Precision, batch: Batch, device: str) -> Plan:
+    """Plan a model that can be trained.
+
+    Args:
+        model: whose decoder need not be built.
+        layout: how the run is spread.
+        precision: of the run.
+        batch: of one device.
+        device: type of the device, `cuda` or `cpu`; it need not be there.
+
+    Raises:
+        UserError: if the model cannot be split over the tensor-parallel devices.
+    """
+    whole = meta_decoder(model)
+    check_divisible(whole, layout.tensor_parallel)
+    architecture = on_one_device(model.architecture, layout.tensor_parallel)
+    share = meta_decoder(model, architecture) if layout.tensor_parallel > 1 else whole
+    blocks = [sum(p.numel() for p in block.parameters()) for block in share.blocks]
+    pieces = Pieces(blocks, sum(p.numel() for p in share.parameters()) - sum(blocks))
+    held = decoder_memory(batch.vocab_size, batch.tokens, architecture, model.parts, precision, device)
+    activations = {choice: batch.rows * held.per_row.activations(choice) for choice in (False, True)}
+    checkpointing = model.execution.activation_checkpointing
+    parameters = parameters_by_kind(whole)
+    return Plan(
+        title=f"{type(model).__name__}, {model.architecture.n_layers} layers, d_model {model.architecture.d_model}",
+        parameters=parameters,
+        active=sum(parameters.values()),
+        flops=decoder_flops(whole, batch.tokens),
+        layout=layout,
+        precision=precision,
+        batch=batch,
+        memory=device_memory(
+            pieces, layout, precision, held.buffers, held.weight_copies, activations[checkpointing],
+            logits=batch.rows * batch.tokens * batch.vocab_size, accumulates=batch.accumulated > 1,
+        ),
+        activations=activations,
+        checkpointing=checkpointing,
+    )  # fmt: skip
+
+
+def plan_hybrid(hybrid: HybridMoE, layout: Layout, precision: Precision, batch: Batch) -> Plan:
+    """Plan a hybrid mixture of experts by formula; of activations only the checkpointed layer inputs are counted.
+
+    Raises:
+        UserError: if tensor parallelism is asked for.
+    """
+    if layout.tensor_parallel > 1:
+        raise UserError(
+            f"tensor_parallel_size is {layout.tensor_parallel}, but a hybrid mixture of experts is planned without: "
+            "give 1"
+        )
+    parameters = hybrid.parameters_by_kind(batch.vocab_size)
+    total = sum(parameters.values())
+    inputs = batch.rows * batch.tokens * hybrid.d_model * hybrid.n_layers * precision.stored.itemsize
+    copies = total * precision.autocast.itemsize if precision.autocast else 0
+    return Plan(
+        title=f"hybrid mixture of experts, {hybrid.n_layers} layers, d_model {hybrid.d_model}",
+        parameters=parameters,
+        active=hybrid.active_parameters(batch.vocab_size),
+        flops=hybrid.flops(batch.vocab_size, batch.tokens),
+        layout=layout,
+        precision=precision,
+        batch=batch,
+        memory=device_memory(
+            hybrid.pieces(batch.vocab_size), layout, precision, buffers=0, weight_copies=copies, activations=inputs,
+            logits=batch.rows * batch.tokens * batch.vocab_size, accumulates=batch.accumulated > 1,
+        ),
+        activations={True: inputs},
+        checkpointing=True,
+    )  # fmt: skip
+
+
+def on_one_device(architecture: Architecture, tensor_parallel: int) -> Architecture:
+    """The widths that one device computes under tensor parallelism: its heads and hidden channels."""
+    shape = architecture.attention_shape("", 1)
+    return dataclasses.replace(
+        architecture,
+        n_heads=shape.n_heads // tensor_parallel,
+        n_kv_heads=shape.n_kv_heads // tensor_parallel,
+        head_dim=shape.head_dim,
+        ffn_hidden=architecture.ffn_hidden // tensor_parallel,
+    )

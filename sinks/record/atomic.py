@@ -1,0 +1,93 @@
+"""Files and folders that are there whole or not at all, and what a full disk does to them."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PARTIAL = ".partial"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def beside(path: Path) -> Path:
+    """The hidden name under which `path` is written, and removed, in the same file system; one for each process."""
+    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, which takes its place when the block ends: a reader never sees half of it.
+
+    Args:
+        path: file or folder that is written; its parents are made.
+
+    Yields:
+        Where to write. When the block raises it is removed, and `path` stays as it was.
+
+    Raises:
+        OSError: naming `path`, if it cannot be written.
+    """
+    temporary = beside(path)
+    try:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            put_in_place(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            remove(temporary)
+        raise
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename to `path`; only a file takes the place of a file at once, anything else is removed first."""
+    if temporary.is_dir() or path.is_dir():
+        discard(path)
+    temporary.replace(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or folder, whose name is gone at once: a kill leaves nothing that looks whole."""
+    if path.is_dir() and not path.is_symlink():
+        path = path.rename(beside(path.with_name(f"{path.name}.old")))
+    remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process had begun to write in a folder; no other process may be writing there."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        remove(path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give a failed write, which knows only its file's number, the name of the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def disk_full(error: BaseException | None) -> OSError | None:
+    """The error of a full disk or an exhausted quota that an exception came from, if any."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return error
+        # torch.distributed.checkpoint wraps what its processes raised: process -> (exception, traceback).
+        for wrapped, _ in getattr(error, "failures", {}).values():
+            if (found := disk_full(wrapped)) is not None:
+                return found
+        error = error.__cause__ or error.__context__
+    return None

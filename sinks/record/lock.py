@@ -1,0 +1,46 @@
+"""One run folder has one writer at a time."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sinks.errors import UserError
+from sinks.record.folder import write_atomically
+
+LOCK_FILE = ".lock"
+HOLDER_FILE = ".lock.holder"
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a run folder, which is made if need be; the system lets go of it when the process ends, however it ends.
+
+    Args:
+        folder: the run folder.
+
+    Raises:
+        UserError: if another process holds it, naming that process; or if the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK_FILE)
+    holder = folder / HOLDER_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        by = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        raise UserError(
+            f"{folder} is being written by {by}: wait until it is done, stop it, or choose another --run.dir"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}): choose another --run.dir") from None
+    try:
+        # Beside the lock: opening a lock file may empty it.
+        write_atomically(holder, f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()

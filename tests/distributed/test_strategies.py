@@ -1,0 +1,68 @@
+"""The same run, whatever the strategy: losses, clipped gradients, weights and statistics of eight steps."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sinks.record import RunFolder
+from tests.cli.small import VARIANTS, weights
+from tests.distributed.launch import STRATEGIES, run
+
+HEADS = ("--model.architecture.n_heads=4", "--model.architecture.n_kv_heads=2", "--model.architecture.bias=true")
+EIGHT = ("--trainer.max_steps=8", "--trainer.gradient_clip_val=0.3", "--trainer.log_every_n_steps=1")
+TOLERANCE = 1e-5
+SPREAD = [name for name in STRATEGIES if name != "one"]
+
+
+def whole(folder: Path, strategy: str, *more: str, variant: str = "gated-both") -> RunFolder:
+    return run(folder, strategy, *HEADS, *EIGHT, *more, variant=variant)
+
+
+def assert_same(found: RunFolder, expected: RunFolder, tolerance: float = TOLERANCE) -> None:
+    for key in ("train/loss", "train/gradient_norm", "validation/loss"):
+        steps, values = expected.series(key)
+        assert len(steps) >= 2
+        assert found.series(key)[0].tolist() == steps.tolist()
+        np.testing.assert_allclose(found.series(key)[1], values, rtol=tolerance, err_msg=key)
+    for stage in ("train", "validation"):
+        ours, theirs = found.statistics(stage), expected.statistics(stage)
+        assert ours.arrays.keys() == theirs.arrays.keys()
+        for name, array in theirs.arrays.items():
+            scale = np.nanmax(np.abs(array), initial=1e-30)
+            np.testing.assert_allclose(
+                ours.arrays[name], array, rtol=tolerance, atol=tolerance * scale, err_msg=f"{stage} {name}"
+            )
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return whole(tmp_path_factory.mktemp("one"), "one", "--model.norm_rank=4")
+
+
+@pytest.mark.parametrize("strategy", SPREAD)
+def test_every_strategy_trains_the_same_run(strategy: str, one: RunFolder, tmp_path: Path) -> None:
+    found = whole(tmp_path, strategy, "--model.norm_rank=4")
+    assert (one.series("train/gradient_norm")[1] > 0.3).all()  # so that every step's gradient was clipped
+    assert_same(found, one)
+    assert weights(found).keys() == weights(one).keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_trains_the_same_run_sharded_and_split(variant: str, tmp_path: Path) -> None:
+    assert_same(
+        whole(tmp_path / "split", "fsdp2 x tensor-parallel", variant=variant),
+        whole(tmp_path / "one", "one", variant=variant),
+    )
+
+
+@pytest.mark.parametrize(
+    "strategy", [pytest.param(name, marks=pytest.mark.slow if name == "hsdp" else ()) for name in SPREAD[1:]]
+)
+def test_sharded_initialisation_is_that_of_one_process_bit_for_bit(strategy: str, tmp_path: Path) -> None:
+    still = ("--model.architecture.tied_embeddings=true", "--model.optimization.lr=1e-300", "--trainer.max_steps=1")
+    initial = [run(tmp_path / name, name, *HEADS, *still) for name in ("one", strategy)]
+    for name, value in weights(initial[0]).items():
+        assert torch.equal(value, weights(initial[1])[name]), name

@@ -1,0 +1,110 @@
+"""What cannot be split is refused in one line; that what can be split is right is tested in tests/distributed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sinks.errors import UserError
+from sinks.families import CausalLM
+from sinks.models.attention_gates import AttentionGate
+from sinks.models.shapes import AttentionShape
+from sinks.parallel.strategy import Sharded
+from sinks.parallel.tensor_parallel import ADDED_BY_EACH, SHARED_BY_HEADS, SPLIT, check_divisible, split_block
+from sinks.stats.moments import add, part_of_heads
+from tests.cli.small import ROOT, small
+from tests.families.variants import ARCHITECTURES, FEED_FORWARDS, SMALL, VARIANTS, build
+
+TWO: Any = SimpleNamespace(size=lambda: 2)
+
+
+class TemperatureGate(AttentionGate):
+    """A user's gate, whose parameter is not known here."""
+
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__(shape)
+        self.temperature = torch.nn.Parameter(torch.ones(shape.n_heads))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.temperature[None, :, None].expand(len(x), -1, x.shape[1])
+
+
+def test_widths_that_cannot_be_split_are_named() -> None:
+    decoder = build("baseline").decoder
+    assert decoder is not None
+    check_divisible(decoder, 2)
+    with pytest.raises(UserError, match="tensor_parallel_size is 4, but must divide n_kv_heads = 2"):
+        check_divisible(decoder, 4)
+    with pytest.raises(UserError, match="tensor_parallel_size is 3, but must divide n_heads = 4"):
+        check_divisible(decoder, 3)
+
+
+def test_a_parameter_of_unknown_meaning_is_refused() -> None:
+    model = CausalLM(11, 12, architecture=SMALL, attention_gate=TemperatureGate)
+    model.configure_model()
+    with pytest.raises(UserError, match=r"how to split the parameter attention.gate.temperature"):
+        split_block(model.decoder.blocks[0], TWO)  # type: ignore[union-attr, arg-type]
+
+
+def test_the_table_of_splits_names_parameters_that_exist() -> None:
+    models = [build(name) for name in VARIANTS]
+    models += [build("baseline", feed_forward=f) for f in FEED_FORWARDS.values()]
+    models += [
+        build("baseline", architecture=SMALL.__class__(**SMALL.__dict__ | options))
+        for options in ARCHITECTURES.values()
+    ]
+    found = {name for model in models for name, _ in model.decoder.blocks[0].named_parameters()}  # type: ignore[union-attr]
+    biases = {f"{layer}.bias" for layer in ("feed_forward.gate",)}  # SwiGLU with biases: none is built above
+    assert {*SPLIT, *SHARED_BY_HEADS, *ADDED_BY_EACH} - found == biases
+
+
+def test_the_parts_of_two_ranks_add_up_to_the_whole() -> None:
+    whole = {
+        "sum": torch.arange(4.0),
+        "count": torch.tensor(3.0),
+        "x_max": torch.arange(4.0) - 9,
+        "nonfinite": torch.tensor(5.0),
+    }
+    halves = [
+        {"sum": whole["sum"][i], "count": whole["count"], "x_max": whole["x_max"][i], "nonfinite": torch.tensor(n)}
+        for i, n in ((slice(0, 2), 2.0), (slice(2, 4), 3.0))
+    ]
+    total = add(*(part_of_heads(half, rank, 2, per_head=True) for rank, half in enumerate(halves)))
+    assert total.keys() == whole.keys()
+    assert all(torch.equal(total[name], value) for name, value in whole.items())
+    same = add(*(part_of_heads(whole, rank, 2, per_head=False) for rank in range(2)))
+    assert all(torch.equal(same[name], value) for name, value in whole.items())
+
+
+def test_sizes_below_one_are_refused() -> None:
+    with pytest.raises(UserError, match="tensor_parallel_size is 0"):
+        Sharded(tensor_parallel_size=0)
+
+
+def test_sizes_that_do_not_fit_the_processes_end_in_one_line(tmp_path: Path) -> None:
+    arguments = [
+        *small(),
+        *("--trainer.devices=2", "--trainer.strategy=sinks.parallel.strategy.Sharded"),
+        *("--trainer.strategy.tensor_parallel_size=3", "--run.dir", str(tmp_path / "run")),
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "sinks",
+        "fit",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if "sinks: error: " in line]
+    assert lines
+    assert "tensor_parallel_size 3 times replicas 1 must divide the number of processes, 2" in lines[0]

@@ -1,0 +1,90 @@
+"""Counts against the parameters themselves and against torch's own counter of operations."""
+
+import dataclasses
+import itertools
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from sink_kernels import reference
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from sinks.families import CausalLM
+from sinks.models.decoder import Decoder
+from sinks.plan.counting import SCORES, decoder_flops, meta_decoder, parameters_by_kind
+from tests.families.variants import ARCHITECTURES, FEED_FORWARDS, SMALL, VARIANTS, build
+
+BATCH, TOKENS = 3, 12
+
+
+@pytest.fixture(autouse=True)
+def _attention_by_plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference: fused attention computes its scores a second time in the backward pass, and torch counts that."""
+    monkeypatch.setattr(import_module("sink_kernels.attention"), "_backend", lambda *_: reference)
+
+
+def counted(model: CausalLM, backward: bool) -> int:
+    """What torch counts for a batch without memory: full attention matrices, the causal half not discounted."""
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        decoder = Decoder(model.vocab_size, model.context_length, model.architecture, model.parts)
+        logits = decoder(torch.zeros(BATCH, TOKENS, dtype=torch.int64))
+        if backward:
+            logits.sum().backward()
+    return counter.get_total_flops()
+
+
+def expected(model: CausalLM, first_token: int) -> float:
+    """Ours for the same batch, attention taken to the full matrix; a learned key brings a row of its own along."""
+    flops = decoder_flops(meta_decoder(model), TOKENS).forward_by_kind
+    scores = flops.pop(SCORES) * 2 * (TOKENS + first_token) / TOKENS
+    return BATCH * TOKENS * (sum(flops.values()) + scores)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_operations_of_every_variant_are_those_torch_counts(name: str, backward: bool) -> None:
+    model = build(name)
+    first_token = int(name in ("key-value-bias", "key-bias"))
+    assert counted(model, backward) == (3 if backward else 1) * expected(model, first_token)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "feed_forward"), list(zip(ARCHITECTURES, itertools.cycle(FEED_FORWARDS), strict=False))
+)
+def test_operations_of_every_architecture_are_those_torch_counts(architecture: str, feed_forward: str) -> None:
+    options: dict[str, Any] = ARCHITECTURES[architecture]
+    model = build(
+        "gated",
+        architecture=dataclasses.replace(SMALL, **options),
+        feed_forward=FEED_FORWARDS[feed_forward],
+    )
+    assert counted(model, backward=True) == 3 * expected(model, first_token=0)
+    assert decoder_flops(meta_decoder(model), TOKENS).per_token * BATCH * TOKENS < counted(model, backward=True)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_parameter_is_of_one_kind(name: str, tied: bool) -> None:
+    model = build(name, architecture=dataclasses.replace(SMALL, tied_embeddings=tied, position="learned"))
+    counts = parameters_by_kind(meta_decoder(model))
+    assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
+    assert counts["embedding"] == 11 * 16 + 12 * 16
+    assert counts.get("head", 0) == (0 if tied else 11 * 16)
+    assert counts["attention"] >= 2 * (16 * 24 + 16 * 12 * 2 + 24 * 16)
+    assert counts["feed-forward"] == 2 * 2 * 16 * 24
+    assert counts.get("norm gates", 0) == (0 if "norm-gate" not in name and name not in GATED else GATES[name])
+    assert counts.get("attention gates", 0) == ATTENTION_GATES.get(name, 0)
+
+
+GATED = ("gated-norm", "gate-dyt", "gated")
+GATES = dict.fromkeys([*GATED, "tanh-norm-gate", "silu-norm-gate", "identity-norm-gate"], 2 * 2 * (16 * 3 + 3 * 16)) | {
+    "tensorwise-norm-gate": 2 * 2 * (16 * 3 + 3)
+}
+ATTENTION_GATES = {
+    "headwise-gate": 2 * 16 * 4,
+    "elementwise-gate": 2 * 16 * 24,
+    "unconditional-gate": 2 * 24,
+    "gated": 2 * 16 * 24,
+}
