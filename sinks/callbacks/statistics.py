@@ -95,6 +95,9 @@ class SinkStatistics(Callback):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._attach(pl_module)
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._to_device(pl_module.device)  # some strategies restore callbacks only after on_fit_start
+
     def _attach(self, pl_module: lightning.LightningModule) -> None:
         """Listen at the sites that the patterns name.
 
@@ -123,7 +126,9 @@ class SinkStatistics(Callback):
                 self._sites[kind].append(site)
         if not self._sites["norm"]:
             raise UserError(f"statistics.sites is {self.patterns}, which leaves no norm site: add e.g. '*.norm'")
-        device = pl_module.device
+        self._to_device(pl_module.device)
+
+    def _to_device(self, device: torch.device) -> None:
         self._dimensions = {site: d.to(device) for site, d in self._dimensions.items()}
 
     def _take(self, site: str, module: Any, groups: list[Group], tap_site: str, record: dict[str, Tensor]) -> None:
