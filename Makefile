@@ -10,9 +10,14 @@ SEEDS ?=
 VARIANTS ?=
 STEPS ?=
 LAUNCH ?=
+# How far the GPU report goes: minutes, stages (a,d), a .tar.gz of all it writes; GPU_REPORT_DRY=1 tries it without a GPU.
+BUDGET ?= 30
+STAGES ?=
+ARCHIVE ?=
+GPU_REPORT_DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install ablation ablation-text sweep-dyt test test-all test-oldest lint format kernel-report bench-kernels bench clean
+.PHONY: help install ablation ablation-text sweep-dyt test test-all test-oldest lint format kernel-report bench-kernels gpu-report bench clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +67,12 @@ kernel-report: $(VENV)/.installed  ## compile every pinned kernel for sm_80, sm_
 
 bench-kernels: $(VENV)/.installed  ## time the kernels beside their peers (needs a GPU; DRY=--dry: tiny, without)
 	$(BIN)/python -m sink_kernels.bench --output $(RUNS)/kernel-bench $(DRY)
+
+# A bare GPU machine has no .venv, and none is built there: its own Python has torch.
+REPORT_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+gpu-report:  ## measure all that has to be known of a GPU (BUDGET= minutes; GPU_REPORT_DRY=1: tiny, without one)
+	PYTHONPATH=.:kernels $(REPORT_PYTHON) -m sinks.gpu_report --output $(RUNS)/gpu-report --budget $(BUDGET) $(if $(STAGES),--stages $(STAGES)) $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(GPU_REPORT_DRY),--dry)
 
 test-oldest: .venv-oldest/.installed  ## the kernel tests on the oldest supported torch and Triton
 	.venv-oldest/bin/python -m pytest -q tests/kernels

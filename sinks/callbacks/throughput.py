@@ -6,11 +6,11 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 
 from sinks.parallel.ranks import data_ranks
 from sinks.plan.counting import model_flops
+from sinks.plan.peak import dense_peak
 from sinks.record.logger import log_to_all
 
 
@@ -39,7 +39,7 @@ class Throughput(Callback):
         self.waited_s = 0.0
         self.tokens = 0
         self._flops_per_token = 0.0
-        self._available_flops: int | None = None
+        self._peak: float | None = None
         self._warm = False
         self._warm_from = 0
         self._resumed_at: float | None = None  # when the running stretch of training began; None between stretches
@@ -59,7 +59,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._flops_per_token = model_flops(pl_module).per_token
-        self._available_flops = get_available_flops(trainer.strategy.root_device, matmul_dtype(trainer.precision))
+        self._peak = dense_peak(trainer.strategy.root_device, matmul_dtype(trainer.precision))
         self._warm, self._resumed_at = False, None
         self._warm_from = trainer.global_step + WARM_UP_STEPS
         self._logged = (self.trained_s, self.waited_s, self.tokens)
@@ -126,8 +126,8 @@ class Throughput(Callback):
             "tflops_per_second": flops_per_second / 1e12,
             "data_wait_share": waited_s / trained_s,
         }
-        if self._available_flops is not None:
-            rates["mfu"] = flops_per_second / self._available_flops
+        if self._peak is not None:
+            rates["mfu"] = flops_per_second / self._peak
         return rates
 
     def summary(self, trainer: lightning.Trainer) -> dict[str, float]:

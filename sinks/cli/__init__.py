@@ -33,8 +33,22 @@ def usage() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 for a user's mistake."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run one command; returns the exit code: 0, or 2 for a user's mistake. One process of several ends here."""
+    from sinks.parallel.leaving import among_others, leave
+
+    try:
+        code = run(sys.argv[1:] if arguments is None else arguments)
+    except SystemExit as stopped:
+        if not among_others() or not isinstance(stopped.code, int):
+            raise
+        code = stopped.code
+    if among_others():
+        leave(code)
+    return code
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns the exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2

@@ -9,27 +9,23 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-import yaml
-from torch import nn
 
-from sinks.callbacks import SinkStatistics
 from sinks.callbacks.groups import GROUPS
 from sinks.families import Baseline, CausalLM
+from sinks.gpu_report import recipe
+from sinks.gpu_report.rivals import llama, sampled, stepper
 from sinks.models.decoder import Architecture
 from sinks.record.provenance import provenance
 
-ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
 VOCAB_SIZE, CONTEXT_LENGTH, BATCH_SIZE = 4096, 256, 8
 
 
 def architecture() -> Architecture:
     """The one of experiments/models/text-cpu.yaml."""
-    content = yaml.safe_load((ROOT / "experiments/models/text-cpu.yaml").read_text())
-    return Architecture(**content["model"]["init_args"]["architecture"])
+    return recipe.architecture(recipe.layered("models/text-cpu.yaml")["model"])
 
 
 def ours() -> CausalLM:
@@ -38,66 +34,10 @@ def ours() -> CausalLM:
     return model
 
 
-def llama() -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shape = architecture()
-    heads = shape.n_heads
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=shape.d_model,
-            intermediate_size=shape.ffn_hidden,
-            num_hidden_layers=shape.n_layers,
-            num_attention_heads=heads,
-            num_key_value_heads=shape.n_kv_heads or heads,
-            head_dim=shape.head_dim or shape.d_model // heads,
-            max_position_embeddings=CONTEXT_LENGTH,
-            tie_word_embeddings=shape.tied_embeddings,
-            attn_implementation="sdpa",
-            use_cache=False,
-        )
-    )
-
-
-def stepper(model: nn.Module, logits: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], None]:
-    """One optimiser step on rows [B, T + 1], with what training does around it."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step(rows: torch.Tensor) -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = F.cross_entropy(logits(rows[:, :-1]).flatten(0, 1).float(), rows[:, 1:].flatten())
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def sampled(
-    step: Callable[[torch.Tensor], None], model: CausalLM, leave_out: list[str]
-) -> Callable[[torch.Tensor], None]:
-    """A step on which statistics are taken: taps on for the forward, totals moved to the host."""
-    callback = SinkStatistics(leave_out=leave_out)  # type: ignore[arg-type]
-    callback._attach(model)
-
-    def run(rows: torch.Tensor) -> None:
-        callback._attach(model)
-        callback._moments = {}
-        callback._switch(True)
-        hook = model.register_forward_hook(lambda *_: callback._switch(False))
-        step(rows)
-        hook.remove()
-        callback._choose_dimensions(callback._totals(), torch.device("cpu"))
-
-    return run
-
-
 def statistics_cost(repeats: int) -> None:
     """Print what a sampled step costs over one without statistics, for all groups and for each."""
     model = ours()
-    step = stepper(model, model)
+    step = stepper(model, model, CPU)
     everything = list(GROUPS)
     kinds: dict[str, list[str]] = {"all groups": []}
     kinds |= {"residual": [g for g in everything if g != "residual"]}
@@ -136,9 +76,11 @@ def main() -> None:
     options = parser.parse_args()
     repeats = options.repeats
     torch.manual_seed(0)
-    own, other = ours(), llama()
-    parameters = {name: sum(p.numel() for p in m.parameters()) for name, m in (("sinks", own), ("llama", other))}
-    seconds = interleaved({"sinks": stepper(own, own), "llama": stepper(other, lambda x: other(x).logits)}, repeats)
+    own, other = ours(), llama(architecture(), VOCAB_SIZE, CONTEXT_LENGTH)
+    models = {"sinks": own, "llama": other.model}
+    parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    steps = {"sinks": stepper(own, own, CPU), "llama": stepper(other.model, other.logits, CPU)}
+    seconds = interleaved(steps, repeats)
     tokens = BATCH_SIZE * CONTEXT_LENGTH
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratios = [a / b for a, b in zip(seconds["llama"], seconds["sinks"], strict=True)]

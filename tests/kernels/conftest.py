@@ -3,92 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
+from sink_kernels import checks
+from sink_kernels.checks import Call
 from torch import Tensor
 
 # Triton decides at its import whether kernels are compiled or interpreted.
 if not torch.cuda.is_available() and "triton" not in sys.modules:
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-
-class Call(NamedTuple):
-    """The tensors of one attention call and its remaining keyword arguments."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    sink: Tensor | None
-    gate: Tensor | None
-    options: dict[str, Any]
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """What can receive a gradient, by name."""
-        named = {"q": self.q, "k": self.k, "v": self.v, "sink": self.sink, "gate": self.gate}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    def cast(self, dtype: torch.dtype) -> Call:
-        """Detached copies of `dtype` (the sink at least float32) that require gradients."""
-        at_least = {"sink": torch.promote_types(dtype, torch.float32)}
-        copies = {
-            name: x.detach().to(at_least.get(name, dtype)).clone().requires_grad_() for name, x in self.tensors.items()
-        }
-        return Call(copies["q"], copies["k"], copies["v"], copies.get("sink"), copies.get("gate"), dict(self.options))
-
-    def to(self, device: str) -> Call:
-        """The same call on another device."""
-        moved = {name: x.to(device) for name, x in self.tensors.items()}
-        return self._replace(**moved)
-
-    def run(self, attention: Callable[..., Any], **more: Any) -> Any:
-        """Call `attention` on these tensors and options."""
-        return attention(self.q, self.k, self.v, sink=self.sink, gate=self.gate, **self.options, **more)
-
-
-def _make_call(
-    normalizer: str = "softmax",
-    *,
-    batch: int = 1,
-    heads: int = 2,
-    kv_heads: int | None = None,
-    tokens: int = 33,
-    head_dim: int = 16,
-    dtype: torch.dtype = torch.float32,
-    gate: str | None = None,
-    seed: int = 0,
-    **options: Any,
-) -> Call:
-    """Random inputs with everything `normalizer` needs; `gate` is None, "head" or "element"."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    q = randn(batch, heads, tokens, head_dim).to(dtype)
-    k = randn(batch, kv_heads or heads, tokens, head_dim).to(dtype)
-    v = randn(batch, kv_heads or heads, tokens, head_dim).to(dtype)
-    sink = randn(heads) + 1.0 if normalizer == "learnable_sink" else None
-    gates = {None: None, "head": randn(batch, heads, tokens).to(dtype), "element": randn(*q.shape).to(dtype)}
-    if normalizer == "sigmoid":
-        options.setdefault("bias", -math.log(tokens))
-    if normalizer == "clipped_softmax":
-        options.setdefault("clip", (-0.03, 1.02))
-    return Call(q, k, v, sink, gates[gate], {"normalizer": normalizer, **options})
-
-
-def _relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Frobenius norm of the difference over that of `expected`; NaN anywhere is infinite."""
-    actual, expected = actual.double(), expected.double()
-    error = (actual - expected).norm() / expected.norm().clamp_min(1e-30)
-    return math.inf if error.isnan() else error.item()
 
 
 def _oracle(call: Call) -> tuple[Tensor, dict[str, Tensor]]:
@@ -172,12 +100,12 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture
 def make_call() -> Callable[..., Call]:
-    return _make_call
+    return checks.make_call
 
 
 @pytest.fixture
 def relative_error() -> Callable[[Tensor, Tensor], float]:
-    return _relative_error
+    return checks.relative_error
 
 
 @pytest.fixture
@@ -188,13 +116,4 @@ def oracle() -> Callable[[Call], tuple[Tensor, dict[str, Tensor]]]:
 @pytest.fixture
 def out_and_grads() -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
     """(call, attention function, **more) -> the output and the gradient of each tensor for one fixed random dOut."""
-
-    def run(call: Call, attention: Callable[..., Any], **more: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        out = call.run(attention, **more)
-        out = out[0] if isinstance(out, tuple) else out
-        generator = torch.Generator().manual_seed(1)
-        grad = torch.randn(out.shape, generator=generator).to(torch.bfloat16).to(out)
-        names, tensors = zip(*call.tensors.items(), strict=True)
-        return out.detach(), dict(zip(names, torch.autograd.grad(out, tensors, grad), strict=True))
-
-    return run
+    return checks.out_and_grads
