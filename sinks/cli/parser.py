@@ -2,9 +2,13 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser
+
+from sinks.errors import UserError
 
 
 def one_line(message: str) -> str:
@@ -41,3 +45,37 @@ def run_function(
     if several:
         parsed[several[0]] = parsed[several[0]] or None
     return function(**parsed)
+
+
+def refuse_unknown_sections(arguments: list[str], parser: ArgumentParser) -> None:
+    """jsonargparse passes over an unknown section that is empty; a typing mistake must not.
+
+    Raises:
+        UserError: naming the section and the known ones.
+    """
+    known = {action.dest.split(".")[0] for action in parser._actions}
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, attached = flag.partition("=")
+        if name not in ("-c", "--config"):
+            continue
+        file = Path(attached or value)
+        if not file.is_file():
+            raise UserError(f"there is no configuration file {file}: check the path, relative to {Path.cwd().name}/")
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is not YAML: {one_line(str(error))}") from None
+        if not isinstance(content, dict):
+            raise UserError(
+                f"{file} holds {type(content).__name__}, but must hold sections: {', '.join(sorted(known))}"
+            )
+        for section in content:
+            if section == "hybrid_moe" and section not in known:
+                raise UserError(
+                    f"{file} describes a hybrid mixture of experts, which can only be planned: use `sinks plan`, or "
+                    "give another model"
+                )
+            if section.split(".")[0] not in known:
+                raise UserError(
+                    f"{file} has an unknown section {section!r}: known are {', '.join(sorted(known - {'help'}))}"
+                )

@@ -3,11 +3,9 @@
 import logging
 import os
 import re
-import signal
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +17,6 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,15 +36,14 @@ from sinks.callbacks import (
     Throughput,
 )
 from sinks.callbacks.divergence import Diverged
-from sinks.cli.parser import OneLineErrors, one_line
+from sinks.cli.parser import OneLineErrors, one_line, refuse_unknown_sections
+from sinks.cli.told import full_disk_told, lost_rank_told, print_unless_disk_full, users_mistake
 from sinks.data.module import TokenData
 from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.parallel.checkpoint_io import RunCheckpointIO
-from sinks.parallel.lost_rank import lost_rank
 from sinks.parallel.ranks import data_ranks
 from sinks.record import RunFolder
-from sinks.record.atomic import disk_full
 from sinks.record.lock import sole_writer
 from sinks.record.logger import EventLogger, RunFolderLogger
 from sinks.record.provenance import config_fingerprint, provenance
@@ -197,10 +193,8 @@ class TrainingCLI(LightningCLI):
         if ckpt_path is not None and not Path(ckpt_path).exists():
             raise UserError(f"there is no checkpoint {ckpt_path}: leave --ckpt_path out to start or resume the run")
         datamodule.prepare_data()
-        (
-            datamodule.train_set(),
-            datamodule.validation_set(),
-        )  # what is wrong with them is told before anything is written
+        for read in (datamodule.train_set, datamodule.validation_set):
+            read()  # what is wrong with them is told before anything is written
         identity = self.recorder.identity = self.identity()
         # Every rank decides alike: one that went on alone would wait for the others until a timeout.
         refuse_another_run(folder, identity)
@@ -251,51 +245,6 @@ class TrainingCLI(LightningCLI):
             print(f"validation/loss {loss:.6f}  ->  {folder.write_validation(path.stem, result)}")
 
 
-@contextmanager
-def lost_rank_told(folder: RunFolder, trainer: lightning.Trainer) -> Iterator[None]:
-    """Turn what a lost process makes the others raise into one line, and leave none of them behind.
-
-    Raises:
-        UserError: saying what the communication library said, and where the same command resumes.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        said = lost_rank(error)
-        if said is None:
-            raise
-        launcher = trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
-            launcher.kill(signal.SIGKILL)
-        last = folder.last_checkpoint
-        again = f"resumes from {last.resolve().name}" if last.exists() else "starts again"
-        raise UserError(
-            f"rank {trainer.global_rank} lost another rank ({said}): look for that rank's own message; the same "
-            f"command {again}"
-        ) from error
-
-
-@contextmanager
-def full_disk_told(folder: RunFolder) -> Iterator[None]:
-    """Turn what a full disk raises into one line.
-
-    Raises:
-        UserError: naming what could not be written, and where the same command resumes.
-    """
-    try:
-        yield
-    except Exception as error:
-        full = disk_full(error)
-        if full is None:
-            raise
-        last = folder.last_checkpoint
-        again = f"resumes from {last.resolve().name}" if last.exists() else "starts again"
-        raise UserError(
-            f"{full.filename or folder.path} could not be written ({full.strerror}): free space, then the same command "
-            f"{again}"
-        ) from error
-
-
 def refuse_another_run(folder: RunFolder, identity: dict[str, Any]) -> None:
     """One folder holds one run.
 
@@ -311,40 +260,6 @@ def refuse_another_run(folder: RunFolder, identity: dict[str, Any]) -> None:
             f"{folder.path} holds a run of another configuration (fingerprint {existing}, "
             f"not {identity['config_fingerprint']}): choose another --run.dir or remove the folder"
         )
-
-
-def refuse_unknown_sections(arguments: list[str], parser: LightningArgumentParser) -> None:
-    """jsonargparse passes over an unknown section that is empty; a typing mistake must not.
-
-    Raises:
-        UserError: naming the section and the known ones.
-    """
-    known = {action.dest.split(".")[0] for action in parser._actions}
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, _, attached = flag.partition("=")
-        if name not in ("-c", "--config"):
-            continue
-        file = Path(attached or value)
-        if not file.is_file():
-            raise UserError(f"there is no configuration file {file}: check the path, relative to {Path.cwd().name}/")
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{file} is not YAML: {one_line(str(error))}") from None
-        if not isinstance(content, dict):
-            raise UserError(
-                f"{file} holds {type(content).__name__}, but must hold sections: {', '.join(sorted(known))}"
-            )
-        for section in content:
-            if section == "hybrid_moe" and section not in known:
-                raise UserError(
-                    f"{file} describes a hybrid mixture of experts, which can only be planned: use `sinks plan`, or "
-                    "give another model"
-                )
-            if section.split(".")[0] not in known:
-                raise UserError(
-                    f"{file} has an unknown section {section!r}: known are {', '.join(sorted(known - {'help'}))}"
-                )
 
 
 def quieten() -> None:
@@ -363,12 +278,6 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # raised by Lightning's own calls
     threading.excepthook = print_unless_disk_full
-
-
-def print_unless_disk_full(failure: threading.ExceptHookArgs) -> None:
-    """What ended a thread, except a full disk: TensorBoard's writer raises that in the main thread again."""
-    if disk_full(failure.exc_value) is None:
-        threading.__excepthook__(failure)
 
 
 def main(command: str, arguments: list[str]) -> None:
@@ -414,13 +323,3 @@ def command_line(arguments: list[str], run: bool = True, cli: type[TrainingCLI] 
         if (mistake := users_mistake(error)) is None:
             raise
         raise mistake from None
-
-
-def users_mistake(error: BaseException | None) -> UserError | None:
-    """The UserError that an exception was raised from, if any; in one line, where a loader's worker raised it."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    if error is None:
-        return None
-    # A worker's traceback stands around the message, which comes last.
-    return UserError(str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip())
