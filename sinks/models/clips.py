@@ -53,7 +53,7 @@ class Clamp(ResidualClip):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.share.on:
-            self.share.report({"clipped": (x.detach().abs() > self.threshold).float().mean()})
+            self.share.report({"clipped": x.detach().abs() > self.threshold})
         return x.clamp(-self.threshold, self.threshold)
 
 
@@ -81,7 +81,7 @@ class ClippedNorm(Norm):
     def parts(self, x: Tensor) -> dict[str, Tensor]:
         threshold = self.threshold(x)
         parts = self.norm.parts(x.clamp(-threshold, threshold))
-        return parts | {"clipped": (x.abs() > threshold).float().mean()}
+        return parts | {"clipped": x.abs() > threshold}
 
     def forward(self, x: Tensor) -> Tensor:
         threshold = self.threshold(x)

@@ -32,7 +32,7 @@ class Norm(nn.Module):
         """What a look inside shows of x [B, T, D]; only computed while the site's tap is on.
 
         `normed`: the output before any gate; and where the norm has them `gain` [D] (effective), `divided` and `weight`
-        (what is divided by its RMS, and the gain after that), `gate`, and `clipped` (the share of values cut off).
+        (what is divided by its RMS, and the gain after that), `gate`, and `clipped` [B, T, D] (which values are cut).
         """
         gain = self.gain()
         return {"normed": self(x)} | ({} if gain is None else {"gain": gain})

@@ -168,3 +168,9 @@ def test_gate_moments() -> None:
     moments = functional.norm_gate_moments(channelwise, 6)
     found = functional.norm_gate_statistics(moments)["gate_by_channel"]
     torch.testing.assert_close(found, channelwise.mean(dim=(0, 1)))
+
+
+def test_a_share_weighs_values_not_batches() -> None:
+    marked = torch.tensor([[True, False], [False, False], [True, True]])
+    parts = [functional.share_moments(part) for part in (marked[:1], marked[1:])]
+    assert float(functional.share_statistics(add(*parts))["share"]) == 0.5

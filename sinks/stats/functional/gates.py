@@ -180,11 +180,11 @@ def gate_magnitude_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
     return narrow(found | {"nonfinite": moments["nonfinite"]})
 
 
-def share_moments(share: Tensor) -> dict[str, Tensor]:
-    """Moments of a share reported once per forward pass: `count`, `share_sum`."""
-    return {"count": number(1, share), "share_sum": share.to(wide(share.device))}
+def share_moments(marked: Tensor) -> dict[str, Tensor]:
+    """Moments of a mask of any shape: `count` of its values, `share_sum` of those that are true."""
+    return {"count": number(marked.numel(), marked), "share_sum": marked.sum(dtype=wide(marked.device))}
 
 
 def share_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """share: the mean over passes. From (summed) `share_moments`."""
+    """share: of all values, those that are marked, in [0, 1]. From (summed) `share_moments`."""
     return narrow({"share": moments["share_sum"] / moments["count"]})
