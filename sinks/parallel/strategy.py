@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+from lightning.pytorch.strategies import StrategyRegistry
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from sinks.errors import UserError
@@ -21,9 +22,6 @@ class Sharded(ShardedCheckpoints):
         save_distributed_checkpoint: each process writes its own shards, into a folder; otherwise one file is gathered.
         process_group_backend: nccl or gloo; chosen by the device if not given.
         timeout: after which a collective that another process does not join ends the run.
-
-    Raises:
-        UserError: if the sizes do not divide the number of processes.
     """
 
     def __init__(
@@ -40,27 +38,36 @@ class Sharded(ShardedCheckpoints):
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
-        for name, value in (("tensor_parallel_size", tensor_parallel_size), ("replicas", replicas)):
-            if value < 1:
-                raise UserError(f"strategy {name} is {value}, but must be at least 1: give 1 to do without")
         self.tensor_parallel_size, self.replicas = tensor_parallel_size, replicas
 
-    def _setup_distributed(self) -> None:
-        super()._setup_distributed()
-        self._data_parallel_size = self.world_size // (self.tensor_parallel_size * self.replicas) * self.replicas
-        if self._data_parallel_size * self.tensor_parallel_size != self.world_size:
+    @property
+    def shards(self) -> int:
+        """Processes among which the parameters of one replica are sharded.
+
+        Raises:
+            UserError: if the sizes do not divide the number of processes.
+        """
+        for name, value in (("tensor_parallel_size", self.tensor_parallel_size), ("replicas", self.replicas)):
+            if value < 1:
+                raise UserError(f"strategy {name} is {value}, but must be at least 1: give 1 to do without")
+        shards, rest = divmod(self.world_size, self.tensor_parallel_size * self.replicas)
+        if rest:
             raise UserError(
                 f"strategy tensor_parallel_size {self.tensor_parallel_size} times replicas {self.replicas} must divide "
                 f"the number of processes, {self.world_size}: change one of them"
             )
+        return shards
+
+    def _setup_distributed(self) -> None:
+        super()._setup_distributed()
+        self._data_parallel_size = self.shards * self.replicas
 
     def setup_environment(self) -> None:
         super().setup_environment()
         if self.replicas > 1:
-            shards = self.world_size // (self.tensor_parallel_size * self.replicas)
             self._device_mesh = init_device_mesh(
                 self.root_device.type,
-                (self.replicas, shards, self.tensor_parallel_size),
+                (self.replicas, self.shards, self.tensor_parallel_size),
                 mesh_dim_names=("replica", "data_parallel", "tensor_parallel"),
             )
             assert self.lightning_module is not None
@@ -68,14 +75,13 @@ class Sharded(ShardedCheckpoints):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        tensor_parallel = self.tensor_parallel_size
-        return {
-            "num_replicas": self.world_size // tensor_parallel,
-            "rank": self.global_rank // tensor_parallel,
-        }
+        return {"num_replicas": self.shards * self.replicas, "rank": self.global_rank // self.tensor_parallel_size}
 
 
 def data_mesh(mesh: DeviceMesh) -> DeviceMesh:
     """The dimensions over which parameters are replicated and sharded: all but the tensor-parallel one."""
     names = mesh.mesh_dim_names or ()
     return mesh["replica", "data_parallel"] if "replica" in names else mesh["data_parallel"]
+
+
+StrategyRegistry.register("sharded", Sharded, description="FSDP2 over all processes")

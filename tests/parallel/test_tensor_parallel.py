@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from sinks.cli import main
+from sinks.cli.training import command_line
 from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.models.attention_gates import AttentionGate
@@ -81,9 +83,28 @@ def test_the_parts_of_two_ranks_add_up_to_the_whole() -> None:
     assert all(torch.equal(same[name], value) for name, value in whole.items())
 
 
-def test_sizes_below_one_are_refused() -> None:
-    with pytest.raises(UserError, match="tensor_parallel_size is 0"):
-        Sharded(tensor_parallel_size=0)
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("tensor_parallel_size=0", "strategy tensor_parallel_size is 0, but must be at least 1"),
+        ("replicas=0", "strategy replicas is 0, but must be at least 1"),
+        ("replicas=3", "tensor_parallel_size 1 times replicas 3 must divide the number of processes, 2"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_before_anything_is_written(
+    option: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--trainer.strategy=sinks.parallel.strategy.Sharded", f"--trainer.strategy.{option}"]
+    assert main(["fit", *small(), *sizes, "--trainer.devices=2", "--run.dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_strategy_has_a_short_name(tmp_path: Path) -> None:
+    arguments = [*small(), "--trainer.strategy=sharded", "--trainer.devices=2", "--run.dir", str(tmp_path)]
+    assert isinstance(command_line(arguments, run=False).trainer.strategy, Sharded)
 
 
 def test_sizes_that_do_not_fit_the_processes_end_in_one_line(tmp_path: Path) -> None:
