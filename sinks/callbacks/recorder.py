@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from sinks.callbacks.stability import Stability, whole
+from sinks.callbacks.stability import Stability
 from sinks.callbacks.statistics import SinkStatistics
 from sinks.callbacks.throughput import Throughput
 from sinks.parallel.ranks import data_ranks
@@ -126,9 +126,7 @@ class RunRecorder(Callback):
         wall, tokens = self.wall_s, self.tokens(trainer)
         self._last = {
             "train/loss": loss,
-            "train/gradient_norm": math.nan
-            if pl_module.gradient_norm is None
-            else float(whole(pl_module.gradient_norm)),
+            "train/gradient_norm": math.nan if pl_module.gradient_norm is None else float(pl_module.gradient_norm),
             "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
         }
         log_to_all(trainer, {"tokens": tokens, "wall_s": wall} | self._last, trainer.global_step)

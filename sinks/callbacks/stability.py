@@ -6,7 +6,6 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from sinks.record.logger import log_to_all
 from sinks.stats.stability import stability_statistics
@@ -16,11 +15,6 @@ KEYS = {
     "train/gradient_norm_p999": "gradient_norm_p999",
     "train/clip_crossings_per_10k": "clip_crossings_per_10k",
 }
-
-
-def whole(value: Tensor) -> Tensor:
-    """A tensor that FSDP2 shards over ranks, gathered: float() would silently read the local part."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class Stability(Callback):
@@ -63,7 +57,7 @@ class Stability(Callback):
         """Move what has come together to the host, the loss as the mean over ranks."""
         if self._losses:
             self.loss += trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean").tolist()
-            self.gradient_norm += torch.stack([whole(norm) for norm in self._norms]).tolist()
+            self.gradient_norm += torch.stack(self._norms).tolist()
             self._losses, self._norms = [], []
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -30,11 +30,9 @@ def lost_rank_told(folder: RunFolder, trainer: lightning.Trainer) -> Iterator[No
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher):
             launcher.kill(signal.SIGKILL)
-        last = folder.last_checkpoint
-        again = f"resumes from {last.resolve().name}" if last.exists() else "starts again"
         raise UserError(
             f"rank {trainer.global_rank} lost another rank ({said}): look for that rank's own message; the same "
-            f"command {again}"
+            f"command {_what_follows(folder)}"
         ) from error
 
 
@@ -51,12 +49,15 @@ def full_disk_told(folder: RunFolder) -> Iterator[None]:
         full = disk_full(error)
         if full is None:
             raise
-        last = folder.last_checkpoint
-        again = f"resumes from {last.resolve().name}" if last.exists() else "starts again"
         raise UserError(
             f"{full.filename or folder.path} could not be written ({full.strerror}): free space, then the same command "
-            f"{again}"
+            f"{_what_follows(folder)}"
         ) from error
+
+
+def _what_follows(folder: RunFolder) -> str:
+    last = folder.last_checkpoint
+    return f"resumes from {last.resolve().name}" if last.exists() else "starts again"
 
 
 def print_unless_disk_full(failure: threading.ExceptHookArgs) -> None:

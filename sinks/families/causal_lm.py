@@ -172,16 +172,18 @@ class CausalLM(lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """As Lightning does; the norm before clipping is kept for the recorder, and tells whether to update at all."""
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if gradient_clip_algorithm == "value":
-            norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
             nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val or math.inf)
         else:
-            norm = self.gradient_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+            self.gradient_norm = norm
+            if gradient_clip_val:
+                nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
         self._make_no_update_after_failure(optimizer, norm)
 
     def _make_no_update_after_failure(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
         """From the first step on whose gradient is not finite, weights stay as they are; the host is not asked."""
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         failed_step = self.failed_step.to(norm.device)
         first_failure = (failed_step == 0) & ~norm.isfinite()
         self.failed_step = failed_step + first_failure * (self.trainer.global_step + 1)

@@ -15,8 +15,8 @@ def among_others() -> bool:
 def leave(code: int) -> NoReturn:
     """End this process as `sys.exit` would, without C++'s destructors.
 
-    After DDP or FSDP2 on gloo they abort about one process in ten, when all is done and written ("terminate called
-    without an active exception", torch 2.14), and a launcher takes the run for failed.
+    After DDP or FSDP2 on gloo they abort now and then, when all is done and written ("terminate called without an
+    active exception", torch 2.14), and a launcher takes the run for failed.
 
     Args:
         code: exit code.

@@ -47,16 +47,7 @@ class Sharded(ShardedCheckpoints):
         Raises:
             UserError: if the sizes do not divide the number of processes.
         """
-        for name, value in (("tensor_parallel_size", self.tensor_parallel_size), ("replicas", self.replicas)):
-            if value < 1:
-                raise UserError(f"strategy {name} is {value}, but must be at least 1: give 1 to do without")
-        shards, rest = divmod(self.world_size, self.tensor_parallel_size * self.replicas)
-        if rest:
-            raise UserError(
-                f"strategy tensor_parallel_size {self.tensor_parallel_size} times replicas {self.replicas} must divide "
-                f"the number of processes, {self.world_size}: change one of them"
-            )
-        return shards
+        return shards_of_a_replica(self.world_size, self.tensor_parallel_size, self.replicas)
 
     def _setup_distributed(self) -> None:
         super()._setup_distributed()
@@ -76,6 +67,24 @@ class Sharded(ShardedCheckpoints):
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         return {"num_replicas": self.shards * self.replicas, "rank": self.global_rank // self.tensor_parallel_size}
+
+
+def shards_of_a_replica(processes: int, tensor_parallel_size: int, replicas: int) -> int:
+    """Into how many shards the parameters of one replica are cut.
+
+    Raises:
+        UserError: if the sizes do not divide the number of processes.
+    """
+    for name, value in (("tensor_parallel_size", tensor_parallel_size), ("replicas", replicas)):
+        if value < 1:
+            raise UserError(f"strategy {name} is {value}, but must be at least 1: give 1 to do without")
+    shards, rest = divmod(processes, tensor_parallel_size * replicas)
+    if rest:
+        raise UserError(
+            f"strategy tensor_parallel_size {tensor_parallel_size} times replicas {replicas} must divide the number of "
+            f"processes, {processes}: change one of them"
+        )
+    return shards
 
 
 def data_mesh(mesh: DeviceMesh) -> DeviceMesh:

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from sinks.errors import UserError
-from sinks.parallel.strategy import Sharded
+from sinks.parallel.strategy import Sharded, shards_of_a_replica
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,7 @@ class Layout:
     replicas: int = 1
 
     def __post_init__(self) -> None:
-        if self.devices % (self.tensor_parallel * self.replicas):
-            raise UserError(
-                f"strategy tensor_parallel_size {self.tensor_parallel} times replicas {self.replicas} must divide the "
-                f"number of devices, {self.devices}: change one of them"
-            )
+        shards_of_a_replica(self.devices, self.tensor_parallel, self.replicas)  # refuses sizes that do not fit
 
     @property
     def data_parallel(self) -> int:

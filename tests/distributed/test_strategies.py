@@ -10,7 +10,10 @@ from sinks.record import RunFolder
 from tests.cli.small import VARIANTS, weights
 from tests.distributed.launch import STRATEGIES, run
 
-HEADS = ("--model.architecture.n_heads=4", "--model.architecture.n_kv_heads=2", "--model.architecture.bias=true")
+HEADS = (
+    *("--model.architecture.n_heads=4", "--model.architecture.n_kv_heads=2"),
+    *("--model.architecture.bias=true", "--model.architecture.qk_norm=true"),
+)
 EIGHT = ("--trainer.max_steps=8", "--trainer.gradient_clip_val=0.3", "--trainer.log_every_n_steps=1")
 TOLERANCE = 1e-5
 SPREAD = [name for name in STRATEGIES if name != "one"]
@@ -56,6 +59,24 @@ def test_every_variant_trains_the_same_run_sharded_and_split(variant: str, tmp_p
         whole(tmp_path / "split", "fsdp2 x tensor-parallel", variant=variant),
         whole(tmp_path / "one", "one", variant=variant),
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2 x tensor-parallel"])
+@pytest.mark.parametrize(
+    ("option", "tolerance"),
+    [
+        ("--model.execution.compile=true", TOLERANCE),
+        ("--model.execution.activation_checkpointing=true", TOLERANCE),
+        ("--trainer.precision=bf16-true", 1e-2),
+    ],
+)
+def test_every_way_to_run_a_block_trains_the_same_run(
+    option: str, tolerance: float, strategy: str, tmp_path: Path
+) -> None:
+    one, found = (whole(tmp_path / name, name, "--model.norm_rank=4", option) for name in ("one", strategy))
+    for key in ("train/loss", "train/gradient_norm", "validation/loss"):
+        np.testing.assert_allclose(found.series(key)[1], one.series(key)[1], rtol=tolerance, err_msg=key)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ def test_layouts_of_the_strategies() -> None:
     ("strategy", "devices", "message"),
     [
         ("deepspeed", 8, "deepspeed cannot be planned"),
-        (Sharded(tensor_parallel_size=2, replicas=3), 8, "must divide the number of devices, 8"),
+        (Sharded(tensor_parallel_size=2, replicas=3), 8, "must divide the number of processes, 8"),
+        (Sharded(replicas=0), 8, "strategy replicas is 0, but must be at least 1"),
         ("auto", 0, "devices is 0"),
     ],
 )
