@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _CAPACITY = 8
 _cache: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
@@ -33,8 +34,8 @@ def additive_causal_mask(tokens: int, window: int | None, dtype: torch.dtype, de
 
 
 def _cached(tokens: int, window: int | None, dtype: torch.dtype | None, device: torch.device) -> Tensor:
-    # A traced mask belongs to its graph: it must neither be kept nor come from outside.
-    if torch.compiler.is_compiling():
+    # A traced or fake mask belongs to its graph or mode: it must neither be kept nor come from outside.
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return _build(tokens, window, dtype, device)
     key = (tokens, window, dtype, device)
     mask = _cache.get(key)

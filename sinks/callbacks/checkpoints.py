@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sinks.callbacks.recorder import RunRecorder
 from sinks.errors import UserError
+from sinks.lightning_private import dump_checkpoint, validation_follows
 from sinks.parallel.checkpoint_io import together
 from sinks.record.atomic import beside, discard
 
@@ -57,8 +58,7 @@ class RunCheckpoints(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        if self._due(trainer) and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        if self._due(trainer) and not validation_follows(trainer):
             self.save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -84,7 +84,7 @@ class RunCheckpoints(ModelCheckpoint):
         if step == self._saved_step:
             return
         path = self._folder.checkpoints / NAME.format(step=step)
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        checkpoint = dump_checkpoint(trainer)
         together(lambda: trainer.strategy.save_checkpoint(checkpoint, path))
 
         def take_over() -> None:

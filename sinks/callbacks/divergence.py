@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from sinks.callbacks.course import due
 from sinks.callbacks.recorder import RunRecorder
 from sinks.models.taps import Tap, taps_of
 from sinks.record.folder import to_json, write_atomically
@@ -73,11 +74,9 @@ class Witness:
             max_abs = float(some.abs().max()) if len(some) else None
             self.first = Finding(self.micro_batch, self.seen, self.rank, kind, site, max_abs)
 
-    def see_tap(self, site: str, value: Tensor | dict[str, Tensor]) -> None:
+    def see_tap(self, site: str, value: Tensor) -> None:
         """A tap's listener."""
-        parts = {f"{site}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {site: value}
-        for name, part in parts.items():
-            self.see("activation", name, part)
+        self.see("activation", site, value)
 
     def see_gradient_of(self, tap: Tap, inputs: Any, output: Tensor) -> None:
         """A tap's forward hook: looks at the gradient when it comes back."""
@@ -107,9 +106,7 @@ class Divergence(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        last_micro_batch = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps
-        if last_micro_batch and due:
+        if due(trainer, batch_idx):
             self._end_if_diverged(trainer, pl_module)
 
     def on_save_checkpoint(
@@ -166,12 +163,12 @@ def replay(trainer: lightning.Trainer, module: lightning.LightningModule, batche
         for witness.micro_batch, rows in enumerate(batches):
             hooks = [tap.register_forward_hook(witness.see_gradient_of) for tap in taps]
             for tap in taps:
-                tap.on, tap.listener = True, witness.see_tap
+                tap.listener = witness.see_tap
             loss: Any = trainer.strategy.training_step(rows, witness.micro_batch)
             witness.see("loss", "loss", loss)
             # A checkpointed block runs again in the backward pass.
             for tap, hook in zip(taps, hooks, strict=True):
-                tap.on = False
+                tap.listener = None
                 hook.remove()
             trainer.strategy.backward(loss / len(batches), trainer.optimizers[0])
     see_parameters(witness, module)

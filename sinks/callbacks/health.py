@@ -47,11 +47,13 @@ def watched(scalars: dict[str, float], statistics: Statistics) -> list[Watch]:
     mass = statistics.arrays.get("attention/first_token_mass")
     if mass is not None:
         watches.append(Watch(int((mass[0] > SINK_HEAD).sum()), mass[0].size, "attention sink", "heads"))
-    sites = statistics.arrays["residual/sink_score"][0].size
-    watches.append(Watch(int(np.nan_to_num(scalars["residual/sink_sites"])), sites, "residual sink", "norm sites"))
-    massive = scalars.get("residual/massive_activations", 0.0)
-    watches.append(Watch(int(np.nan_to_num(massive)), None, "massive activations", "values"))
-    watches.append(Watch(int(scalars["residual/nonfinite"]), None, "NaN or infinity", "values"))
+    scores = statistics.arrays.get("residual/sink_score")
+    if scores is not None:
+        sinks = round(scores[0].size * float(np.nan_to_num(scalars["residual/sink_sites"])))
+        watches.append(Watch(sinks, scores[0].size, "residual sink", "norm sites"))
+    for key, what in (("massive_activations", "massive activations"), ("nonfinite", "NaN or infinity")):
+        if f"residual/{key}" in scalars:
+            watches.append(Watch(int(np.nan_to_num(scalars[f"residual/{key}"])), None, what, "values"))
     gate = statistics.arrays.get("attention/gate_mean")
     if gate is not None:
         unused = (gate[0] < SHUT) | (gate[0] > OPEN)

@@ -35,9 +35,10 @@ def write_maps(trainer: lightning.Trainer, statistics: Statistics, histograms: d
         mass = statistics.arrays.get("attention/first_token_mass")
         if mass is not None:
             writer.add_image("maps/first_token_mass", picture(mass[0], CELL), step)
-        magnitude = statistics.arrays["residual/mean_abs"][0]
-        relative = np.log10(magnitude / np.median(magnitude, axis=1, keepdims=True)) / 2
-        writer.add_image("maps/residual_over_median_log10_0_to_2", picture(relative, 2), step)
+        magnitude = statistics.arrays.get("residual/mean_abs")
+        if magnitude is not None:
+            relative = np.log10(magnitude[0] / np.median(magnitude[0], axis=1, keepdims=True)) / 2
+            writer.add_image("maps/residual_over_median_log10_0_to_2", picture(relative, 2), step)
         for site, counts in histograms.items():
             add_histogram(writer, f"residual/{site}", counts, step)
 

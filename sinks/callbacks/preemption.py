@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from sinks.callbacks.checkpoints import RunCheckpoints
 from sinks.callbacks.recorder import RunRecorder
+from sinks.lightning_private import leave_signals_alone, save_now
 from sinks.parallel.lost_rank import lost_rank
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -42,10 +43,7 @@ class Preemption(Callback):
     # -- hearing ------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        # Lightning's handlers run a collective inside a signal handler, and write SLURM checkpoints elsewhere; and
-        # before every batch it asks rank 0 whether a signal came, and waits for the answer.
-        trainer._signal_connector.register_signal_handlers = lambda: None
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        leave_signals_alone(trainer)
         self._recorder = next(c for c in trainer.callbacks if isinstance(c, RunRecorder))
         self._recorder.votes = self._recorder.shares = [0.0 for _ in SIGNALS]
 
@@ -114,10 +112,8 @@ def save_checkpoint(trainer: lightning.Trainer) -> bool:
     for callback in callbacks:
         if isinstance(callback, RunCheckpoints):
             callback.save(trainer)
-            continue
-        candidates = callback._monitor_candidates(trainer)
-        callback._save_topk_checkpoint(trainer, candidates)
-        callback._save_last_checkpoint(trainer, candidates)
+        else:
+            save_now(callback, trainer)
     return bool(callbacks)
 
 

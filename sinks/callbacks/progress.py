@@ -10,6 +10,9 @@ from sinks.callbacks.recorder import RunRecorder
 from sinks.callbacks.statistics import SinkStatistics
 
 
+SHOWN = {"attention/first_token_mass_max_head": "first-token mass {:.2f}", "residual/sink_score": "R {:.1f}"}
+
+
 class LineProgress(Callback):
     """Prints a line after every validation.
 
@@ -33,7 +36,7 @@ class LineProgress(Callback):
             f"step {trainer.global_step}/{trainer.max_steps}",
             f"loss {loss:.3f}",
         ]
-        if statistics:
-            parts.append(f"first-token mass {statistics['attention/first_token_mass_max_head']:.2f}")
-            parts.append(f"R {statistics['residual/sink_score']:.1f}")
+        for key, text in SHOWN.items():
+            if key in statistics:
+                parts.append(text.format(statistics[key]))
         print(" | ".join([*parts, f"{recorder.wall_s:.0f} s"]), flush=True)

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from sinks.callbacks.course import due
 from sinks.callbacks.stability import Stability
 from sinks.callbacks.statistics import SinkStatistics
 from sinks.callbacks.throughput import Throughput
@@ -111,9 +112,7 @@ class RunRecorder(Callback):
         loss = outputs["loss"].detach()
         self._loss = loss if self._loss is None else self._loss + loss
         self._steps_in_loss += 1
-        last_micro_batch = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps
-        if last_micro_batch and due:
+        if due(trainer, batch_idx):
             self._log(trainer, pl_module)
         # The last step is validated, whatever the interval: before the checkpoint, which so holds all of the run.
         trainer.should_stop |= trainer.global_step == trainer.max_steps

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from sinks.callbacks.course import last_micro_batch
 from sinks.record.logger import log_to_all
 from sinks.stats.stability import stability_statistics
 
@@ -46,7 +47,7 @@ class Stability(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._micro_batches.append(outputs["loss"].detach())
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and pl_module.gradient_norm is not None:
+        if last_micro_batch(trainer, batch_idx) and pl_module.gradient_norm is not None:
             self._losses.append(torch.stack(self._micro_batches).mean())
             self._norms.append(pl_module.gradient_norm.detach())
             self._micro_batches = []

@@ -1,27 +1,19 @@
 """Attention and residual sink statistics during training and validation."""
 
-from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any, Literal
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
-from sinks.callbacks.groups import GROUPS, Group
+from sinks.callbacks.course import last_micro_batch
 from sinks.callbacks.maps import write_maps
-from sinks.callbacks.summary import Key, summarise
 from sinks.errors import UserError
-from sinks.models.attention import Attention
-from sinks.models.clips import Clamp
-from sinks.models.norms import NormSite
-from sinks.models.taps import Tap
+from sinks.observe import Reader, sites_of
+from sinks.observe.groups import GROUPS
 from sinks.record import Statistics
 from sinks.record.logger import RunFolderLogger, log_to_all
-from sinks.stats import functional
-from sinks.stats.moments import Moments, add, part_of_heads, total_over_ranks
 
 GroupName = Literal[
     "residual", "massive", "kurtosis", "energy", "rescale", "bound", "gain", "norm_gate", "gate_magnitude",
@@ -69,34 +61,42 @@ class SinkStatistics(Callback):
         for name in leave_out:
             if name not in GROUPS:
                 raise UserError(f"statistics.leave_out has {name!r}, but groups are {', '.join(GROUPS)}")
-        if "residual" in leave_out:
-            raise UserError("statistics.leave_out has 'residual', but the others lean on it: leave others out")
         self.interval, self.start, self.stop = interval, start, stop
         self.validation, self.patterns, self.maps = validation, sites, maps
-        self.groups = [group for group in GROUPS.values() if group.name not in leave_out]
+        self.groups = [name for name in GROUPS if name not in leave_out]
         self.sink_dimensions = sink_dimensions
         self.latest: dict[str, float] = {}
         self.latest_arrays: Statistics | None = None
-        self._taps: list[Tap] = []
-        self._sites: dict[str, list[str]] = {}
-        self._dimensions: dict[str, Tensor] = {}
-        self._moments: dict[Key, Moments] = {}
-        self._sampling = False
+        self.sampling = False
+        self._reader: Reader | None = None
+        self._module: lightning.LightningModule | None = None
+        self._resumed_dimensions: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"dimensions": {site: d.tolist() for site, d in self._dimensions.items()}, "latest": self.latest}
+        dimensions = self._resumed_dimensions if self._reader is None else self._reader.dimensions
+        return {"dimensions": {site: d.tolist() for site, d in dimensions.items()}, "latest": self.latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._dimensions = {site: torch.tensor(d) for site, d in state_dict["dimensions"].items()}
+        self._resumed_dimensions = {site: torch.tensor(d) for site, d in state_dict["dimensions"].items()}
         self.latest = state_dict["latest"]
+        if self._reader is not None:
+            self._reader.dimensions = self._resumed_dimensions
 
-    # -- switching the taps -------------------------------------------------------------------------------------
+    @property
+    def reader(self) -> Reader:
+        """Of the model that is being run.
+
+        Raises:
+            UserError: if there is none yet.
+        """
+        if self._reader is None:
+            raise UserError("SinkStatistics has read no model yet: give it to a trainer, or use sinks.observe.Reader")
+        return self._reader
+
+    # -- when the model is read ---------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._attach(pl_module)
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._to_device(pl_module.device)  # some strategies restore callbacks only after on_fit_start
 
     def _attach(self, pl_module: lightning.LightningModule) -> None:
         """Listen at the sites that the patterns name.
@@ -104,125 +104,66 @@ class SinkStatistics(Callback):
         Raises:
             UserError: if a pattern matches no site.
         """
-        found: list[tuple[str, str, Tap, Any]] = []
-        for module in pl_module.modules():
-            if isinstance(module, NormSite):
-                found.append(("norm", module.parts.site.removesuffix(".parts"), module.parts, module))
-            if isinstance(module, Attention):
-                found.append(("attention", module.shape.site, module.parts, module))
-                module.row_statistics = ("entropy", "max_logit") if GROUPS["rows"] in self.groups else ()
-            if isinstance(module, Clamp):
-                found.append(("clip", module.share.site, module.share, module))
-        for pattern in self.patterns:
-            if not any(fnmatchcase(site, pattern) for _, site, _, _ in found):
-                names = ", ".join(site for _, site, _, _ in found)
-                raise UserError(f"statistics.sites has {pattern!r}, which matches no site: sites are {names}")
-        self._taps, self._sites = [], {"norm": [], "attention": [], "clip": []}
-        for kind, site, tap, module in found:
-            if any(fnmatchcase(site, pattern) for pattern in self.patterns):
-                groups = [group for group in self.groups if group.kind == kind]
-                tap.listener = partial(self._take, site, module, groups)
-                self._taps.append(tap)
-                self._sites[kind].append(site)
-        if not self._sites["norm"]:
-            raise UserError(f"statistics.sites is {self.patterns}, which leaves no norm site: add e.g. '*.norm'")
-        self._to_device(pl_module.device)
-
-    def _to_device(self, device: torch.device) -> None:
-        self._dimensions = {site: d.to(device) for site, d in self._dimensions.items()}
-
-    def _take(self, site: str, module: Any, groups: list[Group], tap_site: str, record: dict[str, Tensor]) -> None:
-        if "input" in record:
-            record["median"] = functional.token_median(record["input"])
-        for group in groups:
-            moments = group.moments(record, module, self._dimensions.get(site))
-            if moments is not None:
-                key = (site, group.name)
-                self._moments[key] = add(self._moments.get(key), moments)
-
-    def _switch(self, on: bool) -> None:
-        for tap in self._taps:
-            tap.on = on
+        if self._reader is None or self._module is not pl_module:
+            self._reader = Reader(sites_of(pl_module), self.groups, self.sink_dimensions, self.patterns)
+            self._reader.dimensions, self._module = self._resumed_dimensions, pl_module
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        last_micro_batch = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         step = trainer.global_step + 1  # this step's number once it is done
-        due = step >= self.start and (self.stop is None or step <= self.stop)
-        self._sampling = last_micro_batch and due and (step == self.start or step % self.interval == 0)
-        if self._sampling:
+        in_time = step >= self.start and (self.stop is None or step <= self.stop)
+        sampled = in_time and (step == self.start or step % self.interval == 0)
+        self.sampling = sampled and last_micro_batch(trainer, batch_idx)
+        if self.sampling:
             torch.compiler.set_stance("force_eager")
-        self._switch(self._sampling)
+            self.reader.start()
 
     def on_before_backward(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor
     ) -> None:
         # Activation checkpointing runs the forward again during backward; it must not count twice.
-        self._switch(False)
+        if self.sampling:
+            self.reader.stop()
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._sampling:
+        if self.sampling:
             torch.compiler.set_stance("default")  # not before: the backward pass of a checkpointed block runs it again
             self._log(trainer, "train")
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.validation:
             self._attach(pl_module)
-            self._moments = {}
+            self.reader.forget()
             torch.compiler.set_stance("force_eager")
-            self._switch(True)
+            self.reader.start()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._switch(False)
         if self.validation:
+            self.reader.stop()
             torch.compiler.set_stance("default")
             self._log(trainer, "validation")
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        self._switch(False)
+        if self._reader is not None:
+            self._reader.stop()
         torch.compiler.set_stance("default")
 
-    # -- what follows from the moments --------------------------------------------------------------------------
+    # -- where it goes ------------------------------------------------------------------------------------------
 
     def _log(self, trainer: lightning.Trainer, stage: str) -> None:
-        found = self._totals(trainer.lightning_module.device_mesh)
-        totals = {key: {n: m.cpu() for n, m in named.items()} for key, named in found.items()}
-        self._moments = {}
-        used = {site: self._dimensions[site].cpu() for site in self._dimensions if (site, "rescale") in totals}
-        if trainer.is_global_zero:
-            scalars, statistics = summarise(totals, self._sites, used, trainer.global_step)
-            if stage == "validation":
-                self.latest, self.latest_arrays = scalars, statistics
-            log_to_all(trainer, {f"{stage}/{name}": value for name, value in scalars.items()}, trainer.global_step)
-            for logger in trainer.loggers:
-                if isinstance(logger, RunFolderLogger):
-                    logger.log_statistics(stage, statistics)
-            if self.maps and stage == "validation":
-                histograms = {site: m["histogram"] for (site, group), m in totals.items() if group == "residual"}
-                write_maps(trainer, statistics, histograms, trainer.global_step)
-        if trainer.training or trainer.state.fn == "fit":
-            self._choose_dimensions(totals, trainer.strategy.root_device)
-
-    def _totals(self, mesh: DeviceMesh | None = None) -> dict[Key, Moments]:
-        heads = None if mesh is None else mesh["tensor_parallel"]
-        if heads is None or heads.size() == 1:
-            return total_over_ranks(self._moments)
-        rank, size = heads.get_local_rank(), heads.size()
-        return total_over_ranks(
-            {
-                (site, group): part_of_heads(moments, rank, size, per_head=GROUPS[group].kind == "attention")
-                for (site, group), moments in self._moments.items()
-            }
-        )
-
-    def _choose_dimensions(self, totals: dict[Key, Moments], device: torch.device) -> None:
-        """Fix the sink dimensions for the next logged step; all ranks hold the same totals."""
-        for site in self._sites["norm"]:
-            mean_abs = functional.residual_statistics(totals[site, "residual"])["mean_abs"]
-            count = min(self.sink_dimensions, len(mean_abs))
-            self._dimensions[site] = functional.choose_sink_dimensions(mean_abs, count).to(device)
+        scalars, statistics = self.reader.summarize(trainer.global_step, trainer.lightning_module.device_mesh)
+        if not trainer.is_global_zero:
+            return
+        if stage == "validation":
+            self.latest, self.latest_arrays = scalars, statistics
+        log_to_all(trainer, {f"{stage}/{name}": value for name, value in scalars.items()}, trainer.global_step)
+        for logger in trainer.loggers:
+            if isinstance(logger, RunFolderLogger):
+                logger.log_statistics(stage, statistics)
+        if self.maps and stage == "validation":
+            write_maps(trainer, statistics, self.reader.histograms, trainer.global_step)

@@ -8,8 +8,8 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from sinks.callbacks.course import due
 from sinks.parallel.ranks import data_ranks
-from sinks.plan.counting import model_flops
 from sinks.plan.peak import dense_peak
 from sinks.record.logger import log_to_all
 
@@ -58,7 +58,7 @@ class Throughput(Callback):
     # -- the clock ----------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._flops_per_token = model_flops(pl_module).per_token
+        self._flops_per_token = pl_module.flops_per_token().per_token
         self._peak = dense_peak(trainer.strategy.root_device, matmul_dtype(trainer.precision))
         self._warm, self._resumed_at = False, None
         self._warm_from = trainer.global_step + WARM_UP_STEPS
@@ -88,9 +88,7 @@ class Throughput(Callback):
             self._warm = trainer.global_step >= self._warm_from
             return
         self.tokens += batch[:, 1:].numel() * data_ranks(trainer)[1]
-        last_micro_batch = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps
-        if last_micro_batch and due:
+        if due(trainer, batch_idx):
             if trainer.strategy.root_device.type == "cuda":
                 torch.cuda.synchronize(trainer.strategy.root_device)
             now = time.perf_counter()

@@ -1,7 +1,8 @@
 """Parsers that tell a user's mistake in one line and exit with code 2."""
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,6 +10,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from sinks.errors import UserError
+from sinks.record import RunFolder
+from sinks.record.formats import FORMAT, upgrade
 
 
 def one_line(message: str) -> str:
@@ -20,6 +23,8 @@ class OneLineErrors(ArgumentParser):
     """Prints `sinks: error: message` without the usage, which for a training command is hundreds of lines long."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a guess at a type, or a part of a whole that names the place
+            super().error(message, ex)
         print(f"sinks: error: {one_line(message)}", file=sys.stderr)
         sys.exit(2)
 
@@ -47,35 +52,58 @@ def run_function(
     return function(**parsed)
 
 
-def refuse_unknown_sections(arguments: list[str], parser: ArgumentParser) -> None:
-    """jsonargparse passes over an unknown section that is empty; a typing mistake must not.
+def configuration_files(arguments: list[str]) -> dict[int, Path]:
+    """The files given by -c or --config, by the place of the argument that names them.
 
     Raises:
-        UserError: naming the section and the known ones.
+        UserError: if one is not there.
     """
-    known = {action.dest.split(".")[0] for action in parser._actions}
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, _, attached = flag.partition("=")
-        if name not in ("-c", "--config"):
-            continue
-        file = Path(attached or value)
-        if not file.is_file():
-            raise UserError(f"there is no configuration file {file}: check the path, relative to {Path.cwd().name}/")
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{file} is not YAML: {one_line(str(error))}") from None
-        if not isinstance(content, dict):
+    found: dict[int, Path] = {}
+    for place, argument in enumerate(arguments):
+        name, attached, value = argument.partition("=")
+        if name in ("-c", "--config"):
+            at = place if attached else place + 1
+            file = Path(value if attached else arguments[at] if at < len(arguments) else "")
+            if not file.is_file():
+                raise UserError(f"there is no configuration file {file}: check the path, relative to {Path.cwd().name}/")
+            found[at] = file
+    return found
+
+
+def read_sections(file: Path, known: Collection[str]) -> dict[str, Any]:
+    """The sections of a configuration file; jsonargparse passes over an unknown one that is empty, a typo must not.
+
+    Raises:
+        UserError: if it is not YAML of known sections, naming the file, the section and the known ones.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not YAML: {one_line(str(error))}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds {type(content).__name__}, but must hold sections: {', '.join(sorted(known))}")
+    for section in map(str, content):
+        if section == "hybrid_moe" and section not in known:
             raise UserError(
-                f"{file} holds {type(content).__name__}, but must hold sections: {', '.join(sorted(known))}"
+                f"{file} describes a hybrid mixture of experts, which can only be planned: use `sinks plan`, or give "
+                "another model"
             )
-        for section in content:
-            if section == "hybrid_moe" and section not in known:
-                raise UserError(
-                    f"{file} describes a hybrid mixture of experts, which can only be planned: use `sinks plan`, or "
-                    "give another model"
-                )
-            if section.split(".")[0] not in known:
-                raise UserError(
-                    f"{file} has an unknown section {section!r}: known are {', '.join(sorted(known - {'help'}))}"
-                )
+        if section.split(".")[0] not in known:
+            raise UserError(f"{file} has an unknown section {section!r}: known are {', '.join(sorted(known))}")
+    return content
+
+
+def checked_configs(arguments: list[str], parser: ArgumentParser) -> list[str]:
+    """Arguments whose configuration files have been looked through; one of an older run folder is given as it is now.
+
+    Raises:
+        UserError: as `read_sections`.
+    """
+    known = {name.split(".")[0] for name in parser.get_defaults().keys()}  # noqa: SIM118  (no mapping)
+    checked = list(arguments)
+    for place, file in configuration_files(arguments).items():
+        content = read_sections(file, known)
+        if (file.parent / "provenance.json").is_file() and RunFolder(file.parent).format != FORMAT:
+            flag = "" if place and arguments[place - 1] in ("-c", "--config") else "--config="
+            checked[place] = flag + json.dumps(upgrade(content))
+    return checked

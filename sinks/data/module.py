@@ -10,11 +10,12 @@ from torch.utils.data import Dataset
 
 from sinks.data.loader import TimedDataLoader
 from sinks.data.order import ShardBatchSampler, StreamBatchSampler
+from sinks.described import Described
 from sinks.errors import UserError
 from sinks.parallel.ranks import data_ranks
 
 
-class TokenData(lightning.LightningDataModule):
+class TokenData(Described, lightning.LightningDataModule):
     """Rows of `context_length + 1` token ids [B, T + 1] int64: inputs are `row[:-1]`, targets `row[1:]`.
 
     Training is one endless stream (see `sinks.data.order`); `trainer.max_steps` says how far it is read.

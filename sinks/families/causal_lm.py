@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import lightning
@@ -12,13 +13,18 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from sinks.described import Described
 from sinks.errors import UserError
+from sinks.families.optimizers import AdamW, GroupOptions, OptimizerFactory, check_coverage, parameter_groups, skip_when
 from sinks.families.token_mean import TokenMean
+from sinks.models.attention import Attention
 from sinks.models.attention_gates import AttentionGate, NoGate
 from sinks.models.clips import NoClip, ResidualClip
-from sinks.models.decoder import Architecture, Decoder, Parts
+from sinks.models.counting import Flops
+from sinks.models.decoder import Architecture, Components, Decoder
 from sinks.models.execution import Execution
-from sinks.models.feed_forward import FeedForward, FeedForwardShape, SwiGLU
+from sinks.models.feed_forward import FeedForwardShape, SwiGLU
+from sinks.models.mixers import FeedForward, SequenceMixer
 from sinks.models.normalizers import Normalizer, Softmax
 from sinks.models.norms import Norm, RMSNorm
 from sinks.models.shapes import AttentionShape
@@ -28,7 +34,7 @@ from sinks.parallel.sharding import shard
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW and its schedule.
+    """What the optimizer is given, and the schedule of the learning rate.
 
     Args:
         lr: peak learning rate.
@@ -64,15 +70,49 @@ class Optimization:
         decayed = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return self.final_lr_ratio + (1 - self.final_lr_ratio) * decayed[self.schedule]
 
+    @property
+    def group_options(self) -> GroupOptions:
+        """Of the groups of parameters."""
+        return GroupOptions(
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            scale_lr=self.lr * self.one_dimensional_lr_multiplier,
+            scale_weight_decay=self.one_dimensional_weight_decay,
+            betas=self.betas,
+            eps=self.eps,
+        )
 
-class CausalLM(lightning.LightningModule):
+
+def refuse_attention_options(
+    shape: AttentionShape,
+    normalizer: Callable[[AttentionShape], Normalizer],
+    gate: Callable[[AttentionShape], AttentionGate],
+) -> None:
+    """A mixer of its own has neither normalizer nor gate of attention.
+
+    Raises:
+        UserError: if one is not the default.
+    """
+    with torch.device("meta"):
+        given = {"normalizer": normalizer(shape), "attention_gate": gate(shape)}
+    for (name, part), default in zip(given.items(), (Softmax, NoGate), strict=True):
+        if type(part) is not default:
+            raise UserError(
+                f"model.mixer takes the place of attention, so model.{name} {type(part).__name__} would be without "
+                "effect: leave one of them out"
+            )
+
+
+class CausalLM(Described, lightning.LightningModule):
     """Causal language model: next-token cross-entropy in nats per token.
 
     Args:
         vocab_size: number of token ids; taken from the data.
         context_length: tokens seen; taken from the data.
         architecture: widths, positions, initialisation.
-        optimization: optimiser and schedule.
+        optimization: learning rate, decay and schedule.
+        optimizer: what updates the parameters; any torch optimizer by its import path.
+        mixer: sequence mixer of each block in place of attention; normalizer and attention_gate then have no meaning.
         normalizer: how attention scores become weights.
         attention_gate: what scales each head's output.
         norm: norm at the two norms of each block.
@@ -88,6 +128,8 @@ class CausalLM(lightning.LightningModule):
         context_length: int,
         architecture: Architecture = Architecture(),
         optimization: Optimization = Optimization(),
+        optimizer: OptimizerFactory = AdamW,
+        mixer: Callable[[AttentionShape], SequenceMixer] | None = None,
         normalizer: Callable[[AttentionShape], Normalizer] = Softmax,
         attention_gate: Callable[[AttentionShape], AttentionGate] = NoGate,
         norm: Callable[[int], Norm] = RMSNorm,
@@ -102,32 +144,48 @@ class CausalLM(lightning.LightningModule):
         self.architecture = architecture
         self.optimization = optimization
         self.execution = execution
-        self.parts = Parts(normalizer, attention_gate, norm, head_norm, residual_clip, feed_forward)
-        with torch.device("meta"):
-            self._decoder()  # a bad option is told at construction, before data is read or devices are taken
+        self.optimizer_factory = optimizer
+        if mixer is not None:
+            refuse_attention_options(architecture.attention_shape("mixer", context_length), normalizer, attention_gate)
+        self.components = Components(
+            mixer=mixer or partial(Attention, normalizer=normalizer, gate=attention_gate),
+            norm=norm,
+            residual_clip=residual_clip,
+            feed_forward=feed_forward,
+        )
+        self.head_norm = head_norm
+        # A bad option is an error at construction, before data is read or devices are taken.
+        parameter_groups(self.meta_decoder(), optimization.group_options)
         self.decoder: Decoder | None = None
         self.validation_loss = TokenMean()
         self.gradient_norm: Tensor | None = None
-        self.failed_step = torch.zeros((), dtype=torch.int64)  # first optimiser step without a finite gradient, or 0
+        self.failed_step = torch.zeros((), dtype=torch.int64)  # first optimizer step without a finite gradient, or 0
 
-    def _decoder(self) -> Decoder:
-        return Decoder(self.vocab_size, self.context_length, self.architecture, self.parts)
+    def make_decoder(self, architecture: Architecture | None = None) -> Decoder:
+        """A new decoder of this model's components, of its own or of other widths."""
+        architecture = architecture or self.architecture
+        layers = [self.components] * architecture.n_layers
+        return Decoder(self.vocab_size, self.context_length, architecture, layers, self.head_norm)
+
+    def meta_decoder(self, architecture: Architecture | None = None) -> Decoder:
+        """The whole decoder without memory, however this model is sharded; or one of other widths."""
+        with torch.device("meta"):
+            return self.make_decoder(architecture)
+
+    def flops_per_token(self) -> Flops:
+        """Operations per token at the context length."""
+        return self.meta_decoder().flops_per_token(self.context_length)
 
     def configure_model(self) -> None:
         if self.decoder is not None:
             return
         if self.device_mesh is None:
-            self.decoder = self._decoder()
+            self.decoder = self.make_decoder()
             for block in self.decoder.blocks:
                 self.execution.prepare(block)
             return
-        with torch.device("meta"):
-            self.decoder = self._decoder()
+        self.decoder = self.meta_decoder()
         shard(self.decoder, self.device_mesh, self.device, self.execution.prepare)
-
-    def resolved_options(self) -> dict[str, Any]:
-        """Options that were computed, under the names of constructor arguments, for the saved configuration."""
-        return {}
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids [B, T] -> logits [B, T, V].
@@ -180,29 +238,20 @@ class CausalLM(lightning.LightningModule):
             self.gradient_norm = norm
             if gradient_clip_val:
                 nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
-        self._make_no_update_after_failure(optimizer, norm)
-
-    def _make_no_update_after_failure(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
-        """From the first step on whose gradient is not finite, weights stay as they are; the host is not asked."""
+        # The optimizer makes no update from the first step on whose gradient is not finite; no host sync.
         failed_step = self.failed_step.to(norm.device)
         first_failure = (failed_step == 0) & ~norm.isfinite()
         self.failed_step = failed_step + first_failure * (self.trainer.global_step + 1)
-        optimizer.found_inf = (self.failed_step > 0).float()  # type: ignore[attr-defined]  # fused AdamW obeys it
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        options = self.optimization
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options.weight_decay},
-            {
-                "params": [p for p in parameters if p.dim() == 1],
-                "weight_decay": options.one_dimensional_weight_decay,
-                "lr": options.lr * options.one_dimensional_lr_multiplier,
-            },
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=True)
+        groups = parameter_groups(self, self.optimization.group_options)
+        optimizer = self.optimizer_factory(groups)
+        check_coverage(optimizer, groups)
+        skip_when(lambda: self.failed_step > 0, optimizer)
         max_steps = self.trainer.max_steps
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: options.factor(step, max_steps))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.optimization.factor(step, max_steps)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from sinks.errors import UserError
 from sinks.families.causal_lm import CausalLM
 from sinks.models.attention_gates import AttentionGate, ElementwiseGate, HeadwiseGate, NoGate, UnconditionalGate
-from sinks.models.clips import Clamp, ClippedNorm, NoClip, ResidualClip, positive
+from sinks.models.clips import Clamp, ClippedNorm, NoClip, ResidualClip
 from sinks.models.gated_norm import Activation, GatedNorm, GateDyT
 from sinks.models.normalizers import (
     ClippedSoftmax,
@@ -22,7 +21,6 @@ from sinks.models.normalizers import (
 )
 from sinks.models.norms import DyT, Norm, PreAffine, RMSNorm, Unnormed
 from sinks.models.shapes import AttentionShape
-from sinks.record import RunFolder
 
 
 class Baseline(CausalLM):
@@ -88,9 +86,8 @@ class Clipped(CausalLM):
         softmax_alpha: clipped softmax: gamma is -softmax_alpha / context_length.
         soft_cap: soft cap: largest logit.
         residual: the residual side: nothing, the stream after each addition, or the norms' input only.
-        residual_threshold: stream: largest |h|; if not given, it is taken from `baseline_run`.
-        baseline_run: stream: finished run folder whose 99.9th percentile of |h| sets the threshold.
-        baseline_fraction: stream: threshold as a fraction of that percentile.
+        residual_threshold: stream: largest |h|, e.g. half of the 99.9th percentile of a baseline (`residual_p999` of
+            its summary.json).
         norm_medians: norm_input: threshold in units of each token's median |h|.
     """
 
@@ -103,8 +100,6 @@ class Clipped(CausalLM):
         soft_cap: float = 20.0,
         residual: Literal["none", "stream", "norm_input"] = "stream",
         residual_threshold: float | None = None,
-        baseline_run: str | None = None,
-        baseline_fraction: float = 0.5,
         norm_medians: float = 4.0,
         **kwargs: Any,
     ) -> None:
@@ -119,9 +114,11 @@ class Clipped(CausalLM):
             norm = partial(ClippedNorm, medians=norm_medians)
         if residual == "stream":
             if residual_threshold is None:
-                residual_threshold = threshold_of(baseline_run, baseline_fraction)
+                raise UserError(
+                    "residual clipping has no threshold: give --model.residual_threshold, e.g. half of residual_p999 in "
+                    "a finished baseline's summary.json"
+                )
             residual_clip = partial(Clamp, threshold=residual_threshold)
-        self.residual_threshold = residual_threshold
         super().__init__(
             vocab_size,
             context_length,
@@ -132,24 +129,6 @@ class Clipped(CausalLM):
             residual_clip=residual_clip,
             **kwargs,
         )
-
-    def resolved_options(self) -> dict[str, Any]:
-        return {"residual_threshold": self.residual_threshold, "baseline_run": None}
-
-
-def threshold_of(baseline_run: str | None, fraction: float) -> float:
-    """`fraction` of a finished run's 99.9th percentile of |h|.
-
-    Raises:
-        UserError: if there is no such run or the fraction is not positive.
-    """
-    if baseline_run is None:
-        raise UserError(
-            "residual clipping has no threshold: give --model.residual_threshold, or --model.baseline_run with a "
-            "finished run's folder"
-        )
-    positive(fraction, "baseline_fraction", 0.5)
-    return fraction * float(RunFolder(Path(baseline_run)).summary()["residual_p999"])
 
 
 class SinkAbsorbed(CausalLM):

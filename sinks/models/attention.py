@@ -1,4 +1,4 @@
-"""The attention sublayer: projections, positions, a normaliser, an output gate."""
+"""The attention sublayer: projections, positions, a normalizer, an output gate."""
 
 from collections.abc import Callable
 
@@ -8,18 +8,22 @@ from torch import Tensor, nn
 
 from sinks.errors import UserError
 from sinks.models.attention_gates import AttentionGate
+from sinks.models.counting import SCORES, linear_flops
 from sinks.models.layers import Linear
+from sinks.models.mixers import SequenceMixer
 from sinks.models.normalizers import Normalizer
 from sinks.models.norms import RMSNorm
 from sinks.models.positions import Rotary
 from sinks.models.shapes import AttentionShape
-from sinks.models.taps import Tap
+from sinks.models.splits import Split
+from sinks.models.taps import Report, Tap
 
 
-class Attention(nn.Module):
+class Attention(SequenceMixer):
     """Grouped-query attention: [B, T, D] -> [B, T, D].
 
-    `row_statistics` names what the parts tap reports beside the masses and the lse: `entropy`, `max_logit`.
+    While its report is on, it hands over `q`, `k`, `v` (positions applied), the row statistics that `row_statistics`
+    names, and the values of its `gate`, if it has one.
 
     Args:
         shape: widths, names and initialisation.
@@ -58,7 +62,7 @@ class Attention(nn.Module):
         self.key_tap = Tap(f"{shape.site}.key")
         self.value_tap = Tap(f"{shape.site}.value")
         self.gate_tap = Tap(f"{shape.site}.gate")  # pre-activations
-        self.parts = Tap(f"{shape.site}.parts")
+        self.report = Report()
         self.row_statistics: tuple[Statistic, ...] = ()
         self.out_input = Tap(f"{shape.site}.out.input")
 
@@ -78,27 +82,43 @@ class Attention(nn.Module):
         gate = self.gate(x)
         if gate is not None:
             gate = self.gate_tap(gate)
-        if self.parts.on:
-            out, rows = self.normalizer.attend_with_statistics(q, k, v, gate, self.row_statistics)
-            self._report({"q": q, "k": k, "v": v, "out_weight": self.out.weight} | rows, gate)
-        else:
-            out = self.normalizer.attend(q, k, v, gate)
+        reporting = self.report.listener is not None
+        out, rows = self.normalizer.attend(q, k, v, gate, self.row_statistics if reporting else ())
+        if reporting:
+            self._report({"q": q, "k": k, "v": v} | rows, gate)
         return self.out(self.out_input(out.transpose(1, 2).flatten(2)))
 
     @torch.no_grad()
     def _report(self, seen: dict[str, Tensor], gate: Tensor | None) -> None:
         """Without gradients, or a checkpointed block would save other tensors than when it is run again untapped."""
-        self.parts.report(seen if gate is None else seen | {"gate": torch.sigmoid(gate)})
+        self.report(**seen if gate is None else seen | {"gate": torch.sigmoid(gate)})
+
+    @property
+    def out_weight(self) -> Tensor | None:
+        """Weight of the output projection [D, H * head_dim]; None where something wraps it, a quantizer say."""
+        return self.out.weight if type(self.out) is Linear else None
 
     def weights(self, x: Tensor) -> Tensor:
         """Attention weights [B, H, T, T] of the given normed input, by attending to one-hot values; for looking."""
         q, k, v = self.project(x)
         length, head_dim = v.shape[-2:]
         one_hot = torch.eye(length, dtype=q.dtype, device=q.device)
-        elsewhere = self.normalizer.attend(q, k, torch.zeros_like(v), None)  # what a learned value adds
+        elsewhere, _ = self.normalizer.attend(q, k, torch.zeros_like(v), None)  # what a learned value adds
         columns = []
         for first in range(0, length, head_dim):
             block = one_hot[:, first : first + head_dim]
             values = nn.functional.pad(block, (0, head_dim - block.shape[1])).expand_as(v)
-            columns.append((self.normalizer.attend(q, k, values, None) - elsewhere)[..., : block.shape[1]])
+            columns.append((self.normalizer.attend(q, k, values, None)[0] - elsewhere)[..., : block.shape[1]])
         return torch.cat(columns, dim=-1)
+
+    def flops_per_token(self, tokens: int) -> dict[str, float]:
+        return linear_flops(self) | {SCORES: self.normalizer.flops_per_token(tokens)}
+
+    def shard_plan(self) -> dict[str, Split]:
+        heads, kv_heads = ("n_heads", self.shape.n_heads), ("n_kv_heads", self.shape.n_kv_heads)
+        plan = {f"query.{kind}": Split("rows", *heads) for kind in ("weight", "bias")}
+        plan |= {f"{name}.{kind}": Split("rows", *kv_heads) for name in ("key", "value") for kind in ("weight", "bias")}
+        plan |= {f"{name}.weight": Split("shared") for name in ("query_norm", "key_norm")}
+        plan |= {"out.weight": Split("columns", *heads), "out.bias": Split("added")}
+        plan |= {f"normalizer.{name}": split for name, split in self.normalizer.shard_plan().items()}
+        return plan | {f"gate.{name}": split for name, split in self.gate.shard_plan().items()}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sinks.models.gated_norm import logit
 from sinks.models.layers import Linear
 from sinks.models.shapes import AttentionShape
+from sinks.models.splits import Split
 
 
 class AttentionGate(nn.Module):
@@ -18,6 +19,8 @@ class AttentionGate(nn.Module):
         shape: widths, names and initialisation of the attention sublayer.
     """
 
+    kind = "attention gates"
+
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__()
         self.shape = shape
@@ -25,6 +28,10 @@ class AttentionGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor | None:
         """[B, T, D] -> pre-activations [B, H, T] or [B, H, T, head_dim], or None for no gate."""
         raise NotImplementedError
+
+    def shard_plan(self) -> dict[str, Split]:
+        """How tensor parallelism splits the parameters of the gate, by name."""
+        return {}
 
 
 class NoGate(AttentionGate):
@@ -54,6 +61,9 @@ class HeadwiseGate(AttentionGate):
     def forward(self, x: Tensor) -> Tensor:
         return self.projection(x).transpose(1, 2) + self.offset
 
+    def shard_plan(self) -> dict[str, Split]:
+        return {"projection.weight": Split("rows", "n_heads", self.shape.n_heads)}
+
 
 class ElementwiseGate(AttentionGate):
     """One gate per channel of each head's output and token.
@@ -72,6 +82,9 @@ class ElementwiseGate(AttentionGate):
         batch, length, _ = x.shape
         gate = self.projection(x).view(batch, length, -1, self.shape.head_dim)
         return gate.transpose(1, 2) + self.offset
+
+    def shard_plan(self) -> dict[str, Split]:
+        return {"projection.weight": Split("rows", "n_heads", self.shape.n_heads)}
 
 
 class UnconditionalGate(AttentionGate):
@@ -94,3 +107,6 @@ class UnconditionalGate(AttentionGate):
         batch, length, _ = x.shape
         value = self.value.to(x.dtype).view(1, -1, 1, self.shape.head_dim)
         return value.expand(batch, -1, length, -1)
+
+    def shard_plan(self) -> dict[str, Split]:
+        return {"value": Split("rows", "n_heads", self.shape.n_heads)}

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sinks.errors import UserError
 from sinks.models.norms import Norm, RMSNorm
-from sinks.models.taps import Tap
+from sinks.models.taps import Report
 
 
 def positive(value: float, name: str, example: float) -> float:
@@ -23,17 +23,26 @@ def positive(value: float, name: str, example: float) -> float:
 class ResidualClip(nn.Module):
     """What is done to the residual stream after each addition: [B, T, D] -> [B, T, D].
 
+    A subclass that cuts values reports which, `self.report(clipped=[B, T, D] bool)`; one that never does sets `cuts` to
+    False, and is no site of statistics.
+
     Args:
         site: name under which the clipped share is reported.
     """
 
+    kind = "clips"
+    cuts = True
+
     def __init__(self, site: str) -> None:
         super().__init__()
-        self.share = Tap(site)
+        self.site = site
+        self.report = Report()
 
 
 class NoClip(ResidualClip):
     """The residual stream as it is."""
+
+    cuts = False
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -52,8 +61,8 @@ class Clamp(ResidualClip):
         self.threshold = positive(threshold, "residual threshold", 100.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.share.on:
-            self.share.report({"clipped": x.detach().abs() > self.threshold})
+        if self.report.listener is not None:
+            self.report(clipped=x.abs() > self.threshold)
         return x.clamp(-self.threshold, self.threshold)
 
 
@@ -71,18 +80,12 @@ class ClippedNorm(Norm):
         self.medians = positive(medians, "norm-input threshold", 4.0)
         self.norm = norm(d_model)
 
-    def gain(self) -> Tensor | None:
-        return self.norm.gain()
-
     def threshold(self, x: Tensor) -> Tensor:
         """Of each token [B, T, 1]."""
         return self.medians * x.abs().median(dim=-1, keepdim=True).values
 
-    def parts(self, x: Tensor) -> dict[str, Tensor]:
-        threshold = self.threshold(x)
-        parts = self.norm.parts(x.clamp(-threshold, threshold))
-        return parts | {"clipped": x.abs() > threshold}
-
     def forward(self, x: Tensor) -> Tensor:
         threshold = self.threshold(x)
+        if self.internals is not None:
+            self.internals |= {"clipped": x.abs() > threshold}
         return self.norm(x.clamp(-threshold, threshold))

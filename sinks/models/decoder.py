@@ -1,6 +1,7 @@
 """The decoder, a screenful: embedding, pre-norm blocks, head."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +9,11 @@ from torch import Tensor, nn
 
 from sinks.errors import UserError
 from sinks.models.attention import Attention
-from sinks.models.attention_gates import AttentionGate
 from sinks.models.clips import ResidualClip
-from sinks.models.feed_forward import FeedForward, FeedForwardShape
+from sinks.models.counting import Flops, linear_flops
+from sinks.models.feed_forward import FeedForwardShape
 from sinks.models.layers import Embedding, Linear
-from sinks.models.normalizers import Normalizer
+from sinks.models.mixers import FeedForward, SequenceMixer
 from sinks.models.norms import Norm, NormSite
 from sinks.models.positions import LearnedPositions, Position
 from sinks.models.shapes import AttentionShape
@@ -94,22 +95,18 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The interchangeable parts, one factory per axis.
+class Components:
+    """What one block is made of, one factory per part.
 
     Args:
-        normalizer: how attention scores become weights.
-        attention_gate: what scales each head's output.
-        norm: what stands between the residual stream and a sublayer, at the two norms of each block.
-        head_norm: what stands before the head.
+        mixer: the sequence mixer, e.g. `Attention` with its normalizer and gate.
+        norm: what stands between the residual stream and a sublayer, at both norms of the block.
         residual_clip: what is done to the residual stream after each addition.
         feed_forward: the feed-forward sublayer.
     """
 
-    normalizer: Callable[[AttentionShape], Normalizer]
-    attention_gate: Callable[[AttentionShape], AttentionGate]
+    mixer: Callable[[AttentionShape], SequenceMixer]
     norm: Callable[[int], Norm]
-    head_norm: Callable[[int], Norm]
     residual_clip: Callable[[str], ResidualClip]
     feed_forward: Callable[[FeedForwardShape], FeedForward]
 
@@ -120,20 +117,20 @@ class Block(nn.Module):
     Args:
         site: name, e.g. `blocks.0`.
         architecture: widths and initialisation.
-        parts: the interchangeable parts.
+        components: what it is made of.
         context_length: largest number of tokens.
     """
 
-    def __init__(self, site: str, architecture: Architecture, parts: Parts, context_length: int) -> None:
+    def __init__(self, site: str, architecture: Architecture, components: Components, context_length: int) -> None:
         super().__init__()
         shape = architecture.attention_shape(f"{site}.attention", context_length)
-        self.attention_norm = NormSite(f"{site}.attention.norm", parts.norm(architecture.d_model))
-        self.attention = Attention(shape, parts.normalizer, parts.attention_gate)
-        self.attention_clip = parts.residual_clip(f"{site}.residual.mid.clip")
+        self.attention_norm = NormSite(f"{site}.attention.norm", components.norm(architecture.d_model))
+        self.attention = components.mixer(shape)
+        self.attention_clip = components.residual_clip(f"{site}.residual.mid.clip")
         self.mid = Tap(f"{site}.residual.mid")
-        self.feed_forward_norm = NormSite(f"{site}.feed_forward.norm", parts.norm(architecture.d_model))
-        self.feed_forward = parts.feed_forward(architecture.feed_forward_shape(f"{site}.feed_forward"))
-        self.feed_forward_clip = parts.residual_clip(f"{site}.residual.out.clip")
+        self.feed_forward_norm = NormSite(f"{site}.feed_forward.norm", components.norm(architecture.d_model))
+        self.feed_forward = components.feed_forward(architecture.feed_forward_shape(f"{site}.feed_forward"))
+        self.feed_forward_clip = components.residual_clip(f"{site}.residual.out.clip")
         self.residual = Tap(f"{site}.residual.out")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,18 +144,34 @@ class Block(nn.Module):
         return self.residual(self.feed_forward_clip(x + self.feed_forward(self.feed_forward_norm(x))))
 
 
+class Head(Linear):
+    """From the residual stream to logits."""
+
+    kind = "head"
+
+
 class Decoder(nn.Module):
     """Token ids [B, T] -> logits [B, T, V].
 
     Args:
         vocab_size: number of token ids V.
         context_length: largest number of tokens T.
-        architecture: widths and initialisation.
-        parts: the interchangeable parts.
+        architecture: widths and initialization.
+        layers: what each block is made of, first to last; as many as `architecture.n_layers`.
+        head_norm: what stands before the head.
     """
 
-    def __init__(self, vocab_size: int, context_length: int, architecture: Architecture, parts: Parts) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        context_length: int,
+        architecture: Architecture,
+        layers: Sequence[Components],
+        head_norm: Callable[[int], Norm],
+    ) -> None:
         super().__init__()
+        if len(layers) != architecture.n_layers:
+            raise UserError(f"{len(layers)} layers were given, but architecture.n_layers is {architecture.n_layers}")
         self.context_length = context_length
         width, std = architecture.d_model, architecture.embedding_std
         self.embedding = Embedding(vocab_size, width, std)
@@ -166,10 +179,11 @@ class Decoder(nn.Module):
             LearnedPositions(context_length, width, std) if architecture.position == "learned" else nn.Identity()
         )
         self.embedding_tap = Tap("embedding")
-        blocks = [Block(f"blocks.{i}", architecture, parts, context_length) for i in range(architecture.n_layers)]
-        self.blocks = nn.ModuleList(blocks)
-        self.head_norm = NormSite("head.norm", parts.head_norm(width))
-        self.head = Linear(width, vocab_size, architecture.init_std)
+        self.blocks = nn.ModuleList(
+            Block(f"blocks.{i}", architecture, components, context_length) for i, components in enumerate(layers)
+        )
+        self.head_norm = NormSite("head.norm", head_norm(width))
+        self.head = Head(width, vocab_size, architecture.init_std)
         self.tied_embeddings = architecture.tied_embeddings
         self.tie()
 
@@ -185,14 +199,35 @@ class Decoder(nn.Module):
         return self.head(self.head_norm(x))
 
     def attention_maps(self, tokens: Tensor) -> Tensor:
-        """Attention weights of every layer and head [layers, B, H, T, T] for token ids [B, T]."""
+        """Attention weights of every layer with `Attention`, and every head, for token ids [B, T].
+
+        Returns:
+            [layers, B, H, T, T].
+
+        Raises:
+            UserError: if no layer has attention weights.
+        """
         x = self.positions(self.embedding(tokens))
         maps = []
         for block in self.blocks:
             assert isinstance(block, Block)
-            maps.append(block.attention.weights(block.attention_norm(x)))
+            if isinstance(block.attention, Attention):
+                maps.append(block.attention.weights(block.attention_norm(x)))
             x = block(x)
+        if not maps:
+            raise UserError("no layer of this model has attention weights: maps need sinks.models.attention.Attention")
         return torch.stack(maps)
+
+    def flops_per_token(self, tokens: int) -> Flops:
+        """Operations per token of sequences of a given length."""
+        counts: Counter[str] = Counter(linear_flops(self.head))
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            for sublayer in (block.attention, block.feed_forward):
+                counts.update(sublayer.flops_per_token(tokens))
+        for site in (m for m in self.modules() if isinstance(m, NormSite)):
+            counts.update(linear_flops(site))
+        return Flops(dict(counts))
 
 
 def reset_parameters(module: nn.Module) -> None:

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sinks.models.layers import Linear
+from sinks.models.mixers import FeedForward
+from sinks.models.splits import Split
 from sinks.models.taps import Tap
 
 
@@ -31,21 +33,27 @@ class FeedForwardShape:
     bias: bool = False
 
 
-class FeedForward(nn.Module):
-    """Base: the projection back into the residual stream, tapped at its input.
+class DenseFeedForward(FeedForward):
+    """Base: a projection up to the hidden layer, and one back into the residual stream, tapped at its input.
 
     Args:
-        shape: widths, names and initialisation.
+        shape: widths, names and initialization.
     """
 
     def __init__(self, shape: FeedForwardShape) -> None:
         super().__init__()
+        self.shape = shape
         self.up = Linear(shape.d_model, shape.hidden, shape.init_std, shape.bias)
         self.down_input = Tap(f"{shape.site}.down.input")
         self.down = Linear(shape.hidden, shape.d_model, shape.output_std, shape.bias)
 
+    def shard_plan(self) -> dict[str, Split]:
+        hidden = ("ffn_hidden", self.shape.hidden)
+        read = {f"{name}.{kind}": Split("rows", *hidden) for name in ("up", "gate") for kind in ("weight", "bias")}
+        return read | {"down.weight": Split("columns", *hidden), "down.bias": Split("added")}
 
-class GELU(FeedForward):
+
+class GELU(DenseFeedForward):
     """W_down gelu(W_up x).
 
     Args:
@@ -56,7 +64,7 @@ class GELU(FeedForward):
         return self.down(self.down_input(F.gelu(self.up(x))))
 
 
-class SwiGLU(FeedForward):
+class SwiGLU(DenseFeedForward):
     """W_down (silu(W_gate x) * W_up x) (arXiv:2002.05202).
 
     Args:

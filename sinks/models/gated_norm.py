@@ -12,6 +12,7 @@ from torch import Tensor
 from sinks.errors import UserError
 from sinks.models.layers import Linear
 from sinks.models.norms import DyT, Norm, PreAffine, RMSNorm
+from sinks.models.taps import Tap
 
 Activation = Literal["sigmoid", "tanh", "silu", "identity"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -36,7 +37,8 @@ def logit(probability: float, name: str) -> float:
 class GatedNorm(Norm):
     """y = norm(x); y * act(W_up silu(W_down y)).
 
-    A sigmoid gate per channel over RMSNorm or PreAffine is one fused kernel on a GPU (`sink_kernels.gated_norm`).
+    A sigmoid gate per channel over RMSNorm or PreAffine is one fused kernel on a GPU (`sink_kernels.gated_norm`). The
+    gate's values are at the tap `gate`.
 
     Args:
         d_model: width D of the residual stream.
@@ -50,6 +52,8 @@ class GatedNorm(Norm):
     Raises:
         UserError: if the rank is below 1 or above d_model.
     """
+
+    kind = "norm gates"
 
     def __init__(
         self,
@@ -67,36 +71,41 @@ class GatedNorm(Norm):
         self.norm = norm(d_model)
         self.down = Linear(d_model, rank, init_std)
         self.up = Linear(rank, d_model if granularity == "elementwise" else 1, init_std)
+        self.gate_tap = Tap("gate")
         self.offset = logit(initial_gate, "initial_gate") if activation == "sigmoid" else 0.0
         self.activation = ACTIVATIONS[activation]
-        one_kernel = (
-            type(self.norm) in (RMSNorm, PreAffine) and activation == "sigmoid" and granularity == "elementwise"
+        self.one_kernel = (
+            activation == "sigmoid" and granularity == "elementwise" and type(self).gate is GatedNorm.gate
         )
-        self.compute = self._fused if one_kernel else self._composed
-
-    def gain(self) -> Tensor | None:
-        return self.norm.gain()
 
     def gate(self, y: Tensor) -> Tensor:
         """Gate values [B, T, D], or [B, T, 1] if tensorwise, of the norm's output y [B, T, D]."""
         return self.activation(self.up(F.silu(self.down(y))) + self.offset)
 
-    def parts(self, x: Tensor) -> dict[str, Tensor]:
-        parts = self.norm.parts(x)
-        return parts | {"gate": self.gate(parts["normed"])}
-
-    def _composed(self, x: Tensor) -> Tensor:
+    def _gated(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        return self.gate(y) * y
+        gate = self.gate_tap(self.gate(y))
+        if self.internals is not None:
+            self.internals |= {"normed": y, "gate": gate}
+        return gate * y
 
-    def _fused(self, x: Tensor) -> Tensor:
+    @property
+    def _fused(self) -> bool:
+        """Whether the kernel computes what the modules would: it reads their weights, and whatever wraps or replaces one
+        of them, a quantizer say, would be passed over."""
+        plain = type(self.down) is type(self.up) is Linear and type(self.norm) in (RMSNorm, PreAffine)
+        return self.one_kernel and plain and self.gate_tap.edit is None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._fused:
+            return self._gated(x)
+        if self.internals is not None or self.gate_tap.listener is not None:
+            with torch.no_grad():
+                self._gated(x)  # the kernel returns neither; a test holds the two to each other
         norm: Any = self.norm
         pre_affine = norm.pre if isinstance(norm, PreAffine) else None
         weights = (norm.weight, self.down.weight, self.up.weight)
         return gated_norm(x, *weights, pre_affine=pre_affine, eps=norm.eps, offset=self.offset)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.compute(x)
 
 
 class GateDyT(GatedNorm):

@@ -32,6 +32,8 @@ class Embedding(nn.Embedding):
         init_std: standard deviation of the initial weights.
     """
 
+    kind = "embedding"
+
     def __init__(self, num_embeddings: int, embedding_dim: int, init_std: float) -> None:
         self.init_std = init_std
         super().__init__(num_embeddings, embedding_dim)

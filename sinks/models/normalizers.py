@@ -1,55 +1,96 @@
 """How attention scores become weights. Each normaliser is one call of `sink_kernels.attention`."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, final
 
 import torch
-from sink_kernels import Statistic, attention
+from sink_kernels import Statistic, attention, key_mass
 from torch import Tensor, nn
 
 from sinks.errors import UserError
 from sinks.models.clips import positive
 from sinks.models.shapes import AttentionShape
+from sinks.models.splits import Split
 
 
 class Normalizer(nn.Module):
     """Base: causal softmax attention, whose options subclasses change.
 
+    `options` is all that a subclass writes. What is no named normalizer of `sink_kernels.attention` is a function of
+    causal scores [B, H, T, T] (-inf where attention is forbidden) to weights [B, H, T, T]:
+
+        def options(self):
+            return {"normalizer": my_function}
+
+    Then the forward, the statistics and the maps all see the same weights.
+
     Args:
         shape: widths and names of the attention sublayer.
+
+    Raises:
+        UserError: if a subclass overrides `attend`.
     """
 
-    # Index of the first token among the keys; 1 where a learned key stands before it.
-    first_token = 0
-    # Learned sinks that take part in the entropy of a row.
+    # Learned sinks that take part in the entropy of a row, and whether they have values that take part in the output.
     learned_sinks = 0
-    # Whether masses are shares of a row's total, because the row is not normalised.
-    reports_shares = False
+    learned_values = False
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__()
         self.shape = shape
+        if type(self).attend is not Normalizer.attend:
+            raise UserError(
+                f"{type(self).__name__} overrides Normalizer.attend, which statistics and maps would not follow: write "
+                "options() with a function of scores as 'normalizer', or a SequenceMixer of its own"
+            )
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `sink_kernels.attention`."""
         return {}
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> Tensor:
-        """q [B, H, T, head_dim], k and v [B, n_kv_heads, T, head_dim], gate pre-activations -> [B, H, T, head_dim]."""
-        return attention(q, k, v, gate=gate, **self.options())
+    @property
+    def row_normalized(self) -> bool:
+        """Whether a row's weights, learned sinks included, sum to one; otherwise masses are fractions of the total."""
+        return self.options().get("normalizer", "softmax") in ("softmax", "off_by_one", "learnable_sink")
 
-    def attend_with_statistics(
-        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, more: tuple[Statistic, ...] = ()
+    @final
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Sequence[Statistic] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `attend`, and per row [B, H, T] float32 `first_token_mass`, `learned_sink_mass`, `lse`, and `more`.
+        """Attention with this normalizer.
 
-        Unnormalised attention reports shares of each row's total mass, a proxy (arXiv:2410.10781, section 5).
+        Args:
+            q: queries [B, H, T, head_dim].
+            k: keys [B, n_kv_heads, T, head_dim].
+            v: values [B, n_kv_heads, T, head_dim].
+            gate: pre-activations [B, H, T] or [B, H, T, head_dim] of the output gate, None for none.
+            stats: names of row statistics; `first_key_mass` is that of the first token.
+
+        Returns:
+            The output [B, H, T, head_dim], and the named statistics [B, H, T] in float32. The masses of rows that are
+            not normalized are fractions of the row's total, a proxy (arXiv:2410.10781, section 5).
         """
-        out, found = attention(
-            q, k, v, gate=gate, stats=("lse", "first_key_mass", "sink_mass", *more), **self.options()
-        )
-        found["first_token_mass"], found["learned_sink_mass"] = found.pop("first_key_mass"), found.pop("sink_mass")
-        return out, found
+        return self._attend(q, k, v, gate, stats)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Sequence[Statistic]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if not stats:
+            return attention(q, k, v, gate=gate, **self.options()), {}
+        return attention(q, k, v, gate=gate, stats=stats, **self.options())
+
+    def key_mass(self, q: Tensor, k: Tensor, lse: Tensor) -> Tensor | None:
+        """Mass each key receives [B, H, T] float32, from the statistic `lse` of the same call; None: not defined here."""
+        return key_mass(q, k, lse, **{name: value for name, value in self.options().items() if name != "sink"})
+
+    def flops_per_token(self, tokens: int) -> float:
+        """Operations of the two products of attention per token of a sequence, counted causally: T / 2 keys a query."""
+        return 2 * 2 * self.shape.n_heads * self.shape.head_dim * tokens / 2
+
+    def shard_plan(self) -> dict[str, Split]:
+        """How tensor parallelism splits the parameters this module owns, by name."""
+        return {}
 
 
 class Softmax(Normalizer):
@@ -97,6 +138,9 @@ class LearnableSink(Normalizer):
     def options(self) -> dict[str, Any]:
         return {"normalizer": "learnable_sink", "sink": self.sink_scale * self.sink.float()}
 
+    def shard_plan(self) -> dict[str, Split]:
+        return {"sink": Split("rows", "n_heads", self.shape.n_heads)}
+
 
 class KeyValueBias(Normalizer):
     """A learned key and value per head stand before the first token (Sun et al. 2024, arXiv:2402.17762, section 5).
@@ -106,8 +150,9 @@ class KeyValueBias(Normalizer):
         learn_value: whether the value is learned too; without it the value is zero, a pure sink.
     """
 
-    first_token = 1
     learned_sinks = 1
+    learned_values = True
+    no_decay = ("key", "value")
 
     def __init__(self, shape: AttentionShape, learn_value: bool = True) -> None:
         super().__init__(shape)
@@ -135,20 +180,29 @@ class KeyValueBias(Normalizer):
     def _pad(gate: Tensor | None) -> Tensor | None:
         return None if gate is None else torch.cat([torch.zeros_like(gate[:, :, :1]), gate], dim=2)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> Tensor:
-        q, k, v, gate = self._prepend(q, k, v, gate)
-        return attention(q, k, v, gate=gate)[:, :, 1:]
-
-    def attend_with_statistics(
-        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, more: tuple[Statistic, ...] = ()
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Sequence[Statistic]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         q, k, v, gate = self._prepend(q, k, v, gate)
-        out, found = attention(q, k, v, gate=gate, stats=("lse", "first_key_mass", *more))
-        first_token = k[:, :, 1].repeat_interleave(self.shape.n_heads // self.shape.n_kv_heads, dim=1)
-        score = torch.einsum("bhtd,bhd->bht", q.float(), first_token.float()) / math.sqrt(self.shape.head_dim)
-        found["first_token_mass"] = torch.exp(score - found["lse"])
-        found["learned_sink_mass"] = found.pop("first_key_mass")
-        return out[:, :, 1:], {name: rows[:, :, 1:] for name, rows in found.items()}
+        if not stats:
+            return attention(q, k, v, gate=gate)[:, :, 1:], {}
+        out, found = attention(q, k, v, gate=gate, stats=tuple({*stats, "lse", "first_key_mass"}))
+        with torch.no_grad():
+            # The first key is the learned one, the second the first token.
+            first_token = k[:, :, 1].repeat_interleave(self.shape.n_heads // self.shape.n_kv_heads, dim=1)
+            score = torch.einsum("bhtd,bhd->bht", q.float(), first_token.float()) / math.sqrt(self.shape.head_dim)
+            found["sink_mass"] = found["first_key_mass"]
+            found["first_key_mass"] = torch.exp(score - found["lse"])
+        return out[:, :, 1:], {name: found[name][:, :, 1:] for name in stats}
+
+    def key_mass(self, q: Tensor, k: Tensor, lse: Tensor) -> None:
+        """Not defined: the learned key stands among the others."""
+
+    def flops_per_token(self, tokens: int) -> float:
+        return super().flops_per_token(tokens + 1)
+
+    def shard_plan(self) -> dict[str, Split]:
+        return {name: Split("rows", "n_kv_heads", self.shape.n_kv_heads) for name in ("key", "value")}
 
 
 class Sigmoid(Normalizer):
@@ -159,8 +213,6 @@ class Sigmoid(Normalizer):
     Args:
         shape: widths and names of the attention sublayer.
     """
-
-    reports_shares = True
 
     def options(self) -> dict[str, Any]:
         return {"normalizer": "sigmoid", "bias": -math.log(self.shape.context_length)}
@@ -173,8 +225,6 @@ class ClippedSoftmax(Normalizer):
         shape: widths and names of the attention sublayer.
         alpha: how much is cut off; 2 ... 4 in the source for short contexts.
     """
-
-    reports_shares = True
 
     def __init__(self, shape: AttentionShape, alpha: float = 4.0) -> None:
         super().__init__(shape)

@@ -1,41 +1,44 @@
-"""Normalisers of the residual stream: [B, T, D] -> [B, T, D].
+"""Norms of the residual stream: [B, T, D] -> [B, T, D].
 
 A norm is built from `d_model` alone; its other constructor arguments are its options.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sinks.models.taps import Tap
+from sinks.models.taps import Report, Tap, taps_of
 
 
 class Norm(nn.Module):
     """What may stand between the residual stream and a sublayer.
 
+    A subclass writes `forward`, and in it hands over what statistics may see of its inside:
+
+        if self.internals is not None:
+            self.internals |= {"gain": self.weight}
+
+    `gain` [D]: what a channel is multiplied by, the common 1 / rms aside. `divided` [B, T, D], `weight` [D] and
+    `normalized` [B, T, D]: what an RMSNorm divides by its RMS, its gain, and what comes out. `gate` [B, T, D] or
+    [B, T, 1] and `normed` [B, T, D]: a gate and what it multiplies. `clipped` [B, T, D] bool: which values are cut. What
+    is not handed over is absent from the statistics.
+
     Args:
         d_model: width D of the residual stream.
     """
 
+    kind = "norms"
+
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.d_model = d_model
-
-    def gain(self) -> Tensor | None:
-        """Effective gain of each channel [D] (lambda in arXiv:2601.22966), None where there is no per-channel gain."""
-        return None
+        self.internals: dict[str, Tensor] | None = None  # a dict only while the site is read
 
     def reset_parameters(self) -> None:
         """Fill the parameters this module itself owns."""
-
-    def parts(self, x: Tensor) -> dict[str, Tensor]:
-        """What a look inside shows of x [B, T, D]; only computed while the site's tap is on.
-
-        `normed`: the output before any gate; and where the norm has them `gain` [D] (effective), `divided` and `weight`
-        (what is divided by its RMS, and the gain after that), `gate`, and `clipped` [B, T, D] (which values are cut).
-        """
-        gain = self.gain()
-        return {"normed": self(x)} | ({} if gain is None else {"gain": gain})
 
 
 class RMSNorm(Norm):
@@ -54,20 +57,17 @@ class RMSNorm(Norm):
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight)
 
-    def gain(self) -> Tensor:
-        return self.weight
-
-    def parts(self, x: Tensor) -> dict[str, Tensor]:
-        return super().parts(x) | {"divided": x, "weight": self.weight}
-
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (self.d_model,), self.weight, self.eps)
+        y = F.rms_norm(x, (self.d_model,), self.weight, self.eps)
+        if self.internals is not None:
+            self.internals |= {"gain": self.weight, "divided": x, "weight": self.weight, "normalized": y}
+        return y
 
 
 class PreAffine(RMSNorm):
     """y = RMSNorm(pre * x): a second gain before the norm absorbs residual sinks (arXiv:2601.22966, section 4).
 
-    The effective gain is `weight * pre`: what a channel is multiplied by, the common 1 / rms left aside.
+    The gain of a channel is `weight * pre`.
 
     Args:
         d_model: width D of the residual stream.
@@ -82,18 +82,15 @@ class PreAffine(RMSNorm):
         super().reset_parameters()
         nn.init.ones_(self.pre)
 
-    def gain(self) -> Tensor:
-        return self.weight * self.pre
-
-    def parts(self, x: Tensor) -> dict[str, Tensor]:
-        return super().parts(x) | {"divided": self.pre * x}
-
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.pre * x)
+        y = super().forward(self.pre * x)
+        if self.internals is not None:
+            self.internals |= {"gain": self.weight * self.pre}
+        return y
 
 
 class DyT(Norm):
-    """y = weight * tanh(alpha * x) + bias: pointwise, no normaliser (Zhu et al. 2025, arXiv:2503.10622).
+    """y = weight * tanh(alpha * x) + bias: pointwise, no normalizer (Zhu et al. 2025, arXiv:2503.10622).
 
     Args:
         d_model: width D of the residual stream.
@@ -112,10 +109,9 @@ class DyT(Norm):
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
 
-    def gain(self) -> Tensor:
-        return self.weight
-
     def forward(self, x: Tensor) -> Tensor:
+        if self.internals is not None:
+            self.internals |= {"gain": self.weight}
         return self.weight * torch.tanh(self.alpha * x) + self.bias
 
 
@@ -131,24 +127,43 @@ class Unnormed(Norm):
 
 
 class NormSite(nn.Module):
-    """A norm between the taps of its input and output; a third tap looks inside.
+    """A norm between the taps of its input and output.
+
+    While its report is on, it hands over `input`, `output`, and the internals that the norm's own forward gave.
 
     Args:
-        site: name of the place, e.g. `blocks.0.attention.norm`.
+        site: name of the place, e.g. `blocks.0.attention.norm`; taps inside the norm get it as a prefix.
         norm: the norm that stands there.
     """
 
     def __init__(self, site: str, norm: Norm) -> None:
         super().__init__()
+        self.site = site
         self.input = Tap(f"{site}.input")
         self.norm = norm
+        for tap in taps_of(norm):
+            tap.site = f"{site}.{tap.site}"
         self.output = Tap(f"{site}.output")
-        self.parts = Tap(f"{site}.parts")
+        self.report = Report()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.output(self.norm(self.input(x)))
-        if self.parts.on:
-            # Parameters are read here because FSDP2 has gathered them only while the forward runs.
-            with torch.no_grad():
-                self.parts.report({"input": x, "output": y} | self.norm.parts(x))
+        x = self.input(x)
+        if self.report.listener is None:
+            return self.output(self.norm(x))
+        # Parameters are handed over while the forward runs, because only then has FSDP2 gathered them.
+        with self._internals() as internals:
+            y = self.output(self.norm(x))
+            self.report(**{"input": x, "output": y} | internals)
         return y
+
+    @contextmanager
+    def _internals(self) -> Iterator[dict[str, Tensor]]:
+        internals: dict[str, Tensor] = {}
+        norms = [m for m in self.norm.modules() if isinstance(m, Norm)]
+        try:
+            for norm in norms:
+                norm.internals = internals
+            yield internals
+        finally:
+            for norm in norms:
+                norm.internals = None

@@ -1,18 +1,27 @@
-"""Named places at which statistics are read.
+"""Named places at which statistics are read and interventions act.
 
-A tap is an identity. Unlike a hook it survives torch.compile, activation checkpointing, DDP and FSDP2; unlike a
-returned tensor it costs nothing while it is off.
+A tap is an identity, a report hands over what only a listener needs. Unlike hooks they survive torch.compile, activation
+checkpointing, DDP and FSDP2; unlike returned tensors they cost nothing while nobody listens.
 """
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sinks.errors import UserError
+
+Edit = Callable[[Tensor], Tensor]
+
 
 class Tap(nn.Module):
-    """Identity; while `on`, hands a detached value to `listener(site, value)`.
+    """Identity: hands a detached value to `listener(site, value)`, and passes on what `edit(value)` makes of it.
+
+    Both are None, off, unless somebody listens or intervenes. A listener is handed the edited value, which is what the
+    model goes on with.
 
     Args:
         site: stable name, e.g. `blocks.0.attention.norm.input`.
@@ -21,25 +30,65 @@ class Tap(nn.Module):
     def __init__(self, site: str) -> None:
         super().__init__()
         self.site = site
-        self.on = False
-        self.listener: Callable[[str, Any], None] | None = None
+        self.listener: Callable[[str, Tensor], None] | None = None
+        self.edit: Edit | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.on:
-            self.report(x)
+        if self.edit is not None:
+            x = self.edit(x)
+        if self.listener is not None:
+            with torch.no_grad():
+                self.listener(self.site, x.detach())
         return x
-
-    def report(self, value: Tensor | dict[str, Tensor]) -> None:
-        """Hand over a value that only a listener needs; call it under `if tap.on`."""
-        assert self.listener is not None, f"tap {self.site} is on without a listener"
-        with torch.no_grad():
-            detached = {k: v.detach() for k, v in value.items()} if isinstance(value, dict) else value.detach()
-            self.listener(self.site, detached)
 
     def extra_repr(self) -> str:
         return self.site
 
 
+class Report(nn.Module):
+    """Hands the tensors that a computation is made of to `listener(tensors)`; None, off, unless somebody listens.
+
+    Compute what only a listener needs under `if report.listener is not None`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listener: Callable[[dict[str, Any]], None] | None = None
+
+    def forward(self, **tensors: Any) -> None:
+        if self.listener is not None:
+            with torch.no_grad():
+                self.listener({n: x.detach() if isinstance(x, Tensor) else x for n, x in tensors.items()})
+
+
 def taps_of(module: nn.Module) -> list[Tap]:
     """Every tap of a model, in order of definition."""
     return [m for m in module.modules() if isinstance(m, Tap)]
+
+
+@contextmanager
+def editing(module: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
+    """Intervene at sites while the block runs: what a tap passes on is what its edit returns.
+
+    Blocks run uncompiled meanwhile.
+
+    Args:
+        module: a model with taps.
+        edits: site -> function of the tensor there; it returns one of the same shape.
+
+    Raises:
+        UserError: if there is no such site, naming the nearest.
+    """
+    taps = {tap.site: tap for tap in taps_of(module)}
+    for site in edits:
+        if site not in taps:
+            near = difflib.get_close_matches(site, taps, 3) or list(taps)[:3]
+            raise UserError(f"there is no site {site!r} to edit: sites are e.g. {', '.join(near)}")
+    try:
+        for site, edit in edits.items():
+            taps[site].edit = edit
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for site in edits:
+            taps[site].edit = None

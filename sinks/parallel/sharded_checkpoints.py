@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -14,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from sinks.lightning_private import MeshStrategy
 from sinks.parallel.checkpoint_io import (
     REST,
     is_sharded,
@@ -37,7 +37,7 @@ def _write_shards(state: dict[str, Any], folder: Path) -> None:
         raise disk_full(error) or RuntimeError(f"shards could not be written: {failure}") from error
 
 
-class ShardedCheckpoints(ModelParallelStrategy):
+class ShardedCheckpoints(MeshStrategy):
     """Lightning's strategy for sharded models, with checkpoints that are there whole or not at all.
 
     It reads folders of shards that any number of processes wrote, and files of any strategy.
@@ -56,7 +56,7 @@ class ShardedCheckpoints(ModelParallelStrategy):
         Raises:
             OSError: on every process, if a disk is full for one; what is at `filepath` stays as it was.
         """
-        if not self._save_distributed_checkpoint:
+        if not self.saves_shards:
             if self.is_global_zero:
                 self.checkpoint_io.save_checkpoint(checkpoint, filepath)
             return

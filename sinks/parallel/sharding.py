@@ -30,8 +30,7 @@ def shard(decoder: Decoder, mesh: DeviceMesh, device: torch.device, prepare: Cal
     data, tensor_parallel = data_mesh(mesh), mesh["tensor_parallel"]
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     split = tensor_parallel.size() > 1
-    if split:
-        check_divisible(decoder, tensor_parallel.size())
+    check_divisible(decoder, tensor_parallel.size())
     for part in decoder.children():
         for piece in part if isinstance(part, nn.ModuleList) else [part]:
             piece.to_empty(device=device)

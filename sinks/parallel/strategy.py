@@ -49,24 +49,22 @@ class Sharded(ShardedCheckpoints):
         """
         return shards_of_a_replica(self.world_size, self.tensor_parallel_size, self.replicas)
 
-    def _setup_distributed(self) -> None:
-        super()._setup_distributed()
-        self._data_parallel_size = self.shards * self.replicas
+    def data_parallel_size(self) -> int:
+        return self.shards * self.replicas
 
     def setup_environment(self) -> None:
         super().setup_environment()
         if self.replicas > 1:
-            self._device_mesh = init_device_mesh(
+            mesh = init_device_mesh(
                 self.root_device.type,
                 (self.replicas, self.shards, self.tensor_parallel_size),
                 mesh_dim_names=("replica", "data_parallel", "tensor_parallel"),
             )
-            assert self.lightning_module is not None
-            self.lightning_module._device_mesh = self._device_mesh
+            self.use_mesh(mesh)
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        return {"num_replicas": self.shards * self.replicas, "rank": self.global_rank // self.tensor_parallel_size}
+        return {"num_replicas": self.data_parallel_size(), "rank": self.global_rank // self.tensor_parallel_size}
 
 
 def shards_of_a_replica(processes: int, tensor_parallel_size: int, replicas: int) -> int:

@@ -5,7 +5,7 @@ ops and kernels need to know nothing. Two collectives per sublayer (arXiv:1909.0
 and its output are summed over the processes. Everything outside a sublayer is computed alike on all of them.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,33 +16,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 
 from sinks.errors import UserError
 from sinks.models.decoder import Block, Decoder
-
-# Parameters of a block that are split, and along which dimension: heads or hidden channels stand first in what reads
-# the stream, and second in what writes to it.
-SPLIT = {
-    "attention.query.weight": 0,
-    "attention.query.bias": 0,
-    "attention.key.weight": 0,
-    "attention.key.bias": 0,
-    "attention.value.weight": 0,
-    "attention.value.bias": 0,
-    "attention.normalizer.sink": 0,
-    "attention.normalizer.key": 0,
-    "attention.normalizer.value": 0,
-    "attention.gate.projection.weight": 0,
-    "attention.gate.value": 0,
-    "attention.out.weight": 1,
-    "feed_forward.up.weight": 0,
-    "feed_forward.up.bias": 0,
-    "feed_forward.gate.weight": 0,
-    "feed_forward.gate.bias": 0,
-    "feed_forward.down.weight": 1,
-}
-# Whole on every process, but each sees only its own heads' share of the gradient.
-SHARED_BY_HEADS = ("attention.query_norm.weight", "attention.key_norm.weight")
-# Added once per process before the outputs are summed.
-ADDED_BY_EACH = ("attention.out.bias", "feed_forward.down.bias")
-
+from sinks.models.splits import Split
 
 class _Enter(torch.autograd.Function):
     """Identity, whose gradient is summed over the processes: each holds a part of the paths that lead on."""
@@ -73,49 +47,54 @@ def _sum(x: Tensor, mesh: DeviceMesh) -> Tensor:
     return functional_collectives.wait_tensor(functional_collectives.all_reduce(x.contiguous(), "sum", mesh))
 
 
+def shard_plan(block: Block) -> dict[str, Split]:
+    """How the sublayers of a block say their parameters are split, by name within the block; only those that exist."""
+    sublayers = {"attention": block.attention, "feed_forward": block.feed_forward}
+    named = {f"{at}.{name}": s for at, sublayer in sublayers.items() for name, s in sublayer.shard_plan().items()}
+    return {name: named[name] for name, _ in block.named_parameters() if name in named}
+
+
 def check_divisible(decoder: Decoder, size: int) -> None:
-    """Refuse widths that cannot be split evenly.
+    """Refuse widths that cannot be split evenly, and parameters that no sublayer says how to split.
 
     Raises:
-        UserError: naming the width.
+        UserError: naming the width or the parameter.
     """
-    block = decoder.blocks[0]
-    assert isinstance(block, Block)
-    shape = block.attention.shape
-    for name, value in (
-        ("n_heads", shape.n_heads),
-        ("n_kv_heads", shape.n_kv_heads),
-        ("ffn_hidden", block.feed_forward.up.out_features),
-    ):
-        if value % size:
-            raise UserError(
-                f"tensor_parallel_size is {size}, but must divide {name} = {value}: give a divisor of all of n_heads, "
-                "n_kv_heads and ffn_hidden"
-            )
+    if size == 1:
+        return
+    for block in decoder.blocks:
+        assert isinstance(block, Block)
+        plan = shard_plan(block)
+        for name, _ in block.named_parameters():
+            if name not in plan and name.split(".")[0] in ("attention", "feed_forward"):
+                raise UserError(
+                    f"tensor_parallel_size is {size}, but the parameter {name} is not in its sublayer's shard_plan(): "
+                    "give tensor_parallel_size 1"
+                )
+        for split in plan.values():
+            if split.unit and split.count % size:
+                raise UserError(
+                    f"tensor_parallel_size is {size}, but must divide {split.unit} = {split.count}: give a divisor of "
+                    "all of n_heads, n_kv_heads and ffn_hidden"
+                )
 
 
 def split_block(block: Block, mesh: DeviceMesh) -> None:
     """Split a block's sublayers over the processes of a mesh, in place; parameter names stay as they are.
 
     Args:
-        block: whole, and the same on every process.
+        block: whole, and the same on every process; `check_divisible` has passed.
         mesh: the tensor-parallel dimension of the device mesh.
-
-    Raises:
-        UserError: if a sublayer has a parameter that is not known how to split.
     """
-    for name, _ in block.named_parameters():
-        known = name in SPLIT or name in SHARED_BY_HEADS or name in ADDED_BY_EACH
-        if not known and name.split(".")[0] in ("attention", "feed_forward"):
-            raise UserError(
-                f"tensor_parallel_size is {mesh.size()}, but how to split the parameter {name} over heads is not "
-                "known: give tensor_parallel_size 1"
-            )
-    placements = {name: Shard(SPLIT[name]) if name in SPLIT else Replicate() for name, _ in block.named_parameters()}
-    _distribute(block, placements, mesh)
+    plan = shard_plan(block)
+    _distribute(block, {name: _placement(plan.get(name)) for name, _ in block.named_parameters()}, mesh)
     for sublayer in (block.attention, block.feed_forward):
         _sum_output(sublayer, mesh)
-    _compute_locally(block, placements, mesh)
+    _compute_locally(block, {name: plan.get(name) for name, _ in block.named_parameters()}, mesh)
+
+
+def _placement(split: Split | None) -> Placement:
+    return {"rows": Shard(0), "columns": Shard(1)}.get(split.how, Replicate()) if split else Replicate()
 
 
 def replicate_rest(decoder: Decoder, mesh: DeviceMesh) -> None:
@@ -125,9 +104,9 @@ def replicate_rest(decoder: Decoder, mesh: DeviceMesh) -> None:
         decoder: its blocks have been split.
         mesh: the tensor-parallel dimension of the device mesh.
     """
-    placements = {n: Replicate() for n, _ in decoder.named_parameters() if not n.startswith("blocks.")}
-    _distribute(decoder, placements, mesh)
-    _compute_locally(decoder, placements, mesh)
+    names = [n for n, _ in decoder.named_parameters() if not n.startswith("blocks.")]
+    _distribute(decoder, dict.fromkeys(names, Replicate()), mesh)
+    _compute_locally(decoder, dict.fromkeys(names), mesh)
 
 
 def _distribute(module: nn.Module, placements: Mapping[str, Placement], mesh: DeviceMesh) -> None:
@@ -158,25 +137,24 @@ class _Unhooked(nn.Module):
         return self.original(x)
 
 
-def _compute_locally(module: nn.Module, names: Collection[str], mesh: DeviceMesh) -> None:
+def _compute_locally(module: nn.Module, splits: Mapping[str, Split | None], mesh: DeviceMesh) -> None:
     """Let a module's forward see the local part of its parameters."""
     inner = _Unhooked(module)
 
     def forward(x: Tensor) -> Tensor:
         parameters = {
-            f"module.{name}": _local(name, parameter, mesh)
+            f"module.{name}": _local(splits[name], parameter, mesh)
             for name, parameter in module.named_parameters()
-            if name in names
+            if name in splits
         }
         return torch.func.functional_call(inner, parameters, (x,))
 
     module.forward = forward
 
 
-def _local(name: str, parameter: nn.Parameter, mesh: DeviceMesh) -> Tensor:
+def _local(split: Split | None, parameter: nn.Parameter, mesh: DeviceMesh) -> Tensor:
     assert isinstance(parameter, DTensor)
-    if name in SHARED_BY_HEADS:
-        return parameter.to_local(grad_placements=[Partial()])
-    if name in ADDED_BY_EACH:
-        return parameter.to_local(grad_placements=[Partial()]) / mesh.size()
-    return parameter.to_local()
+    if split is None or split.how in ("rows", "columns"):
+        return parameter.to_local()
+    part = parameter.to_local(grad_placements=[Partial()])
+    return part / mesh.size() if split.how == "added" else part

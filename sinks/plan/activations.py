@@ -5,7 +5,7 @@ what is counted: eager, since torch.compile keeps less. The decoder is run with 
 activations, what does not is copies of weights, which autocast keeps until the backward pass has used them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from sinks.errors import UserError
-from sinks.models.decoder import Architecture, Decoder, Parts
+from sinks.models.decoder import Decoder
 from sinks.plan.layout import Precision
 
 # Logits are the largest tensor: the loss takes them to float32, keeps their log-softmax, and needs two gradients of
@@ -59,16 +59,12 @@ class DecoderMemory:
     buffers: int
 
 
-def decoder_memory(
-    vocab_size: int, tokens: int, architecture: Architecture, parts: Parts, precision: Precision, device: str
-) -> DecoderMemory:
+def decoder_memory(make: Callable[[], Decoder], tokens: int, precision: Precision, device: str) -> DecoderMemory:
     """Measure a decoder as one device holds it.
 
     Args:
-        vocab_size: number of token ids V.
-        tokens: length T of a text.
-        architecture: widths on this device.
-        parts: the interchangeable parts.
+        make: builds it, with the widths on this device.
+        tokens: length T of a sequence.
         precision: of the run.
         device: type of the device, `cuda` or `cpu`; it need not be there.
 
@@ -76,19 +72,17 @@ def decoder_memory(
         UserError: if what the decoder computes depends on values, which such tensors do not have.
     """
     try:
-        return _measure(vocab_size, tokens, architecture, parts, precision, device)
+        return _measure(make, tokens, precision, device)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise UserError(
             f"the model calls {error.func}, whose result depends on values, but a plan has none: leave it out"
         ) from None
 
 
-def _measure(
-    vocab_size: int, tokens: int, architecture: Architecture, parts: Parts, precision: Precision, device: str
-) -> DecoderMemory:
+def _measure(make: Callable[[], Decoder], tokens: int, precision: Precision, device: str) -> DecoderMemory:
     with FakeTensorMode():
         with torch.device(device), _default_dtype(precision.stored):
-            decoder = Decoder(vocab_size, tokens, architecture, parts)
+            decoder = make()
         row = torch.zeros(1, tokens, dtype=torch.int64, device=device)
         one, two = (_run(decoder, row.repeat(rows, 1), precision) for rows in (1, 2))
         buffers = sum(buffer.numel() * buffer.element_size() for buffer in decoder.buffers())

@@ -17,7 +17,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from sinks.errors import UserError
-from sinks.plan.counting import SCORES, Flops
+from sinks.models.counting import SCORES, Flops
 from sinks.plan.memory import Pieces
 
 

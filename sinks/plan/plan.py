@@ -6,10 +6,10 @@ from typing import Any
 
 from sinks.errors import UserError
 from sinks.families import CausalLM
+from sinks.models.counting import SCORES, Flops, parameters_by_kind
 from sinks.models.decoder import Architecture
 from sinks.parallel.tensor_parallel import check_divisible
 from sinks.plan.activations import decoder_memory
-from sinks.plan.counting import SCORES, Flops, decoder_flops, meta_decoder, parameters_by_kind
 from sinks.plan.hybrid_moe import HybridMoE
 from sinks.plan.layout import Layout, Precision
 from sinks.plan.memory import Memory, Pieces, device_memory
@@ -122,13 +122,13 @@ def plan_model(model: CausalLM, layout: Layout, precision: Precision, batch: Bat
     Raises:
         UserError: if the model cannot be split over the tensor-parallel devices.
     """
-    whole = meta_decoder(model)
+    whole = model.meta_decoder()
     check_divisible(whole, layout.tensor_parallel)
     architecture = on_one_device(model.architecture, layout.tensor_parallel)
-    share = meta_decoder(model, architecture) if layout.tensor_parallel > 1 else whole
+    share = model.meta_decoder(architecture) if layout.tensor_parallel > 1 else whole
     blocks = [sum(p.numel() for p in block.parameters()) for block in share.blocks]
     pieces = Pieces(blocks, sum(p.numel() for p in share.parameters()) - sum(blocks))
-    held = decoder_memory(batch.vocab_size, batch.tokens, architecture, model.parts, precision, device)
+    held = decoder_memory(lambda: model.make_decoder(architecture), batch.tokens, precision, device)
     activations = {choice: batch.rows * held.per_row.activations(choice) for choice in (False, True)}
     checkpointing = model.execution.activation_checkpointing
     parameters = parameters_by_kind(whole)
@@ -136,7 +136,7 @@ def plan_model(model: CausalLM, layout: Layout, precision: Precision, batch: Bat
         title=f"{type(model).__name__}, {model.architecture.n_layers} layers, d_model {model.architecture.d_model}",
         parameters=parameters,
         active=sum(parameters.values()),
-        flops=decoder_flops(whole, batch.tokens),
+        flops=whole.flops_per_token(batch.tokens),
         layout=layout,
         precision=precision,
         batch=batch,

@@ -22,6 +22,7 @@ import yaml
 
 from sinks.errors import UserError
 from sinks.record.atomic import naming, remove_leftovers, replacing
+from sinks.record.formats import FORMAT, format_of, upgrade
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class RunFolder:
         write_atomically(self.config_file, text)
 
     def write_provenance(self, provenance: Mapping[str, Any]) -> None:
-        write_atomically(self.path / "provenance.json", to_json(provenance, indent=2) + "\n")
+        write_atomically(self.path / "provenance.json", to_json({"format": FORMAT, **provenance}, indent=2) + "\n")
 
     def append_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Append one JSON object per line to metrics.jsonl."""
@@ -188,13 +189,25 @@ class RunFolder:
                 f"{self.path} has no {name}: give a run folder, written by `sinks fit --run.dir {self.path}`"
             ) from None
 
+    @property
+    def format(self) -> int:
+        """Of the folder; 1 where it carries no mark.
+
+        Raises:
+            UserError: if this version does not know it.
+        """
+        return format_of(self.provenance() if (self.path / "provenance.json").is_file() else {}, self.path)
+
     def config(self) -> dict[str, Any]:
-        return yaml.safe_load(self._read("config.yaml"))
+        """The resolved configuration, its options under the names they have now."""
+        config = yaml.safe_load(self._read("config.yaml"))
+        return upgrade(config) if self.format == 1 else config
 
     def provenance(self) -> dict[str, Any]:
         return from_json(self._read("provenance.json"))
 
     def summary(self) -> dict[str, Any]:
+        assert self.format  # refuses what it does not know
         return from_json(self._read("summary.json"))
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -1,12 +1,9 @@
-"""Where a number comes from: commit, versions, machine, command; and the fingerprint that tells runs apart."""
+"""Where a number comes from: commit, versions, machine, command."""
 
-import hashlib
 import importlib.metadata
-import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,41 +11,6 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "triton", "lightning", "torchmetrics", "litdata", "numpy", "tokenizers")
-# What says where and how a run is watched, not what it computes.
-NOT_FINGERPRINTED = (
-    "run",
-    "statistics",
-    "progress",
-    "notes",
-    "checkpoints",
-    "config",
-    "ckpt_path",
-    "weights_only",
-    "verbose",
-)
-TRAINER_NOT_FINGERPRINTED = (
-    "accelerator",
-    "logger",
-    "callbacks",
-    "default_root_dir",
-    "enable_progress_bar",
-    "enable_model_summary",
-    "enable_checkpointing",
-    "log_every_n_steps",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "profiler",
-)
-
-
-def config_fingerprint(config: Mapping[str, Any], data_fingerprint: str) -> str:
-    """Sixteen hex digits of everything in a resolved configuration that the results depend on."""
-    relevant = {k: v for k, v in config.items() if k not in NOT_FINGERPRINTED}
-    trainer = relevant.get("trainer") or {}
-    relevant["trainer"] = {k: v for k, v in trainer.items() if k not in TRAINER_NOT_FINGERPRINTED}
-    relevant["data_fingerprint"] = data_fingerprint
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _git(*arguments: str) -> str | None:

@@ -27,7 +27,7 @@ def test_what_is_counted() -> None:
         "attention/gate_mean": np.array([[[0.01, 0.5], [0.99, 0.2]]]),
         "residual/sink_score": np.ones((1, 5)),
     }
-    scalars = {"residual/sink_sites": 3.0, "residual/massive_activations": 0.0, "residual/nonfinite": 7.0}
+    scalars = {"residual/sink_sites": 0.6, "residual/massive_activations": 0.0, "residual/nonfinite": 7.0}
     counts = {w.what: w.count for w in watched(scalars, Statistics(np.array([1]), arrays, {}))}
     assert counts == {
         "attention sink": 2,

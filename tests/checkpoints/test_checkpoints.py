@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 import sinks.callbacks.checkpoints
 import sinks.parallel.checkpoint_io
 from sinks.cli import main
-from sinks.families.load import load_run
+from sinks.runs import load_run
 from sinks.parallel.checkpoint_io import read_checkpoint
 from sinks.parallel.plain_shards import INDEX
 from sinks.record import RunFolder

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from sinks.families.load import load_run
+from sinks.runs import load_run
 from sinks.record import RunFolder
 from tests.cli.small import ROOT, small
 from tests.distributed.seen import digest, seen

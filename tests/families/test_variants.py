@@ -119,7 +119,7 @@ def test_attention_maps_are_causal_and_give_the_layers_output(name: str) -> None
     x = block.attention_norm(model.decoder.positions(model.decoder.embedding(tokens(batch=1))))  # type: ignore[union-attr]
     q, k, v = block.attention.project(x)
     if name != "key-value-bias":
-        expected = block.attention.normalizer.attend(q, k, v, None)[0]
+        expected = block.attention.normalizer.attend(q, k, v, None)[0][0]
         torch.testing.assert_close(maps[0] @ v[0].repeat_interleave(2, dim=0).float(), expected.float())
     totals = maps.sum(-1)
     if name in ("baseline", "pre-affine", "gated", "soft-cap", "dyt"):

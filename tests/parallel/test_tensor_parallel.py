@@ -1,11 +1,10 @@
 """What cannot be split is refused in one line; that what can be split is right is tested in tests/distributed."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -17,13 +16,10 @@ from sinks.families import CausalLM
 from sinks.models.attention_gates import AttentionGate
 from sinks.models.shapes import AttentionShape
 from sinks.parallel.strategy import Sharded
-from sinks.parallel.tensor_parallel import ADDED_BY_EACH, SHARED_BY_HEADS, SPLIT, check_divisible, split_block
+from sinks.parallel.tensor_parallel import check_divisible
 from sinks.stats.moments import add, part_of_heads
 from tests.cli.small import ROOT, small
 from tests.families.variants import ARCHITECTURES, FEED_FORWARDS, SMALL, VARIANTS, build
-
-TWO: Any = SimpleNamespace(size=lambda: 2)
-
 
 class TemperatureGate(AttentionGate):
     """A user's gate, whose parameter is not known here."""
@@ -49,20 +45,26 @@ def test_widths_that_cannot_be_split_are_named() -> None:
 def test_a_parameter_of_unknown_meaning_is_refused() -> None:
     model = CausalLM(11, 12, architecture=SMALL, attention_gate=TemperatureGate)
     model.configure_model()
-    with pytest.raises(UserError, match=r"how to split the parameter attention.gate.temperature"):
-        split_block(model.decoder.blocks[0], TWO)  # type: ignore[union-attr, arg-type]
+    with pytest.raises(UserError, match=r"the parameter attention.gate.temperature is not in its sublayer's shard_plan"):
+        check_divisible(model.decoder, 2)  # type: ignore[arg-type]
 
 
-def test_the_table_of_splits_names_parameters_that_exist() -> None:
+def test_every_split_that_is_planned_names_a_parameter_that_exists() -> None:
     models = [build(name) for name in VARIANTS]
-    models += [build("baseline", feed_forward=f) for f in FEED_FORWARDS.values()]
     models += [
-        build("baseline", architecture=SMALL.__class__(**SMALL.__dict__ | options))
+        build("baseline", architecture=dataclasses.replace(SMALL, **options), feed_forward=feed_forward)
         for options in ARCHITECTURES.values()
+        for feed_forward in FEED_FORWARDS.values()
     ]
-    found = {name for model in models for name, _ in model.decoder.blocks[0].named_parameters()}  # type: ignore[union-attr]
-    biases = {f"{layer}.bias" for layer in ("feed_forward.gate",)}  # SwiGLU with biases: none is built above
-    assert {*SPLIT, *SHARED_BY_HEADS, *ADDED_BY_EACH} - found == biases
+    found: set[str] = set()
+    planned: set[str] = set()
+    for model in models:
+        block = model.decoder.blocks[0]  # type: ignore[union-attr]
+        check_divisible(model.decoder, 2)  # type: ignore[arg-type]
+        found |= {name for name, _ in block.named_parameters()}
+        for at in ("attention", "feed_forward"):
+            planned |= {f"{at}.{name}" for name in getattr(block, at).shard_plan()}
+    assert planned <= found
 
 
 def test_the_parts_of_two_ranks_add_up_to_the_whole() -> None:

@@ -10,11 +10,9 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from sinks.errors import UserError
 from sinks.families import Baseline, CausalLM
-from sinks.models.decoder import Decoder
 from sinks.models.norms import RMSNorm
-from sinks.parallel.tensor_parallel import SPLIT
+from sinks.parallel.tensor_parallel import shard_plan
 from sinks.plan.activations import decoder_memory
-from sinks.plan.counting import meta_decoder
 from sinks.plan.layout import PRECISIONS, Layout, Precision
 from sinks.plan.memory import Pieces, device_memory
 from sinks.plan.plan import Batch, on_one_device, plan_model
@@ -29,7 +27,7 @@ def tracked(model: CausalLM, precision: Precision) -> int:
     with FakeTensorMode():
         torch.set_default_dtype(precision.stored)
         try:
-            decoder = Decoder(VOCABULARY, TOKENS, model.architecture, model.parts)
+            decoder = model.make_decoder()
         finally:
             torch.set_default_dtype(torch.float32)
         optimizer = torch.optim.AdamW(decoder.parameters())
@@ -75,7 +73,7 @@ def test_the_peak_of_one_device_is_what_torch_tracks(name: str, precision: str) 
 
 def test_checkpointing_keeps_the_inputs_of_the_blocks_and_one_block() -> None:
     model = build("baseline", TOKENS, VOCABULARY, architecture=WIDE)
-    held = decoder_memory(VOCABULARY, TOKENS, WIDE, model.parts, PRECISIONS["32-true"], "cpu").per_row
+    held = decoder_memory(model.make_decoder, TOKENS, PRECISIONS["32-true"], "cpu").per_row
     assert held.inputs == [TOKENS * 64 * 4] * 3
     assert len(set(held.blocks[1:])) == 1
     assert held.activations(True) == sum(held.inputs) + max(held.blocks) + held.rest
@@ -87,7 +85,7 @@ def test_a_gpu_that_is_not_there_is_planned_by_its_own_kernels() -> None:
     model = build("sigmoid", 512, VOCABULARY, architecture=WIDE)
     kept = {
         (device, tokens): decoder_memory(
-            VOCABULARY, tokens, WIDE, model.parts, PRECISIONS["bf16-mixed"], device
+            model.make_decoder, tokens, PRECISIONS["bf16-mixed"], device
         ).per_row.activations(False)
         for device in ("cpu", "cuda")
         for tokens in (256, 512)
@@ -102,20 +100,22 @@ def test_a_model_that_reads_values_is_refused_in_one_line() -> None:
             return super().forward(x) if x.max().item() > 0 else x
 
     model = Baseline(VOCABULARY, TOKENS, architecture=WIDE)
-    parts = dataclasses.replace(model.parts, norm=ReadsValues)
+    model.components = dataclasses.replace(model.components, norm=ReadsValues)
     with pytest.raises(UserError, match="whose result depends on values"):
-        decoder_memory(VOCABULARY, TOKENS, WIDE, parts, PRECISIONS["32-true"], "cpu")
+        decoder_memory(model.make_decoder, TOKENS, PRECISIONS["32-true"], "cpu")
 
 
 @pytest.mark.parametrize("name", ["gated", "headwise-gate", "unconditional-gate", "learnable-sink", "key-value-bias"])
 def test_a_tensor_parallel_share_is_what_the_split_leaves(name: str) -> None:
     architecture = dataclasses.replace(SMALL, bias=True, qk_norm=True)
     model = build(name, architecture=architecture)
-    share = meta_decoder(model, on_one_device(architecture, 2))
+    share = model.meta_decoder(on_one_device(architecture, 2))
     left = 0
-    for parameter, value in meta_decoder(model).named_parameters():
+    whole = model.meta_decoder()
+    divided = {name for name, split in shard_plan(whole.blocks[0]).items() if split.unit}  # type: ignore[arg-type]
+    for parameter, value in whole.named_parameters():
         inside = parameter.split(".", 2)[-1] if parameter.startswith("blocks.") else ""
-        left += value.numel() // (2 if inside in SPLIT else 1)
+        left += value.numel() // (2 if inside in divided else 1)
     assert sum(p.numel() for p in share.parameters()) == left
 
 

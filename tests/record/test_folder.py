@@ -39,7 +39,7 @@ def test_config_provenance_summary(tmp_path: Path) -> None:
     folder.finish({"val_loss": math.nan, "steps": 7})
     assert folder.finished
     assert folder.config() == {"seed_everything": 3}
-    assert folder.provenance() == {"commit": None}
+    assert folder.provenance() == {"format": 2, "commit": None}
     assert math.isnan(folder.summary()["val_loss"])
     assert {file.name for file in folder.path.iterdir()} == {"config.yaml", "provenance.json", "summary.json"}
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from sinks.record import provenance as module
-from sinks.record.provenance import config_fingerprint, provenance
+from sinks.record.fingerprint import config_fingerprint
+from sinks.record.provenance import provenance
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,

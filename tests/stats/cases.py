@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sinks.stats import functional, metrics
+from sinks.stats import functional
 from sinks.stats.moments import Moments
 
 HEADS, KV_HEADS, HEAD_DIM, CHANNELS = 4, 2, 5, 11
@@ -17,7 +17,6 @@ HEADS, KV_HEADS, HEAD_DIM, CHANNELS = 4, 2, 5, 11
 class Case:
     """Args:
     moments, statistics: the pair.
-    metric: builds the torchmetrics class around it.
     per_sample: inputs [B, T] -> tensors whose first dimension is the sample.
     shared: further inputs that all samples share.
     channels: width of the last dimension, where it can be chosen.
@@ -25,7 +24,6 @@ class Case:
 
     moments: Callable[..., Moments]
     statistics: Callable[[Moments], dict[str, Tensor]]
-    metric: Callable[[], metrics.MomentMetric]
     per_sample: Callable[[int, int, torch.Generator], tuple[Tensor, ...]]
     shared: tuple[Tensor, ...] = ()
 
@@ -106,70 +104,63 @@ GAIN = torch.linspace(0.2, 1.5, CHANNELS)
 SINKS = torch.tensor([3, 7])
 CASES = {
     "attention": Case(
-        functional.attention_moments, functional.attention_statistics, partial(metrics.AttentionMass, HEADS), masses
+        functional.attention_moments, functional.attention_statistics, masses
     ),
     "key_mass": Case(
-        functional.key_mass_moments, functional.key_mass_statistics, partial(metrics.KeyMass, HEADS), key_masses
+        functional.key_mass_moments, functional.key_mass_statistics, key_masses
     ),
     "attention_row": Case(
         partial(functional.attention_row_moments, sinks=1),
         functional.attention_row_statistics,
-        partial(metrics.AttentionRows, HEADS, sinks=1),
         rows,
     ),
     "value": Case(
-        functional.value_moments, functional.value_statistics, partial(metrics.ValueNormRatio, KV_HEADS), values
+        functional.value_moments, functional.value_statistics, values
     ),
     "contribution": Case(
         functional.contribution_moments,
         functional.contribution_statistics,
-        partial(metrics.ContributionShare, HEADS, signed=True),
         contributions,
     ),
     "attention_gate": Case(
         functional.attention_gate_moments,
         functional.attention_gate_statistics,
-        partial(metrics.AttentionGateValues, HEADS),
         head_gates,
     ),
     "residual": Case(
-        functional.residual_moments, functional.residual_statistics, partial(metrics.ResidualStream, CHANNELS), residual
+        functional.residual_moments, functional.residual_statistics, residual
     ),
     "extreme": Case(
-        functional.extreme_moments, functional.extreme_statistics, metrics.ResidualExtremes, masked_residual
+        functional.extreme_moments, functional.extreme_statistics, masked_residual
     ),
-    "massive": Case(functional.massive_moments, functional.massive_statistics, metrics.MassiveActivations, residual),
+    "massive": Case(functional.massive_moments, functional.massive_statistics, residual),
     "kurtosis": Case(
-        functional.kurtosis_moments, functional.kurtosis_statistics, partial(metrics.KurtosisFamily, CHANNELS), residual
+        functional.kurtosis_moments, functional.kurtosis_statistics, residual
     ),
-    "energy": Case(functional.energy_moments, functional.energy_statistics, metrics.EnergyShare, residual),
+    "energy": Case(functional.energy_moments, functional.energy_statistics, residual),
     "sink_dimension": Case(
         functional.sink_dimension_moments,
         functional.sink_dimension_statistics,
-        metrics.SinkDimensions,
         residual,
         (SINKS,),
     ),
     "output_share": Case(
         functional.output_share_moments,
         functional.output_share_statistics,
-        metrics.OutputShare,
         residual,
         (SINKS, GAIN),
     ),
     "bound": Case(
-        functional.bound_moments, functional.bound_statistics, metrics.NormBound, two_residuals, (GAIN, SINKS)
+        functional.bound_moments, functional.bound_statistics, two_residuals, (GAIN, SINKS)
     ),
     "norm_gate": Case(
         partial(functional.norm_gate_moments, channels=CHANNELS),
         functional.norm_gate_statistics,
-        partial(metrics.NormGate, CHANNELS),
         channel_gates,
     ),
     "gate_magnitude": Case(
         functional.gate_magnitude_moments,
         functional.gate_magnitude_statistics,
-        metrics.GateAgainstMagnitude,
         gated_outputs,
     ),
 }

@@ -12,8 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sinks.families import CausalLM
-from sinks.models.decoder import Decoder
-from sinks.plan.counting import SCORES, decoder_flops, meta_decoder, parameters_by_kind
+from sinks.models.counting import SCORES, parameters_by_kind
 from tests.families.variants import ARCHITECTURES, FEED_FORWARDS, SMALL, VARIANTS, build
 
 BATCH, TOKENS = 3, 12
@@ -28,7 +27,7 @@ def _attention_by_plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
 def counted(model: CausalLM, backward: bool) -> int:
     """What torch counts for a batch without memory: full attention matrices, the causal half not discounted."""
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        decoder = Decoder(model.vocab_size, model.context_length, model.architecture, model.parts)
+        decoder = model.make_decoder()
         logits = decoder(torch.zeros(BATCH, TOKENS, dtype=torch.int64))
         if backward:
             logits.sum().backward()
@@ -37,7 +36,7 @@ def counted(model: CausalLM, backward: bool) -> int:
 
 def expected(model: CausalLM, first_token: int) -> float:
     """Ours for the same batch, attention taken to the full matrix; a learned key brings a row of its own along."""
-    flops = decoder_flops(meta_decoder(model), TOKENS).forward_by_kind
+    flops = model.meta_decoder().flops_per_token(TOKENS).forward_by_kind
     scores = flops.pop(SCORES) * 2 * (TOKENS + first_token) / TOKENS
     return BATCH * TOKENS * (sum(flops.values()) + scores)
 
@@ -61,14 +60,14 @@ def test_operations_of_every_architecture_are_those_torch_counts(architecture: s
         feed_forward=FEED_FORWARDS[feed_forward],
     )
     assert counted(model, backward=True) == 3 * expected(model, first_token=0)
-    assert decoder_flops(meta_decoder(model), TOKENS).per_token * BATCH * TOKENS < counted(model, backward=True)
+    assert model.meta_decoder().flops_per_token(TOKENS).per_token * BATCH * TOKENS < counted(model, backward=True)
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_parameter_is_of_one_kind(name: str, tied: bool) -> None:
     model = build(name, architecture=dataclasses.replace(SMALL, tied_embeddings=tied, position="learned"))
-    counts = parameters_by_kind(meta_decoder(model))
+    counts = parameters_by_kind(model.meta_decoder())
     assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
     assert counts["embedding"] == 11 * 16 + 12 * 16
     assert counts.get("head", 0) == (0 if tied else 11 * 16)

@@ -1,14 +1,13 @@
 """What went wrong, told in one line."""
 
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import lightning
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from sinks.errors import UserError
+from sinks.lightning_private import kill_launched
 from sinks.parallel.lost_rank import lost_rank
 from sinks.record import RunFolder
 from sinks.record.atomic import disk_full
@@ -27,9 +26,7 @@ def lost_rank_told(folder: RunFolder, trainer: lightning.Trainer) -> Iterator[No
         said = lost_rank(error)
         if said is None:
             raise
-        launcher = trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
-            launcher.kill(signal.SIGKILL)
+        kill_launched(trainer)
         raise UserError(
             f"rank {trainer.global_rank} lost another rank ({said}): look for that rank's own message; the same "
             f"command {_what_follows(folder)}"

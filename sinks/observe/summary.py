@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinks.callbacks.groups import GROUPS
+from sinks.observe.groups import GROUPS
 from sinks.record import Statistics
 from sinks.stats import functional
 from sinks.stats.moments import Moments
@@ -75,7 +75,7 @@ SCALARS = {
 }
 
 
-def summarise(
+def summarize(
     moments: dict[Key, Moments], sites: dict[str, list[str]], dimensions: dict[str, Tensor], step: int
 ) -> tuple[dict[str, float], Statistics]:
     """Scalars under `group/name`, and arrays [1, sites, ...].
@@ -101,11 +101,10 @@ def summarise(
     if dimensions:
         arrays["residual/sink_dimensions"] = stack({s: d.float() for s, d in dimensions.items()}, sites["norm"])
 
-    scores = arrays["residual/sink_score"]
-    strongest = strongest_site(scores)
+    strongest = strongest_site(arrays["residual/sink_score"]) if "residual/sink_score" in arrays else None
     scalars: dict[str, Tensor] = {}
     for key, scalar in SCALARS.items():
-        if scalar.array in arrays:
+        if scalar.array in arrays and (strongest is not None or scalar.reduction != "strongest"):
             scalars[key] = reduce(arrays[scalar.array], scalar.reduction, strongest)
     scalars |= derived(arrays, sites["norm"], strongest)
     listed = {
@@ -132,9 +131,10 @@ def strongest_site(scores: Tensor) -> int:
     return int(scores[first:].nan_to_num(-1.0).argmax()) + first
 
 
-def reduce(array: Tensor, reduction: str, strongest: int) -> Tensor:
+def reduce(array: Tensor, reduction: str, strongest: int | None) -> Tensor:
     """One number of an array [sites, ...]."""
     if reduction == "strongest":
+        assert strongest is not None
         return array[strongest]
     known = array[~array.isnan()]
     if not len(known):
@@ -144,22 +144,23 @@ def reduce(array: Tensor, reduction: str, strongest: int) -> Tensor:
     return known.mean() if reduction == "mean" else known.sum()
 
 
-def derived(arrays: dict[str, Tensor], norms: list[str], strongest: int) -> dict[str, Tensor]:
+def derived(arrays: dict[str, Tensor], norms: list[str], strongest: int | None) -> dict[str, Tensor]:
     """Scalars that need more than one array."""
     scalars: dict[str, Tensor] = {}
-    max_abs, scores = arrays["residual/max_abs"], arrays["residual/sink_score"]
-    scalars["residual/max_abs_first_token"], scalars["residual/max_abs"] = max_abs[:, 0].max(), max_abs[:, 1].max()
-    persistence = functional.persistence_statistics(arrays["residual/mean_abs"], arrays["residual/argmax_share"])
-    scalars["residual/sink_persistence"] = persistence["persistence"]
-    scalars["residual/sink_sites"] = persistence["sink_sites"]
+    if strongest is not None:
+        max_abs = arrays["residual/max_abs"]
+        scalars["residual/max_abs_first_token"], scalars["residual/max_abs"] = max_abs[:, 0].max(), max_abs[:, 1].max()
+        persistence = functional.persistence_statistics(arrays["residual/mean_abs"], arrays["residual/argmax_share"])
+        scalars["residual/sink_persistence"] = persistence["persistence"]
+        scalars["residual/sink_sites"] = persistence["sink_sites"]
     if {"attention/first_token_mass", "attention/value_norm_ratio"} <= arrays.keys():
         mass, ratio = arrays["attention/first_token_mass"], arrays["attention/value_norm_ratio"]
         layer, head = divmod(int(mass.nan_to_num(-1.0).argmax()), mass.shape[1])
         scalars["attention/value_norm_ratio_max_head"] = ratio[layer, head * ratio.shape[1] // mass.shape[1]]
     if "attention/learned_sink_mass" in arrays:
         scalars["attention/learned_sink_mass"] = arrays["attention/learned_sink_mass"].mean()
-    if "norm/gain" in arrays:
-        sinks = arrays["residual/mean_abs"].argmax(-1)
+    if "norm/gain" in arrays and strongest is not None:
+        scores, sinks = arrays["residual/sink_score"], arrays["residual/mean_abs"].argmax(-1)
         at_sink = torch.stack(
             [functional.gain_at_sink(gain, sink) for gain, sink in zip(arrays["norm/gain"], sinks, strict=True)]
         )

@@ -1,0 +1,192 @@
+"""Which parameter is updated how: groups by what modules say of their parameters, and optimizers over these groups."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from sinks.errors import UserError
+from sinks.models.counting import modules_by_kind
+
+Groups = list[dict[str, Any]]
+OptimizerFactory = Callable[[Groups], Optimizer]
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """What the groups are given.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: of weights.
+        scale_lr: peak learning rate of scales.
+        scale_weight_decay: of scales.
+        betas: decay of the first and second moment.
+        eps: added to the root of the second moment.
+    """
+
+    lr: float
+    weight_decay: float
+    scale_lr: float
+    scale_weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+
+
+def parameter_groups(model: nn.Module, options: GroupOptions) -> Groups:
+    """Every trained parameter of a model in exactly one group.
+
+    Scales (gains, biases, sinks: fewer than two dimensions, or named in their module's `no_decay`) are apart from
+    weights. Weights are `hidden` matrices, `gates` (matrices of gates), and `embeddings` with everything else.
+
+    Args:
+        model: on any device.
+        options: learning rates, decay, moments.
+
+    Returns:
+        Groups as torch.optim takes them, each with a `name`; empty ones are left out.
+
+    Raises:
+        UserError: if a module names a parameter in `no_decay` that it does not have.
+    """
+    named: dict[str, list[nn.Parameter]] = {"hidden": [], "gates": [], "embeddings": [], "scales": []}
+    seen: set[nn.Parameter] = set()
+    for kind, module in modules_by_kind(model):
+        own = dict(module.named_parameters(recurse=False))
+        no_decay = getattr(module, "no_decay", ())
+        for name in no_decay:
+            if name not in own:
+                raise UserError(
+                    f"{type(module).__name__}.no_decay has {name!r}, but its parameters are {', '.join(own) or 'none'}: "
+                    "name one of them"
+                )
+        for name, parameter in own.items():
+            if parameter in seen or not parameter.requires_grad:
+                continue
+            seen.add(parameter)
+            named[_group_of(kind, parameter, name in no_decay)].append(parameter)
+    shared = {"betas": options.betas, "eps": options.eps}
+    weights = shared | {"lr": options.lr, "weight_decay": options.weight_decay}
+    scales = shared | {"lr": options.scale_lr, "weight_decay": options.scale_weight_decay}
+    return [
+        {"params": members, "name": name} | (scales if name == "scales" else weights)
+        for name, members in named.items()
+        if members
+    ]
+
+
+def _group_of(kind: str, parameter: nn.Parameter, no_decay: bool) -> str:
+    if parameter.dim() < 2 or no_decay:
+        return "scales"
+    if kind in ("embedding", "head") or parameter.dim() > 2:
+        return "embeddings"
+    return "gates" if kind.endswith("gates") else "hidden"
+
+
+class AdamW(torch.optim.AdamW):
+    """AdamW (arXiv:1711.05101), in torch's fused form.
+
+    Args:
+        groups: of parameters, each with its learning rate, decay and moments.
+    """
+
+    def __init__(self, groups: Groups) -> None:
+        super().__init__(groups, fused=True)
+
+
+class MuonAdamW(Optimizer):
+    """Muon on matrices (torch.optim.Muon), AdamW on embedding, head, scales and, by default, gates.
+
+    Muon's update is scaled to the RMS of AdamW's, so that one learning rate and decay serve both.
+
+    Args:
+        groups: of parameters, each with its learning rate, decay and moments.
+        momentum: of Muon.
+        gates: what updates the matrices of gates.
+
+    Raises:
+        UserError: if parameters are sharded: orthogonalizing takes whole matrices.
+    """
+
+    def __init__(self, groups: Groups, momentum: float = 0.95, gates: Literal["muon", "adamw"] = "adamw") -> None:
+        if any(isinstance(p, DTensor) for group in groups for p in group["params"]):
+            raise UserError("MuonAdamW needs whole matrices, but the strategy shards them: use ddp, or AdamW")
+        matrices = {"hidden", "gates"} if gates == "muon" else {"hidden"}
+        self._muon = torch.optim.Muon(
+            [_without(group, "betas", "eps") for group in groups if group["name"] in matrices],
+            momentum=momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        self._adamw = torch.optim.AdamW([group for group in groups if group["name"] not in matrices], fused=True)
+        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for inner in (self._muon, self._adamw):
+            # Both are replaced when a checkpoint is loaded.
+            inner.param_groups = [g for g in self.param_groups if ("ns_steps" in g) == (inner is self._muon)]
+            inner.state = self.state
+            inner.step()
+        return loss
+
+
+def _without(group: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name not in names}
+
+
+def check_coverage(optimizer: Optimizer, groups: Groups) -> None:
+    """Whether an optimizer updates every parameter of the groups, each once.
+
+    Raises:
+        UserError: if it leaves one out or has one twice.
+    """
+    given = [p for group in groups for p in group["params"]]
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if len(held) != len(given) or set(held) != set(given):
+        raise UserError(
+            f"{type(optimizer).__name__} updates {len(set(held))} of the model's {len(given)} parameters"
+            f"{', some twice' if len(held) != len(set(held)) else ''}: let it take every group it is given"
+        )
+
+
+def skip_when(failed: Callable[[], Tensor], optimizer: Optimizer) -> None:
+    """Let every step of an optimizer leave the weights as they are where `failed()` is true, without a host sync.
+
+    torch's fused Adams do so themselves. Of any other optimizer the weights are copied before a step and put back: its
+    states are not, so that what failed once must not be trained on.
+
+    Args:
+        failed: gives a bool scalar on the parameters' device.
+        optimizer: any.
+    """
+    kept: list[Tensor] = []
+
+    def parameters() -> Iterable[Tensor]:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    yield p.to_local() if isinstance(p, DTensor) else p
+
+    def before(*_: Any) -> None:
+        if isinstance(optimizer, torch.optim.Adam) and all(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf = failed().float()  # type: ignore[attr-defined]  # as torch's gradient scaler says it
+        else:
+            kept.extend(p.detach().clone() for p in parameters())
+
+    @torch.no_grad()
+    def after(*_: Any) -> None:
+        if kept:
+            for p, old in zip(parameters(), kept, strict=True):
+                p.copy_(torch.where(failed(), old, p))
+            kept.clear()
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)

@@ -1,0 +1,39 @@
+"""What a block is made of, beside norms: a sequence mixer and a feed-forward, each knowing what is asked of it."""
+
+from torch import Tensor, nn
+
+from sinks.models.counting import linear_flops
+from sinks.models.splits import Split
+
+
+class Sublayer(nn.Module):
+    """[B, T, D] -> [B, T, D], added to the residual stream.
+
+    `kind` names the part in counts of parameters and operations. A subclass whose operations are not all products with
+    its `nn.Linear` weights says so in `flops_per_token`; one that tensor parallelism can split says how in `shard_plan`.
+    """
+
+    kind = "other"
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def flops_per_token(self, tokens: int) -> dict[str, float]:
+        """Floating-point operations of a forward pass per token of a sequence of a given length, by kind of part."""
+        return linear_flops(self)
+
+    def shard_plan(self) -> dict[str, Split]:
+        """How tensor parallelism splits the parameters, by name; a parameter left out cannot be split."""
+        return {}
+
+
+class SequenceMixer(Sublayer):
+    """Moves information between tokens, causally: output t depends on inputs 0 ... t alone."""
+
+    kind = "attention"
+
+
+class FeedForward(Sublayer):
+    """Works on every token by itself."""
+
+    kind = "feed-forward"

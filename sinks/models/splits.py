@@ -1,0 +1,19 @@
+"""How tensor parallelism splits a parameter: said by the sublayer that owns it."""
+
+from typing import Literal, NamedTuple
+
+
+class Split(NamedTuple):
+    """How a parameter is spread over the processes that share a sublayer.
+
+    Args:
+        how: "rows" or "columns" of the matrix are divided (a vector has rows); "shared": whole on each process, which
+            sees only its own heads' part of the gradient; "added": a bias added once per process before outputs are
+            summed.
+        unit: what is divided, for error messages, e.g. `n_heads`; empty where nothing is.
+        count: how many of it there are.
+    """
+
+    how: Literal["rows", "columns", "shared", "added"]
+    unit: str = ""
+    count: int = 0

@@ -1,0 +1,7 @@
+"""Reading a model while it runs: the sites it has, what each reports, and the statistics that follow."""
+
+from sinks.observe.reader import Reader
+from sinks.observe.records import AttentionRecord, ClipRecord, NormRecord
+from sinks.observe.sites import Site, sites_of
+
+__all__ = ["AttentionRecord", "ClipRecord", "NormRecord", "Reader", "Site", "sites_of"]

@@ -1,0 +1,154 @@
+"""The engine that reads sites: records into moments, moments of batches and ranks into statistics."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from sinks.errors import UserError
+from sinks.observe.groups import GROUPS, Group
+from sinks.observe.sites import Kind, Site
+from sinks.observe.summary import Key, summarize
+from sinks.record import Statistics
+from sinks.stats import functional
+from sinks.stats.moments import Moments, add, part_of_heads, total_over_ranks
+
+
+class Reader:
+    """Reads statistics of a model while it runs.
+
+        reader = Reader(sites_of(model))
+        with reader.reading():
+            model(tokens)
+        scalars, arrays = reader.summarize()
+
+    The sink dimensions of the groups `rescale` and `bound` are those of the summary before, so that they are fixed
+    before they are measured.
+
+    Args:
+        sites: of the model, e.g. `sites_of(model)`.
+        groups: names of the groups to read; all by default.
+        sink_dimensions: how many dimensions count as the residual sink of a site.
+        patterns: of the names of the sites to read, e.g. "blocks.0.*"; all by default.
+
+    Raises:
+        UserError: if a group is not known, a pattern matches no site, or there is no site at all.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        groups: Collection[str] = tuple(GROUPS),
+        sink_dimensions: int = 1,
+        patterns: Sequence[str] = ("*",),
+    ) -> None:
+        for name in groups:
+            if name not in GROUPS:
+                raise UserError(f"there is no group of statistics {name!r}: groups are {', '.join(GROUPS)}")
+        if not sites:
+            raise UserError("the model has no site to read: build it from the suite's parts (sinks.models)")
+        for pattern in patterns:
+            if not any(fnmatchcase(site.name, pattern) for site in sites):
+                names = ", ".join(site.name for site in sites)
+                raise UserError(f"statistics.sites has {pattern!r}, which matches no site: sites are {names}")
+        self.sink_dimensions = sink_dimensions
+        self.dimensions: dict[str, Tensor] = {}
+        self.histograms: dict[str, Tensor] = {}  # of |h| at each norm site, of the last summary
+        self.groups = [group for group in GROUPS.values() if group.name in groups]
+        self._sites = [site for site in sites if any(fnmatchcase(site.name, pattern) for pattern in patterns)]
+        self._moments: dict[Key, Moments] = {}
+
+    @property
+    def names(self) -> dict[Kind, list[str]]:
+        """Names of the sites of each kind, in order."""
+        kinds: dict[Kind, list[str]] = {"norm": [], "attention": [], "clip": []}
+        for site in self._sites:
+            kinds[site.kind].append(site.name)
+        return kinds
+
+    # -- while the model runs -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Listen at every site from now on; what was read since the last summary stays."""
+        for site in self._sites:
+            groups = [group for group in self.groups if group.kind == site.kind]
+            if groups:
+                fields = {field for group in groups for field in group.needs}
+                site.listen(partial(self._take, site.name, groups), fields)
+
+    def stop(self) -> None:
+        """Listen no more."""
+        for site in self._sites:
+            site.listen(None)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read what the model does while the block runs. Compiled blocks run as they are written meanwhile."""
+        self.start()
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            self.stop()
+
+    def _take(self, site: str, groups: list[Group], record: Any) -> None:
+        dimensions = self.dimensions.get(site)
+        if dimensions is not None and dimensions.device != record.input.device:
+            dimensions = self.dimensions[site] = dimensions.to(record.input.device)
+        for group in groups:
+            moments = group.read(record, dimensions)
+            if moments is not None:
+                key = (site, group.name)
+                self._moments[key] = add(self._moments.get(key), moments)
+
+    # -- what follows from it -----------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Drop what was read since the last summary."""
+        self._moments = {}
+
+    def totals(self, mesh: DeviceMesh | None = None) -> dict[Key, Moments]:
+        """Moments since the last summary on the host, over all ranks; all of them must call this together.
+
+        Args:
+            mesh: of a sharded strategy, whose ranks may hold different heads.
+        """
+        moments = self._moments
+        heads = None if mesh is None else mesh["tensor_parallel"]
+        if heads is not None and heads.size() > 1:
+            rank, size = heads.get_local_rank(), heads.size()
+            moments = {
+                (site, group): part_of_heads(own, rank, size, per_head=GROUPS[group].kind == "attention")
+                for (site, group), own in moments.items()
+            }
+        return {key: {n: m.cpu() for n, m in named.items()} for key, named in total_over_ranks(moments).items()}
+
+    def summarize(self, step: int = 0, mesh: DeviceMesh | None = None) -> tuple[dict[str, float], Statistics]:
+        """Statistics of everything since the last summary, over all ranks; a new summary begins.
+
+        Args:
+            step: optimizer step that the arrays are marked with.
+            mesh: of a sharded strategy.
+
+        Returns:
+            Scalars by key (docs/statistics.md), and arrays [1, sites, ...] by name.
+        """
+        totals = self.totals(mesh)
+        self.histograms = {site: m["histogram"] for (site, group), m in totals.items() if group == "residual"}
+        used = {site: self.dimensions[site].cpu() for site in self.dimensions if (site, "rescale") in totals}
+        found = summarize(totals, self.names, used, step)
+        self.choose_dimensions(totals)
+        self.forget()
+        return found
+
+    def choose_dimensions(self, totals: dict[Key, Moments]) -> None:
+        """Fix the sink dimensions of the next summary; all ranks hold the same totals."""
+        for (site, group), moments in totals.items():
+            if group == "residual":
+                mean_abs = functional.residual_statistics(moments)["mean_abs"]
+                self.dimensions[site] = functional.choose_sink_dimensions(mean_abs, self.sink_dimensions)

@@ -1,0 +1,97 @@
+"""The places of a model at which statistics are read, and how each fills its record."""
+
+from collections.abc import Callable, Collection
+from typing import Any, Literal, Protocol
+
+from torch import nn
+
+from sinks.models.attention import Attention
+from sinks.models.clips import ResidualClip
+from sinks.models.norms import NormSite
+from sinks.observe.records import AttentionRecord, ClipRecord, NormRecord, Record
+
+Kind = Literal["norm", "attention", "clip"]
+Listener = Callable[[Any], None]  # of a record of the site's kind
+# Row statistics of `sink_kernels.attention`, by the field they fill.
+ROW_STATISTICS = {
+    "first_token_mass": "first_key_mass",
+    "learned_sink_mass": "sink_mass",
+    "lse": "lse",
+    "entropy": "entropy",
+    "max_logit": "max_logit",
+}
+
+
+class Site(Protocol):
+    """A place that reports a record of every forward pass while somebody listens.
+
+    Args:
+        name: stable, e.g. `blocks.0.attention`.
+        kind: of its records.
+    """
+
+    name: str
+    kind: Kind
+
+    def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
+        """Hand every record to a listener, None to stop; of costly fields only those that are named are filled."""
+
+
+class _NormSite:
+    kind: Kind = "norm"
+
+    def __init__(self, module: NormSite) -> None:
+        self.name, self._module = module.site, module
+
+    def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
+        self._module.report.listener = listener and (lambda tensors: listener(NormRecord(**tensors)))
+
+
+class _ClipSite:
+    kind: Kind = "clip"
+
+    def __init__(self, module: ResidualClip) -> None:
+        self.name, self._module = module.site, module
+
+    def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
+        self._module.report.listener = listener and (lambda tensors: listener(ClipRecord(**tensors)))
+
+
+class _AttentionSite:
+    kind: Kind = "attention"
+
+    def __init__(self, module: Attention) -> None:
+        self.name, self._module = module.shape.site, module
+
+    def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
+        wanted = {*fields, "lse"} if "key_mass" in fields else {*fields}
+        self._module.row_statistics = tuple(at for name, at in ROW_STATISTICS.items() if name in wanted)  # type: ignore[misc]
+        self._module.report.listener = listener and (lambda tensors: listener(self._record(tensors)))
+
+    def _record(self, tensors: dict[str, Any]) -> AttentionRecord:
+        q, k, normalizer = tensors["q"], tensors["k"], self._module.normalizer
+        lse = tensors.get("lse")
+        return AttentionRecord(
+            **{name: tensors.get(name) for name in ("q", "k", "v", "gate")},
+            **{name: tensors.get(at) for name, at in ROW_STATISTICS.items()},
+            learned_sinks=normalizer.learned_sinks,
+            out_weight=self._module.out_weight,
+            row_normalized=normalizer.row_normalized,
+            attend=None
+            if normalizer.learned_values
+            else (lambda values: normalizer.attend(q.float(), k.float(), values, None)[0]),
+            masses=None if lse is None else (lambda: normalizer.key_mass(q, k, lse)),
+        )
+
+
+def sites_of(model: nn.Module) -> list[Site]:
+    """The sites of a model built from the suite's parts, in order of definition."""
+    found: list[Site] = []
+    for module in model.modules():
+        if isinstance(module, NormSite):
+            found.append(_NormSite(module))
+        elif isinstance(module, Attention):
+            found.append(_AttentionSite(module))
+        elif isinstance(module, ResidualClip) and module.cuts:
+            found.append(_ClipSite(module))
+    return found

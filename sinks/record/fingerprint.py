@@ -1,0 +1,75 @@
+"""What tells runs apart: sixteen hex digits of everything in a configuration that the results depend on."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# What says where and how a run is watched, not what it computes.
+NOT_FINGERPRINTED = (
+    "run",
+    "statistics",
+    "progress",
+    "notes",
+    "checkpoints",
+    "config",
+    "ckpt_path",
+    "weights_only",
+    "verbose",
+)
+TRAINER_NOT_FINGERPRINTED = (
+    "accelerator",
+    "logger",
+    "callbacks",
+    "default_root_dir",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "enable_checkpointing",
+    "log_every_n_steps",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "profiler",
+)
+# How a step's rows are shared out and read, and how a block is run, may change when a run is resumed.
+HOW_ROWS_ARE_READ = ("batch_size", "validation_batch_size", "num_workers")
+HOW_BLOCKS_ARE_RUN = ("execution",)
+
+
+def config_fingerprint(config: Mapping[str, Any], data_fingerprint: str) -> str:
+    """Sixteen hex digits of everything in a resolved configuration that the results depend on."""
+    relevant = {k: v for k, v in config.items() if k not in NOT_FINGERPRINTED}
+    trainer = relevant.get("trainer") or {}
+    relevant["trainer"] = {k: v for k, v in trainer.items() if k not in TRAINER_NOT_FINGERPRINTED}
+    relevant["data_fingerprint"] = data_fingerprint
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def identity(config: Mapping[str, Any], variant: str, data_fingerprint: str, rows_per_step: int) -> dict[str, Any]:
+    """What names a run, and tells it from others.
+
+    Args:
+        config: resolved: `seed_everything`, and `model` and `data` as `class_path` and `init_args`.
+        variant: name of the run in reports.
+        data_fingerprint: of the rows.
+        rows_per_step: of all processes together.
+
+    Returns:
+        `variant`, `seed`, `config_fingerprint`, `data_fingerprint`, and `variant_fingerprint`, which all seeds share.
+    """
+    data = _without(config["data"], *HOW_ROWS_ARE_READ)
+    data["init_args"]["rows_per_step"] = rows_per_step
+    whole = {**config, "model": _without(config["model"], *HOW_BLOCKS_ARE_RUN), "data": data}
+    return {
+        "variant": variant,
+        "seed": config["seed_everything"],
+        "config_fingerprint": config_fingerprint(whole, data_fingerprint),
+        "variant_fingerprint": config_fingerprint(
+            whole | {"seed_everything": None, "data": _without(data, "seed")}, ""
+        ),
+        "data_fingerprint": data_fingerprint,
+    }
+
+
+def _without(section: Mapping[str, Any], *options: str) -> dict[str, Any]:
+    return {**section, "init_args": {k: v for k, v in section["init_args"].items() if k not in options}}

@@ -1,0 +1,40 @@
+"""What older run folders look like: the format mark of provenance.json, and options that had other names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sinks.errors import UserError
+
+FORMAT = 2
+# Options of format 1 by their path in config.yaml: the name they have now, None for those that are gone.
+OLD_OPTIONS: dict[str, str | None] = {
+    "model.init_args.baseline_run": None,
+    "model.init_args.baseline_fraction": None,
+}
+
+
+def format_of(provenance: Mapping[str, Any], folder: Any) -> int:
+    """The format of a run folder; one without a mark is format 1.
+
+    Raises:
+        UserError: if this version does not know it.
+    """
+    mark = provenance.get("format", 1)
+    if mark not in (1, FORMAT):
+        raise UserError(f"{folder} is of format {mark}, but this version knows 1 and {FORMAT}: use a newer one")
+    return int(mark)
+
+
+def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of format 1 with the names that options have now."""
+    return _upgraded(config, "")
+
+
+def _upgraded(section: Mapping[str, Any], at: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        path = f"{at}.{key}" if at else key
+        name = OLD_OPTIONS.get(path, key)
+        if name is not None:
+            found[name] = _upgraded(value, path) if isinstance(value, Mapping) else value
+    return found

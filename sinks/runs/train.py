@@ -1,0 +1,253 @@
+"""What a run is made of and in which order it goes, whoever starts it."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning
+import yaml
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from sinks.callbacks import (
+    Divergence,
+    HealthNotes,
+    LineProgress,
+    Preemption,
+    RandomState,
+    RunCheckpoints,
+    RunRecorder,
+    SinkStatistics,
+    Stability,
+    Throughput,
+)
+from sinks.callbacks.divergence import Diverged
+from sinks.data.module import TokenData
+from sinks.described import section_of
+from sinks.errors import UserError
+from sinks.families import CausalLM
+from sinks.parallel.checkpoint_io import RunCheckpointIO
+from sinks.parallel.ranks import data_ranks
+from sinks.record import RunFolder
+from sinks.record.fingerprint import identity
+from sinks.record.formats import FORMAT
+from sinks.record.lock import sole_writer
+from sinks.record.logger import EventLogger, RunFolderLogger
+from sinks.record.provenance import provenance
+from sinks.runs.failures import full_disk_told, lost_rank_told
+
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # Lightning's would shuffle; the suite has its own order of data
+    "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": None,  # training is one endless stream: validation is counted in steps
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+# Callbacks of every run: those with options, by the section that holds them, and those without.
+SECTIONS: dict[str, Callable[..., Callback]] = {
+    "run": RunRecorder,
+    "statistics": SinkStatistics,
+    "progress": LineProgress,
+    "notes": HealthNotes,
+}
+ALWAYS: tuple[Callable[[], Callback], ...] = (Stability, Throughput, Divergence, Preemption, RandomState)
+
+
+def around(
+    folder: RunFolder, options: Mapping[str, Any], checkpoints: Callback | None, fitting: bool = True
+) -> dict[str, Any]:
+    """A trainer's loggers, callbacks and plugins around a run folder, beside those that its options name.
+
+    Args:
+        folder: of the run.
+        options: of the trainer.
+        checkpoints: what saves the run's state, unless the options name something of the kind.
+        fitting: whether the trainer trains, or only measures.
+
+    Raises:
+        UserError: if the precision cannot hold residual sinks.
+    """
+    if str(options.get("precision")) in ("16", "16-mixed", "16-true"):
+        raise UserError(
+            f"trainer.precision is {options['precision']}, but residual sinks exceed float16's largest number, 65504: "
+            "give bf16-mixed"
+        )
+    directory, logger = str(folder.path), options.get("logger")
+    found: dict[str, Any] = {}
+    if not fitting:
+        found["logger"] = False
+    elif logger in (None, True):
+        found["logger"] = [EventLogger(directory), RunFolderLogger(directory)]
+    elif logger is not False:
+        found["logger"] = [*_listed(logger), RunFolderLogger(directory)]
+    callbacks = _listed(options.get("callbacks"))
+    saved = any(isinstance(c, Checkpoint) for c in callbacks) or options.get("enable_checkpointing") is False
+    found["callbacks"] = [*callbacks, *([checkpoints] if fitting and checkpoints is not None and not saved else [])]
+    plugins = _listed(options.get("plugins"))
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        found["plugins"] = [*plugins, RunCheckpointIO()]
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+
+def train(
+    model: CausalLM,
+    data: TokenData,
+    folder: str | os.PathLike[str],
+    *,
+    max_steps: int,
+    seed: int = 0,
+    variant: str | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    sections: Mapping[str, Mapping[str, Any]] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, Any]:
+    """Train a model into a run folder, as `sinks fit` does: resume what was interrupted, return what is finished.
+
+    Args:
+        model: not trained before.
+        data: its rows.
+        folder: of the run.
+        max_steps: optimizer steps.
+        seed: of initialization.
+        variant: name of the run in reports; the family's name if not given.
+        trainer: options of Lightning's trainer, e.g. `{"val_check_interval": 100, "accelerator": "cpu"}`.
+        sections: options of `statistics`, `progress`, `notes` and `checkpoints`, as in a configuration.
+        callbacks: beside the suite's own.
+
+    Returns:
+        The numbers of summary.json.
+
+    Raises:
+        UserError: if the folder holds another run, or something about the model, the data or the options is wrong.
+    """
+    options = {"max_steps": max_steps} | dict(trainer or {})
+    given = {"run": {"dir": str(folder), "variant": variant}} | dict(sections or {})
+    sections_of = {"model": section_of(model, "vocab_size", "context_length"), "data": section_of(data)}
+    config = {"seed_everything": seed} | sections_of | {"trainer": options}
+    own = [make(**given.get(name, {})) for name, make in SECTIONS.items()]
+    checkpoints = RunCheckpoints(**given.get("checkpoints", {}))
+    lightning.seed_everything(seed, verbose=False)
+    wrapped = around(RunFolder(folder), options, checkpoints)
+    wrapped["callbacks"] += [*callbacks, *own, *(make() for make in ALWAYS)]
+    built = lightning.Trainer(**TRAINER_DEFAULTS | options | wrapped)
+    return run(built, model, data, config, yaml.safe_dump(config, sort_keys=False))
+
+
+def run(
+    trainer: lightning.Trainer,
+    model: CausalLM,
+    data: TokenData,
+    config: Mapping[str, Any],
+    config_text: str,
+    ckpt_path: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The course of a run: check, lock the folder, record where it comes from, train, validate, summarize.
+
+    Args:
+        trainer: with the suite's callbacks.
+        model: of the run.
+        data: its rows.
+        config: resolved configuration.
+        config_text: the same as it is written to config.yaml.
+        ckpt_path: checkpoint to start from; the folder's last one if not given.
+        options: of `Trainer.fit`.
+
+    Returns:
+        The numbers of summary.json, on every process.
+
+    Raises:
+        UserError: as `train`.
+    """
+    recorder = recorder_of(trainer)
+    folder, writes = recorder.folder, trainer.global_rank == 0
+    if ckpt_path is not None and not Path(ckpt_path).exists():
+        raise UserError(f"there is no checkpoint {ckpt_path}: leave --ckpt_path out to start or resume the run")
+    data.prepare_data()
+    for read in (data.train_set, data.validation_set):
+        read()  # what is wrong with them is an error before anything is written
+    identify(trainer, model, data, config)
+    # Every rank decides alike: one that went on alone would wait for the others until a timeout.
+    refuse_another_run(folder, recorder.identity)
+    if folder.finished:
+        if writes:
+            print(f"{folder.path} is finished: nothing to do (choose another --run.dir to run it again)")
+        return folder.summary()
+    lock = sole_writer(folder.path) if writes else nullcontext()
+    with lost_rank_told(folder, trainer), full_disk_told(folder), lock:
+        if writes:
+            folder.remove_leftovers()
+            folder.write_provenance(provenance() | recorder.identity)
+            folder.write_config(config_text)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_text("config", f"```yaml\n{config_text}\n```")
+        return _train(trainer, model, data, ckpt_path, **options)
+
+
+def _train(
+    trainer: lightning.Trainer, model: CausalLM, data: TokenData, ckpt_path: str | None, **options: Any
+) -> dict[str, Any]:
+    """Start or resume, validate at the end, and write the summary."""
+    recorder = recorder_of(trainer)
+    folder = recorder.folder
+    if ckpt_path is None and folder.last_checkpoint.exists():
+        if trainer.global_rank == 0:
+            print(f"resuming {folder.path} from {folder.last_checkpoint.name}")
+        ckpt_path = str(folder.last_checkpoint)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, **options)
+    except Diverged:
+        recorder.diverged = True
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # which Lightning turns into exit code 1
+            raise KeyboardInterrupt from None
+        raise
+    else:
+        if recorder.validated_at != trainer.global_step:
+            trainer.validate(model, datamodule=data, verbose=False)
+    for logger in trainer.loggers:
+        logger.finalize("success")
+    return recorder.finish(trainer, model)
+
+
+def recorder_of(trainer: lightning.Trainer) -> RunRecorder:
+    """The callback that keeps the run folder."""
+    return next(c for c in trainer.callbacks if isinstance(c, RunRecorder))
+
+
+def identify(trainer: lightning.Trainer, model: CausalLM, data: TokenData, config: Mapping[str, Any]) -> None:
+    """Give the recorder what names the run; the data must be prepared."""
+    recorder = recorder_of(trainer)
+    rows = data.batch_size * data_ranks(trainer)[1] * trainer.accumulate_grad_batches
+    recorder.identity = identity(config, recorder.variant or type(model).__name__, data.fingerprint(), rows)
+
+
+def refuse_another_run(folder: RunFolder, own: Mapping[str, Any]) -> None:
+    """One folder holds one run.
+
+    Raises:
+        UserError: if the folder holds a run of another configuration, or of another format.
+    """
+    try:
+        existing = folder.provenance()
+    except UserError:
+        return
+    if folder.format != FORMAT:
+        raise UserError(
+            f"{folder.path} holds a run of format {folder.format}, which can be reported and validated but not "
+            "resumed: choose another --run.dir"
+        )
+    fingerprint = existing["config_fingerprint"]
+    if fingerprint != own["config_fingerprint"]:
+        raise UserError(
+            f"{folder.path} holds a run of another configuration (fingerprint {fingerprint}, "
+            f"not {own['config_fingerprint']}): choose another --run.dir or remove the folder"
+        )
