@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from sinks.report.runs import Ablation, Mechanism, Side, Variant
-from sinks.report.verdicts import ATTENTION, RESIDUAL, Outcome, formed, loss_change, moves, outcome
+from sinks.report.ablation import Ablation, Mechanism, Side, Variant
+from sinks.report.outcomes import ATTENTION, RESIDUAL, Outcome, formed, loss_change, moves, outcome
 
 Verdict = Literal["supports", "contradicts", "mixed", "cannot show"]
 Result = tuple[Verdict, str]

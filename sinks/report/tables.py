@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sinks.report.runs import Ablation, Variant
+from sinks.report.ablation import Ablation, Variant
+from sinks.report.outcomes import loss_change, outcome
 from sinks.report.spread import Spread
-from sinks.report.verdicts import loss_change, outcome
 
 PLUS_MINUS = "\u00b1"
 DELTA = "\u0394"

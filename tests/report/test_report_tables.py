@@ -8,7 +8,7 @@ import yaml
 from sinks.errors import UserError
 from sinks.record import RunFolder
 from sinks.report import load_ablation, tables, terminal
-from sinks.report.page import contents
+from sinks.report.render import contents
 from sinks.report.spread import Spread, loss_call, move
 from tests.report.synthetic import BACKCOPY, Levels, write_ablation, write_run
 

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
+from sinks.report.ablation import Ablation, Run, Variant
 from sinks.report.figures.style import FAINT, LEGEND, name_of, new_figure, statistics_with, styled
-from sinks.report.runs import Ablation, Run, Variant
 
 MEAN_ABS = "residual/mean_abs"
 SITE_FAMILIES = [

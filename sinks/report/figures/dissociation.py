@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
+from sinks.report.ablation import Ablation
 from sinks.report.figures.style import FAINT, INK, Look, looks, name_of, new_figure, styled
-from sinks.report.runs import Ablation
 
 
 @styled

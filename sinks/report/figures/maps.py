@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from sinks.errors import UserError
 from sinks.record import Statistics
+from sinks.report.ablation import Ablation, Variant
 from sinks.report.figures.style import INK, WIDTH, name_of, new_figure, statistics_with, styled
-from sinks.report.runs import Ablation, Variant
 
 FIRST_TOKEN_MASS_BY_HEAD = "attention/first_token_mass"
 MAP_COLOURS = "Blues"

@@ -20,7 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from sinks.errors import UserError
 from sinks.record import RunFolder, Statistics
-from sinks.report.runs import Ablation, Run, Side, Variant
+from sinks.report.ablation import Ablation, Run, Side, Variant
 
 WIDTH = 9.0  # inches; at 900 pixels of a page, 10 pt text is 14 pixels high
 INK = "#222222"

@@ -9,8 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from sinks.errors import UserError
 from sinks.record import RunFolder
+from sinks.report.ablation import Ablation, Run, Variant
 from sinks.report.figures.style import INK, LEGEND, SIDES, Look, looks, name_of, new_figure, scale_values, styled
-from sinks.report.runs import Ablation, Run, Variant
 
 FIRST_TOKEN_MASS = "validation/attention/first_token_mass_max_head"
 SINK_SCORE = "validation/residual/sink_score"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from sinks.report import load_ablation
+from sinks.report.ablation import Ablation, Variant
 from sinks.report.claims import claims
-from sinks.report.runs import Ablation, Variant
-from sinks.report.verdicts import no_sink, outcome
+from sinks.report.outcomes import no_sink, outcome
 from tests.report.synthetic import BACKCOPY, Levels, write_ablation
 
 

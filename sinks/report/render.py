@@ -10,9 +10,9 @@ import jinja2
 from matplotlib.figure import Figure
 
 from sinks.record.folder import write_atomically
-from sinks.report import figures, provenance, tables, verdicts
+from sinks.report import figures, outcomes, reproduction, tables
+from sinks.report.ablation import Ablation, load_ablation
 from sinks.report.claims import claims, tiny
-from sinks.report.runs import Ablation, load_ablation
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def contents(ablation: Ablation) -> dict[str, Any]:
     return {
         "title": ablation.title,
         "lead": _lead(ablation),
-        "alert": verdicts.no_sink(ablation),
+        "alert": outcomes.no_sink(ablation),
         "results": tables.results(ablation),
         "further": tables.further(ablation),
         "notes": _notes(ablation),
@@ -148,12 +148,12 @@ def contents(ablation: Ablation) -> dict[str, Any]:
         "against": tables.against(ablation),
         "recipe_source": ablation.recipe_source,
         "has_recipe": any(variant.recipe for variant in ablation.variants),
-        "rules": verdicts.RULES,
+        "rules": outcomes.RULES,
         "claims": claims(ablation),
         "limits": _limits(ablation),
-        "provenance": provenance.lines(ablation),
-        "again": provenance.again(ablation),
-        "recorded": provenance.recorded(ablation),
+        "provenance": reproduction.lines(ablation),
+        "again": reproduction.again(ablation),
+        "recorded": reproduction.recorded(ablation),
     }
 
 

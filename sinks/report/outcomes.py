@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from sinks.report.runs import Ablation, Side, Variant
+from sinks.report.ablation import Ablation, Side, Variant
 from sinks.report.spread import MATERIAL, LossCall, Move, agrees, loss_call, move
 
 ATTENTION = "first_token_mass_max_head"

@@ -12,7 +12,7 @@ from sinks.cli import main
 from sinks.record import RunFolder
 from sinks.report import figures, load_ablation, write_report
 from sinks.report.figures import training
-from sinks.report.page import PICTURES, contents
+from sinks.report.render import PICTURES, contents
 from tests.report.synthetic import BACKCOPY, Levels, write_ablation, write_run
 
 VOID = {"meta", "img", "br", "hr", "link"}
