@@ -1,59 +1,199 @@
-"""What the numbers say of the paper's expectation of each variant, by rules that the report prints."""
+"""What the numbers say of each variant: computed once, by the rules that rules.j2 prints. All else renders it."""
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 from sinks.report.ablation import Ablation, Side, Variant
-from sinks.report.spread import MATERIAL, LossCall, Move, agrees, loss_call, move
+from sinks.report.spread import LossCall, Move, Spread, loss_call, move
 
 ATTENTION = "first_token_mass_max_head"
 RESIDUAL = "residual_sink_score"
-ATTENTION_SINK_FROM = 0.1
-RESIDUAL_SINK_FROM = 3.0
-
-Outcome = Literal["as the paper expects", "in part", "contrary", "not shown", ""]
-
 LOSS = "val_loss"
 MEASURES = {ATTENTION: "first-token mass", RESIDUAL: "R", LOSS: "loss"}
-EXPECTED: dict[Side, dict[str, Move | LossCall]] = {
+# From this mean on, a measure stands for a sink.
+SINK_FROM = {ATTENTION: 0.1, RESIDUAL: 3.0}
+NOTHING_CLIPPED = 1e-6
+
+Outcome = Literal["as the paper expects", "in part", "contrary", "not shown", ""]
+Change = Move | LossCall | Literal["no sink", "not measured"]
+Expectation = Mapping[str, Change]
+
+FIX: dict[Side, Expectation] = {
     "attention": {ATTENTION: "falls", RESIDUAL: "stays"},
     "residual": {ATTENTION: "stays", RESIDUAL: "falls"},
     "both": {ATTENTION: "falls", RESIDUAL: "falls"},
 }
-# A residual without its normaliser, or clipped: the paper expects these to hurt.
-EXPECTED_TO_HURT: dict[str, Move | LossCall] = {RESIDUAL: "falls", LOSS: "higher"}
-RULES = [
-    "A measure *falls* or *rises* when its mean moves by more than the half ranges of both variants together, and "
-    f"does so *a little* when that is no more than {MATERIAL:.0%} of the baseline's mean. Inside the half ranges it "
-    "*stays*, or is unclear if it is more than that share.",
-    "A fix on the attention side is *as the paper expects* when first-token mass falls and R stays; on the residual "
-    "side when R falls and first-token mass stays; on both sides when both fall. A little counts as staying where that "
-    "is expected; where a fall is expected it makes the verdict *in part*. A clip of the residual, or a residual "
-    "without its normaliser, is no fix: it is as the paper expects when R falls and the loss is higher, or when every "
-    "run diverges. One measure that goes elsewhere makes it *contrary*. Unclear measures, a single seed, a baseline "
-    "without that sink, or a clip that clips nothing leave it *not shown*.",
-    "A loss difference is *within noise* when the paired differences have both signs, or their mean is no larger than "
-    "the larger half range of the two variants.",
-    f"A sink formed when the baseline's strongest head gives the first token at least {ATTENTION_SINK_FROM} of its "
-    f"attention (attention sink), or R is at least {RESIDUAL_SINK_FROM:.0f} (residual sink).",
-]
+# A residual without its normalizer, or clipped: the paper expects these to hurt.
+HARM: Expectation = {RESIDUAL: "falls", LOSS: "higher"}
 
 
-def formed(ablation: Ablation, key: str) -> bool:
-    """Whether the baseline has the sink that a measure stands for."""
-    spread = ablation.baseline.spread(key) if ablation.baseline else None
-    return spread is not None and spread.mean >= {ATTENTION: ATTENTION_SINK_FROM, RESIDUAL: RESIDUAL_SINK_FROM}[key]
+@dataclass(frozen=True)
+class VariantResult:
+    """What the report says of one variant.
+
+    Args:
+        variant: its runs, and what the ablation file states of it.
+        baseline: what it is compared with; None of the baseline itself, and where none is available.
+        spreads: summary key -> its numbers over the seeds that did not diverge.
+        loss_difference: loss minus that of the baseline's run of the same seed, data and steps.
+        changes: where each of `MEASURES` goes from the baseline.
+        expected: where the paper expects measures to go; empty where it expects nothing.
+        outcome: the verdict on it.
+        reason: why.
+    """
+
+    variant: Variant
+    baseline: "VariantResult | None" = None
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
+    loss_difference: Spread | None = None
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    expected: Expectation = field(default_factory=dict)
+    outcome: Outcome = ""
+    reason: str = ""
+
+    @property
+    def no_effect(self) -> bool:
+        """Whether it is a clip that clipped nothing: then it is the baseline by another name."""
+        clipped = self.spreads.get("clipped_share")
+        return clipped is not None and clipped.high < NOTHING_CLIPPED
+
+    @property
+    def sinks(self) -> frozenset[str]:
+        """The measures, of `SINK_FROM`, that stand for a sink here."""
+        return frozenset(k for k, least in SINK_FROM.items() if k in self.spreads and self.spreads[k].mean >= least)
+
+    @property
+    def seeds(self) -> int:
+        """Seeds of the smaller of the two that are compared; 0 without a baseline."""
+        return min(len(self.variant.runs), len(self.baseline.variant.runs)) if self.baseline else 0
 
 
-def no_sink(ablation: Ablation) -> str | None:
+class Rule(NamedTuple):
+    """Where it applies it decides, and the rules after it are not asked."""
+
+    outcome: Outcome
+    reason: str
+    applies: Callable[[VariantResult], bool]
+
+
+RULES = (
+    Rule("", "", lambda r: not r.expected),
+    Rule("not shown", "unfinished", lambda r: not r.variant.runs and not r.variant.diverged),
+    Rule("as the paper expects", "every run diverged", lambda r: not r.variant.runs and LOSS in r.expected),
+    Rule("not shown", "every run diverged", lambda r: not r.variant.runs),
+    Rule("not shown", "nothing was clipped", lambda r: r.no_effect),
+    Rule("not shown", "no baseline", lambda r: r.baseline is None),
+    Rule("not shown", "one seed has no spread", lambda r: r.seeds < 2),
+    # On the attention side every mechanism is a fix; elsewhere the expectation hangs on it.
+    Rule(
+        "not shown", "mechanism unknown", lambda r: "unknown" in r.variant.mechanisms and r.variant.side != "attention"
+    ),
+)
+# After the rules every expected measure gets a mark, and the worst mark decides: the first of these.
+Mark = Literal["elsewhere", "unclear", "a little", "as expected"]
+OUTCOME_BY_MARK: dict[Mark, Outcome] = {
+    "elsewhere": "contrary",
+    "unclear": "not shown",
+    "a little": "in part",
+    "as expected": "as the paper expects",
+}
+NO_ANSWER = ("unclear", "one seed", "no sink", "not measured")
+WORDS: dict[Change, str] = {"one seed": "{} unclear", "no sink": "no {} to lose"}
+
+
+def mark(found: Change, expected: Change) -> Mark:
+    """How far a change is the expected one: a little counts as staying, and as a part of a fall."""
+    if found == expected or (expected == "stays" and found.endswith("a little")):
+        return "as expected"
+    if found == f"{expected} a little":
+        return "a little"
+    return "unclear" if found in NO_ANSWER else "elsewhere"
+
+
+def judge(result: VariantResult) -> tuple[Outcome, str]:
+    """The verdict on a variant, and why."""
+    for rule in RULES:
+        if rule.applies(result):
+            return rule.outcome, rule.reason
+    marks = {key: mark(result.changes[key], expected) for key, expected in result.expected.items()}
+    worst = next(found for found in OUTCOME_BY_MARK if found in marks.values())
+    named = [key for key in marks if marks[key] == worst or worst in ("a little", "as expected")]
+    texts = [WORDS.get(result.changes[key], f"{{}} {result.changes[key]}").format(MEASURES[key]) for key in named]
+    return OUTCOME_BY_MARK[worst], ", ".join(texts)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An ablation with what is said of each of its variants.
+
+    Args:
+        ablation: the runs.
+        results: one per variant, in the order of the rows.
+        baseline: the result of the baseline, if there is one.
+    """
+
+    ablation: Ablation
+    results: list[VariantResult]
+    baseline: VariantResult | None
+
+
+def compare(ablation: Ablation) -> Comparison:
+    """Compare every variant with the baseline."""
+    baseline = _result(ablation.baseline, {}, None) if ablation.baseline else None
+    results = [
+        baseline if baseline and variant is baseline.variant else _result(variant, expectation(variant), baseline)
+        for variant in ablation.variants
+    ]
+    return Comparison(ablation, results, baseline)
+
+
+def expectation(variant: Variant) -> Expectation:
+    """Where the paper expects a variant's measures to go: what handles the residual sink by force should hurt."""
+    harms = variant.mechanisms & {"clipped", "unnormalized"} and "gated" not in variant.mechanisms
+    return HARM if harms and variant.side in ("residual", "both") else FIX.get(variant.side, {})
+
+
+def _result(variant: Variant, expected: Expectation, baseline: VariantResult | None) -> VariantResult:
+    keys = sorted({key for run in variant.runs for key in run.summary})
+    spreads = {key: found for key in keys if (found := Spread.of(run.value(key) for run in variant.runs))}
+    base = baseline.spreads if baseline else {}
+    difference = paired(variant, baseline.variant) if baseline else None
+    changes: dict[str, Change] = {key: _sink_change(key, base.get(key), spreads.get(key)) for key in SINK_FROM}
+    changes[LOSS] = loss_call(difference, base[LOSS], spreads[LOSS]) if difference else "one seed"
+    result = VariantResult(variant, baseline, spreads, difference, changes, expected)
+    outcome, reason = judge(result)
+    return replace(result, outcome=outcome, reason=reason)
+
+
+def _sink_change(key: str, baseline: Spread | None, variant: Spread | None) -> Change:
+    if baseline is None or variant is None:
+        return "not measured"
+    if baseline.mean < SINK_FROM[key]:
+        return "no sink"
+    return "one seed" if min(baseline.n, variant.n) < 2 else move(baseline, variant)
+
+
+def paired(variant: Variant, baseline: Variant) -> Spread | None:
+    """Loss minus that of the baseline's run of the same seed, data and steps, over the seeds."""
+    partners = {run.seed: run for run in baseline.runs}
+    return Spread.of(
+        run.summary[LOSS] - partner.summary[LOSS]
+        for run in variant.runs
+        if (partner := partners.get(run.seed))
+        and all(run.summary.get(key) == partner.summary.get(key) for key in ("steps", "data_fingerprint"))
+    )
+
+
+def no_sink(comparison: Comparison) -> str | None:
     """The sentence for a baseline in which a sink did not form."""
-    baseline = ablation.baseline
-    if baseline is None:
-        return None
-    lacking = []
-    for key, name in ((ATTENTION, "attention sink (first-token mass {:.2f})"), (RESIDUAL, "residual sink (R {:.1f})")):
-        spread = baseline.spread(key)
-        if spread is not None and not formed(ablation, key):
-            lacking.append(name.format(spread.mean))
+    baseline = comparison.baseline
+    names = {ATTENTION: "attention sink (first-token mass {:.2f})", RESIDUAL: "residual sink (R {:.1f})"}
+    lacking = [
+        name.format(baseline.spreads[key].mean)
+        for key, name in names.items()
+        if baseline is not None and key in baseline.spreads and key not in baseline.sinks
+    ]
     if not lacking:
         return None
     return (
@@ -61,65 +201,3 @@ def no_sink(ablation: Ablation) -> str | None:
         "Sinks in natural text need more tokens: by the literature at least 1 to 2 billion, and a model of 60 million "
         "parameters or more."
     )
-
-
-def hurts(variant: Variant) -> bool:
-    """Whether the paper expects a variant to do harm rather than to replace a sink."""
-    kinds = variant.mechanisms
-    return variant.side in ("residual", "both") and bool(kinds & {"clipped", "unnormalised"}) and "gated" not in kinds
-
-
-def moves(ablation: Ablation, variant: Variant) -> dict[str, Move]:
-    """Where first-token mass and R go; "unclear" without two seeds on both sides or without a sink to begin with."""
-    found: dict[str, Move] = {}
-    for key in (ATTENTION, RESIDUAL):
-        base = ablation.baseline.spread(key) if ablation.baseline else None
-        ours = variant.spread(key)
-        if base is None or ours is None or min(base.n, ours.n) < 2 or not formed(ablation, key):
-            found[key] = "unclear"
-        else:
-            found[key] = move(base, ours)
-    return found
-
-
-def loss_change(ablation: Ablation, variant: Variant) -> LossCall:
-    """What the paired loss difference is called; "one seed" also where there is no pair."""
-    difference = ablation.paired(variant)
-    base = ablation.baseline.spread(LOSS) if ablation.baseline else None
-    ours = variant.spread(LOSS)
-    return loss_call(difference, base, ours) if difference and base and ours else "one seed"
-
-
-def outcome(ablation: Ablation, variant: Variant) -> tuple[Outcome, str]:
-    """The verdict on one variant, and why."""
-    if variant.side not in EXPECTED or variant is ablation.baseline:
-        return "", ""
-    if not variant.runs:
-        if not variant.diverged:
-            return "not shown", "unfinished"
-        return ("as the paper expects" if hurts(variant) else "not shown"), "every run diverged"
-    if variant.no_effect:
-        return "not shown", "nothing was clipped"
-    if ablation.baseline is None:
-        return "not shown", "no baseline"
-    if min(len(variant.runs), len(ablation.baseline.runs)) < 2:
-        return "not shown", "one seed has no spread"
-    found: dict[str, Move | LossCall] = {**moves(ablation, variant), LOSS: loss_change(ablation, variant)}
-    expected = EXPECTED_TO_HURT if hurts(variant) else EXPECTED[variant.side]
-    right = {k: agrees(found[k], expected[k]) for k in expected}
-    wrong = [f"{MEASURES[k]} {found[k]}" for k in expected if not right[k] and found[k] not in ("unclear", "one seed")]
-    if wrong:
-        return "contrary", ", ".join(wrong)
-    unclear = [k for k in expected if not right[k]]
-    if unclear:
-        known = [k == LOSS or formed(ablation, k) for k in unclear]
-        texts = [
-            f"{MEASURES[k]} unclear" if f else f"no {MEASURES[k]} to lose" for k, f in zip(unclear, known, strict=True)
-        ]
-        return "not shown", ", ".join(texts)
-    result: Outcome = (
-        "as the paper expects"
-        if all(found[k] == expected[k] or expected[k] == "stays" for k in expected)
-        else "in part"
-    )
-    return result, ", ".join(f"{MEASURES[k]} {found[k]}" for k in expected)

@@ -10,7 +10,7 @@ import yaml
 
 from sinks.cli import main
 from sinks.record import RunFolder
-from sinks.report import figures, load_ablation, write_report
+from sinks.report import compare, figures, load_ablation, write_report
 from sinks.report.figures import training
 from sinks.report.render import PICTURES, contents
 from tests.report.synthetic import BACKCOPY, Levels, write_ablation, write_run
@@ -110,7 +110,10 @@ def test_a_label_cannot_break_the_page(tmp_path: Path) -> None:
     [
         ({"baseline": BACKCOPY["baseline"]}, {"seeds": (0,)}),
         ({"gated-norm": BACKCOPY["gated-norm"]}, {"seeds": (0, 1), "described": False}),
-        ({"baseline": BACKCOPY["baseline"], "dyt": Levels(diverged=True, side="residual")}, {"statistics": False}),
+        (
+            {"baseline": BACKCOPY["baseline"], "dyt": Levels(diverged=True, side="residual")},
+            {"statistics": False},
+        ),
         ({"baseline": BACKCOPY["baseline"], "preaffine": BACKCOPY["preaffine"]}, {"layers": 10, "heads": 6}),
     ],
     ids=["one-run", "no-baseline", "diverged-without-statistics", "many-heads"],
@@ -135,7 +138,7 @@ def test_runs_of_two_commits_are_said_to_differ(tmp_path: Path) -> None:
     write_ablation(tmp_path, {"baseline": BACKCOPY["baseline"]}, statistics=False)
     folder = RunFolder(tmp_path / "baseline/seed1")
     folder.write_provenance(folder.provenance() | {"commit": "f" * 40, "dirty": True})
-    lines = contents(load_ablation(tmp_path))["provenance"]
+    lines = contents(compare(load_ablation(tmp_path)))["provenance"]
     expected = "commit: the runs DIFFER: 0123456789ab (2 runs); ffffffffffff with uncommitted changes (1 runs)"
     assert expected in lines
     assert "steps: 1000" in lines
@@ -146,7 +149,7 @@ def test_how_to_run_it_again_names_the_grid(tmp_path: Path) -> None:
     write_ablation(tmp_path / "backcopy", {"baseline": BACKCOPY["baseline"]}, statistics=False)
     file = tmp_path / "backcopy/ablation.yaml"
     file.write_text(file.read_text() + "file: experiments/ablations/backcopy.yaml\n")
-    again = contents(load_ablation(tmp_path / "backcopy"))["again"]
+    again = contents(compare(load_ablation(tmp_path / "backcopy")))["again"]
     assert again[0].startswith("git checkout 0123")
     assert f"--seeds=0,1,2 --steps=1000 --runs={tmp_path}" in again[1]
 
@@ -169,7 +172,7 @@ def test_figures_leave_matplotlib_as_it_was(written: Path) -> None:
     import matplotlib.pyplot as plt
 
     before = dict(matplotlib.rcParams)
-    assert figures.double_dissociation(load_ablation(written)) is not None
+    assert figures.double_dissociation(compare(load_ablation(written))) is not None
     assert dict(matplotlib.rcParams) == before
     assert plt.get_fignums() == []
 
