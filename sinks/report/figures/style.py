@@ -127,13 +127,14 @@ def new_figure(height: float, **grid: Any) -> tuple[Figure, np.ndarray]:
 
 
 def statistics_with(run: Run | RunFolder, name: str, stage: str = "validation") -> Statistics | None:
-    """A stage's statistics, if the run wrote them and they hold the array."""
+    """A stage's statistics, if the run wrote them and the array has a number at the last step."""
     folder = run.folder if isinstance(run, Run) else run
     try:
         statistics = folder.statistics(stage)
     except UserError:
         return None
-    return statistics if name in statistics.arrays and len(statistics.steps) else None
+    array = statistics.arrays.get(name)
+    return statistics if array is not None and np.isfinite(array[-1:]).any() else None
 
 
 def name_of(variant: Variant, width: int = 34) -> str:

@@ -25,8 +25,8 @@ def _series(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _over_seeds(runs: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [S] that every run logged, and values [runs, S]."""
-    series = [pair for run in runs if len((pair := _series(run, key))[0])]
+    """Steps [S] that every run logged, and values [runs, S]; runs that logged no number are left out."""
+    series = [pair for run in runs if np.isfinite((pair := _series(run, key))[1]).any()]
     if not series:
         return np.empty(0, dtype=np.int64), np.empty((0, 0))
     # A resumed run may have logged a step twice: the later line counts.
