@@ -17,8 +17,11 @@ def read_ablation(file: Path) -> dict[str, Any]:
     """The content of an ablation file.
 
     Raises:
-        UserError: if it is missing, or lacks a section, or names a configuration file that is not there.
+        UserError: if it is missing, or lacks a section, or names a configuration file that is not there, or states a
+            side or a mechanism that the report does not know.
     """
+    from sinks.report.ablation import stated
+
     if not file.is_file():
         raise UserError(f"there is no ablation file {file}: choose one of experiments/ablations/")
     ablation = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -28,6 +31,8 @@ def read_ablation(file: Path) -> dict[str, Any]:
     for config in [*ablation["configs"], *(v["config"] for v in ablation["variants"].values())]:
         if not Path(config).is_file():
             raise UserError(f"{file} names {config}, which is not there: paths are relative to the project's root")
+    for name, variant in ablation["variants"].items():
+        stated(file, name, variant)
     return ablation
 
 

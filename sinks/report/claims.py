@@ -2,17 +2,24 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-from sinks.report.runs import Ablation, Mechanism, Side, Variant
-from sinks.report.verdicts import ATTENTION, RESIDUAL, Outcome, formed, loss_change, moves, outcome
+from sinks.report.ablation import Ablation, Mechanism, Side
+from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, Outcome, VariantResult
+from sinks.report.tables import MEASURES
 
 Verdict = Literal["supports", "contradicts", "mixed", "cannot show"]
 Result = tuple[Verdict, str]
+Judge = Callable[[VariantResult], Result]
 
+VERDICTS: dict[Outcome, Verdict] = {"as the paper expects": "supports", "in part": "mixed", "contrary": "contradicts"}
+
+FIRST_TOKEN, SCORE = (column for column in MEASURES if column.key in (ATTENTION, RESIDUAL))
 SMALL = 0.5
 TINY = 1e7
-# Sinks handed over to parameters or gates, with the normaliser kept and nothing clipped.
+AT_THIS_SCALE = "at this scale the sink dimension is mostly a constant bias channel"
+# Sinks handed over to parameters or gates, with the normalizer kept and nothing clipped.
 REPLACING: tuple[frozenset[Mechanism], ...] = (
     frozenset({"absorbed"}),
     frozenset({"gated"}),
@@ -36,90 +43,76 @@ def tiny(ablation: Ablation) -> bool:
     return not parameters or max(parameters) < TINY
 
 
-def _number(variant: Variant, key: str, digits: int) -> str:
-    spread = variant.spread(key)
-    return "-" if spread is None else f"{spread.mean:.{digits}f}"
-
-
-def _levels(variant: Variant) -> str:
-    return f"first-token mass {_number(variant, ATTENTION, 2)}, R {_number(variant, RESIDUAL, 1)}"
+def _levels(result: VariantResult) -> str:
+    return f"first-token mass {FIRST_TOKEN.mean(result)}, R {SCORE.mean(result)}"
 
 
 def _sum_up(verdicts: Iterable[Verdict]) -> Verdict:
     """One verdict of many: "mixed" if they disagree; those that cannot show do not count."""
-    known = {verdict for verdict in verdicts if verdict != "cannot show"}
-    if not known:
-        return "cannot show"
-    return known.pop() if len(known) == 1 else "mixed"
+    known = set(verdicts) - {"cannot show"}
+    return "mixed" if len(known) > 1 else next(iter(known), "cannot show")
 
 
-def _cost(ablation: Ablation, variant: Variant) -> Result:
+def _cost(result: VariantResult) -> Result:
     """Whether a variant hurts: a higher loss, or divergence."""
-    if not variant.runs:
-        if variant.diverged:
-            return "supports", f"{variant.label} diverged ({len(variant.diverged)} of {len(variant.diverged)} runs)"
-        return "cannot show", f"{variant.label} is unfinished"
-    if variant.no_effect:
-        return "cannot show", f"{variant.label} clipped nothing"
-    difference = ablation.paired(variant)
-    if difference is None:
-        return "cannot show", f"{variant.label} has no paired baseline"
-    call = loss_change(ablation, variant)
-    some = f", {len(variant.diverged)} more diverged" if variant.diverged else ""
-    text = f"{variant.label}: loss {difference.mean:+.3f} ({call}{some}), {_levels(variant)}"
-    if variant.diverged or call == "higher":
+    label, diverged, call = result.variant.label, len(result.variant.diverged), result.changes[LOSS]
+    if not result.variant.runs:
+        if diverged:
+            return "supports", f"{label} diverged ({diverged} of {diverged} runs)"
+        return "cannot show", f"{label} is unfinished"
+    if result.no_effect:
+        return "cannot show", f"{label} clipped nothing"
+    if result.loss_difference is None:
+        return "cannot show", f"{label} has no paired baseline"
+    some = f", {diverged} more diverged" if diverged else ""
+    text = f"{label}: loss {result.loss_difference.mean:+.3f} ({call}{some}), {_levels(result)}"
+    if diverged or call == "higher":
         return "supports", text
     return ("cannot show" if call == "one seed" else "contradicts"), text
 
 
-def _takes_over(ablation: Ablation, variant: Variant) -> Result:
+def _takes_over(result: VariantResult) -> Result:
     """Whether a variant does to its side's sink what the paper expects."""
-    result, why = outcome(ablation, variant)
-    verdicts: dict[Outcome, Verdict] = {
-        "as the paper expects": "supports",
-        "in part": "mixed",
-        "contrary": "contradicts",
-    }
-    return verdicts.get(result, "cannot show"), f"{variant.label}: {_levels(variant)} ({why or 'no side stated'})"
+    verdict = VERDICTS.get(result.outcome, "cannot show")
+    return verdict, f"{result.variant.label}: {_levels(result)} ({result.reason or 'no side stated'})"
+
+
+def _none_of(results: list[VariantResult]) -> Result:
+    """Why no variant among these can be judged."""
+    unknown = ", ".join(r.variant.label for r in results if "unknown" in r.variant.mechanisms)
+    return (
+        "cannot show",
+        f"Mechanism unknown: {unknown}; state it in ablation.yaml." if unknown else "No such variant was run.",
+    )
 
 
 def _over(
-    ablation: Ablation,
-    kind: Mechanism,
-    sides: tuple[Side, ...],
-    judge: Callable[[Ablation, Variant], Result],
-    without: frozenset[Mechanism] = frozenset(),
+    comparison: Comparison, judge: Judge, kind: Mechanism, *sides: Side, without: Mechanism | None = None
 ) -> Result:
     """A judgement of every variant of a mechanism and side, summed up."""
-    chosen = [
-        variant
-        for variant in ablation.variants
-        if kind in variant.mechanisms
-        and variant.side in sides
-        and not variant.mechanisms & without
-        and variant is not ablation.baseline
-    ]
+    on_side = [r for r in comparison.results if r.variant.side in sides and r is not comparison.baseline]
+    chosen = [r for r in on_side if kind in r.variant.mechanisms and without not in r.variant.mechanisms]
     if not chosen:
-        return "cannot show", "No such variant was run."
-    results = [judge(ablation, variant) for variant in chosen]
+        return _none_of(on_side)
+    results = [judge(result) for result in chosen]
     return _sum_up(verdict for verdict, _ in results), "; ".join(text for _, text in results) + "."
 
 
-def _rescale(ablation: Ablation) -> Result:
+def _rescale(comparison: Comparison) -> Result:
     """Small value norm of the first token, small gain at the sink dimension."""
-    baseline = ablation.baseline
+    baseline = comparison.baseline
     if baseline is None:
         return "cannot show", "There is no baseline."
     limit = " Whether sinks rescale by context, these runs cannot show"
-    limit += ": at this scale the sink dimension is mostly a constant bias channel." if tiny(ablation) else "."
+    limit += f": {AT_THIS_SCALE}." if tiny(comparison.ablation) else "."
     verdicts: list[Verdict] = []
     parts = []
     for sink, key, name in (
         (ATTENTION, "value_norm_ratio_max_head", "value norm of the first token / median, in the strongest head"),
         (RESIDUAL, "gain_at_sink", "norm gain at the sink dimension / median"),
     ):
-        spread = baseline.spread(key)
-        if spread is None or not formed(ablation, sink):
+        spread = baseline.spreads.get(key)
+        if spread is None or sink not in baseline.sinks:
             continue
         small = spread.mean + spread.half_range < SMALL
         verdicts.append("supports" if small else "contradicts")
@@ -129,47 +122,43 @@ def _rescale(ablation: Ablation) -> Result:
     return _sum_up(verdicts), f"Baseline: {'; '.join(parts)}.{limit}"
 
 
-def _double_dissociation(ablation: Ablation) -> Result:
+def _double_dissociation(comparison: Comparison) -> Result:
     """Each side's absorbing and gating fixes move their own sink and leave the other."""
     texts: list[str] = []
     verdicts: list[Verdict] = []
-    for side in ("attention", "residual"):
-        judged = [
-            outcome(ablation, variant)[0]
-            for variant in ablation.variants
-            if variant.side == side and variant.mechanisms in REPLACING
-        ]
-        as_expected = judged.count("as the paper expects")
-        other = judged.count("in part") + judged.count("contrary")
-        if as_expected + other == 0:
+    for side, expectation in (
+        ("attention", "empty the attention sink and leave R"),
+        ("residual", "lower R and leave the sink"),
+    ):
+        fixes = [r for r in comparison.results if r.variant.side == side and r.variant.mechanisms in REPLACING]
+        judged = [VERDICTS[r.outcome] for r in fixes if r.outcome in VERDICTS]
+        if not judged:
             return "cannot show", f"No {side}-side fix could be judged."
-        verdicts.append(
-            "mixed" if "in part" in judged or (as_expected and other) else "contradicts" if other else "supports"
-        )
-        expectation = "empty the attention sink and leave R" if side == "attention" else "lower R and leave the sink"
-        texts.append(f"{as_expected} of {as_expected + other} {side}-side fixes {expectation}")
+        verdicts.append(_sum_up(judged))
+        texts.append(f"{judged.count('supports')} of {len(judged)} {side}-side fixes {expectation}")
     return _sum_up(verdicts), "; ".join(texts) + "."
 
 
-def _beyond(more: Variant, less: Variant) -> bool:
+def _beyond(more: VariantResult, less: VariantResult) -> bool:
     """Whether one variant keeps more first-token mass than another, by more than both half ranges together."""
-    a, b = more.spread(ATTENTION), less.spread(ATTENTION)
+    a, b = more.spreads.get(ATTENTION), less.spreads.get(ATTENTION)
     return a is not None and b is not None and a.mean - b.mean > a.half_range + b.half_range
 
 
-def _gates_together(ablation: Ablation) -> Result:
+def _gates_together(comparison: Comparison) -> Result:
     """An attention gate and a norm gate at once: both sinks should fall."""
-    both = [v for v in ablation.variants if v.side == "both" and "gated" in v.mechanisms and v.runs]
-    alone = [v for v in ablation.variants if v.side == "attention" and "gated" in v.mechanisms and v.runs]
+    on_side = [r for r in comparison.results if r.variant.side == "both" and r is not comparison.baseline]
+    both = [r for r in on_side if "gated" in r.variant.mechanisms and r.variant.runs]
+    alone = [r for r in comparison.results if r.variant.side == "attention" and "gated" in r.variant.mechanisms]
     if not both:
-        return "cannot show", "No such variant was run."
+        return _none_of(on_side)
     texts, verdicts = [], []
-    for variant in both:
-        verdict, text = _takes_over(ablation, variant)
-        emptier = [v for v in alone if moves(ablation, v)[ATTENTION] == "falls" and _beyond(variant, v)]
+    for result in both:
+        verdict, text = _takes_over(result)
+        emptier = [r for r in alone if r.changes[ATTENTION] == "falls" and _beyond(result, r)]
         if emptier and verdict != "cannot show":
-            names = ", ".join(f"{v.label} alone brings it to {_number(v, ATTENTION, 2)}" for v in emptier)
-            text += f". A surprise: first-token mass is {_number(variant, ATTENTION, 2)} here, although {names}"
+            names = ", ".join(f"{r.variant.label} alone brings it to {FIRST_TOKEN.mean(r)}" for r in emptier)
+            text += f". A surprise: first-token mass is {FIRST_TOKEN.mean(result)} here, although {names}"
             text += "; unexplained"
             verdict = "mixed" if verdict == "supports" else verdict
         verdicts.append(verdict)
@@ -177,41 +166,40 @@ def _gates_together(ablation: Ablation) -> Result:
     return _sum_up(verdicts), "; ".join(texts) + "."
 
 
-def claims(ablation: Ablation) -> list[Claim]:
+def claims(comparison: Comparison) -> list[Claim]:
     """The paper's claims, each with a verdict on these numbers alone."""
-    residual: tuple[Side, ...] = ("residual", "both")
-    attention: tuple[Side, ...] = ("attention", "both")
+    over = partial(_over, comparison)
     rows: list[tuple[str, str, Result]] = [
         (
             "C1",
             "Without the residual's normaliser the model is worse (RMSNorm replaced by a pointwise function)",
-            _over(ablation, "unnormalised", ("residual",), _cost),
+            over(_cost, "unnormalized", "residual"),
         ),
         (
             "C1",
             "Without the attention's normaliser the model is worse (softmax replaced)",
-            _over(ablation, "unnormalised", ("attention",), _cost),
+            over(_cost, "unnormalized", "attention"),
         ),
-        ("C1b", "Clipping the outliers hurts", _over(ablation, "clipped", ("residual", "both", "attention"), _cost)),
-        ("C2", "Sinks rescale more than they contribute", _rescale(ablation)),
+        ("C1b", "Clipping the outliers hurts", over(_cost, "clipped", "residual", "both", "attention")),
+        ("C2", "Sinks rescale more than they contribute", _rescale(comparison)),
         (
             "C3",
             "A parameter can absorb the attention sink (learnable sink)",
-            _over(ablation, "absorbed", attention, _takes_over, without=frozenset({"gated"})),
+            over(_takes_over, "absorbed", "attention", "both", without="gated"),
         ),
         (
             "C3",
             "A parameter can absorb the residual sink (PreAffine)",
-            _over(ablation, "absorbed", residual, _takes_over, without=frozenset({"gated"})),
+            over(_takes_over, "absorbed", "residual", "both", without="gated"),
         ),
-        ("C4", "An output gate replaces the attention sink", _over(ablation, "gated", ("attention",), _takes_over)),
+        ("C4", "An output gate replaces the attention sink", over(_takes_over, "gated", "attention")),
         (
             "C4",
             "A norm gate replaces the residual sink (GatedNorm)",
-            _over(ablation, "gated", ("residual",), _takes_over, without=frozenset({"unnormalised"})),
+            over(_takes_over, "gated", "residual", without="unnormalized"),
         ),
-        ("C4", "Each side's fixes act on their own sink only (double dissociation)", _double_dissociation(ablation)),
-        ("C4", "Both gates together replace both sinks", _gates_together(ablation)),
+        ("C4", "Each side's fixes act on their own sink only (double dissociation)", _double_dissociation(comparison)),
+        ("C4", "Both gates together replace both sinks", _gates_together(comparison)),
         ("C5", "Without outliers, quantisation to few bits costs less", ("cannot show", "Not measured in these runs.")),
     ]
     return [Claim(key, claim, *result) for key, claim, result in rows]

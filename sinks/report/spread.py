@@ -30,9 +30,9 @@ class Spread:
     n: int
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> "Spread | None":
+    def of(cls, values: Iterable[float | None]) -> "Spread | None":
         """Mean and range of finite values; None of none."""
-        finite = np.asarray([v for v in values if np.isfinite(v)], dtype=np.float64)
+        finite = np.asarray([v for v in values if v is not None and np.isfinite(v)], dtype=np.float64)
         if not len(finite):
             return None
         return cls(float(finite.mean()), float(finite.min()), float(finite.max()), len(finite))
@@ -56,11 +56,6 @@ def move(baseline: Spread, variant: Spread) -> Move:
     if change < 0:
         return "falls" if large else "falls a little"
     return "rises" if large else "rises a little"
-
-
-def agrees(found: str, expected: str) -> bool:
-    """Whether a move is what was expected: a small fall is a fall, and is also near enough to staying."""
-    return found == expected or (found.endswith("a little") and (expected == "stays" or found.startswith(expected)))
 
 
 def loss_call(difference: Spread, baseline: Spread, variant: Spread) -> LossCall:

@@ -1,11 +1,10 @@
 """The report's tables, as plain cells; and the one that fits a terminal."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sinks.report.runs import Ablation, Variant
+from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, VariantResult
 from sinks.report.spread import Spread
-from sinks.report.verdicts import loss_change, outcome
 
 PLUS_MINUS = "\u00b1"
 DELTA = "\u0394"
@@ -30,8 +29,11 @@ class Column:
     digits: int
     scale: float = 1.0
 
-    def cell(self, variant: Variant) -> str:
-        return with_half_range(variant.spread(self.key), self.digits, self.scale)
+    def cell(self, result: VariantResult) -> str:
+        return with_half_range(result.spreads.get(self.key), self.digits, self.scale)
+
+    def mean(self, result: VariantResult) -> str:
+        return f"{result.spreads[self.key].mean:.{self.digits}f}" if self.key in result.spreads else NONE
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ class Table:
     text_columns: frozenset[int] = frozenset({0})
 
 
-LOSS = Column("val_loss", "validation loss", "val loss", 3)
+LOSS_COLUMN = Column(LOSS, "validation loss", "val loss", 3)
 MEASURES = [
-    Column("first_token_mass_max_head", "first-token mass", "1st-token", 2),
+    Column(ATTENTION, "first-token mass", "1st-token", 2),
     Column("value_norm_ratio_max_head", "value norm ratio", "value norm", 2),
-    Column("residual_sink_score", "R", "R", 1),
+    Column(RESIDUAL, "R", "R", 1),
     Column("gain_at_sink", "gain at sink", "gain@sink", 2),
 ]
 # Of the second table; shown only where a variant has them.
@@ -78,10 +80,10 @@ def with_range(spread: Spread | None, digits: int) -> str:
     return mean if spread.n == 1 else f"{mean} [{spread.low:+.{digits}f}, {spread.high:+.{digits}f}]"
 
 
-def remark(ablation: Ablation, variant: Variant, loss: bool = True) -> str:
+def remark(result: VariantResult, loss: bool = True) -> str:
     """What a reader must know before the numbers: no effect, diverged, unfinished, loss within noise."""
-    remarks = []
-    if variant.no_effect:
+    variant, remarks = result.variant, []
+    if result.no_effect:
         remarks.append("no effect")
     if variant.diverged:
         remarks.append("diverged" if not variant.runs else f"{len(variant.diverged)} diverged")
@@ -89,82 +91,69 @@ def remark(ablation: Ablation, variant: Variant, loss: bool = True) -> str:
         remarks.append(f"{len(variant.unfinished)} unfinished")
     if variant.missing:
         remarks.append(f"{len(variant.missing)} not run")
-    call = loss_change(ablation, variant)
-    if loss and call != "one seed":
-        remarks.append(f"loss {call}")
+    if loss and result.changes[LOSS] != "one seed":
+        remarks.append(f"loss {result.changes[LOSS]}")
     return ", ".join(remarks)
 
 
-def results(ablation: Ablation) -> Table:
+def results(comparison: Comparison) -> Table:
     """One row per variant: loss and the four measures of its sinks, over the seeds that did not diverge."""
     rows = [
         [
-            variant.label,
-            str(len(variant.runs)),
-            LOSS.cell(variant),
-            with_range(ablation.paired(variant), 3),
-            *(column.cell(variant) for column in MEASURES),
-            remark(ablation, variant),
+            result.variant.label,
+            str(len(result.variant.runs)),
+            LOSS_COLUMN.cell(result),
+            with_range(result.loss_difference, 3),
+            *(column.cell(result) for column in MEASURES),
+            remark(result),
         ]
-        for variant in ablation.variants
+        for result in comparison.results
     ]
-    headings = ["variant", "seeds", LOSS.heading, f"{DELTA} loss, paired", *(c.heading for c in MEASURES), "remark"]
-    return Table(headings, rows, frozenset({0, len(headings) - 1}))
+    columns = [LOSS_COLUMN.heading, f"{DELTA} loss, paired", *(column.heading for column in MEASURES)]
+    return Table(["variant", "seeds", *columns, "remark"], rows, frozenset({0, len(columns) + 2}))
 
 
-def further(ablation: Ablation) -> Table | None:
+def further(comparison: Comparison) -> Table | None:
     """One row per variant: what only some variants have, such as gates, learned sinks and clips."""
-    columns = [column for column in FURTHER if any(variant.spread(column.key) for variant in ablation.variants)]
-    rows = [[variant.label, *(column.cell(variant) for column in columns)] for variant in ablation.variants]
+    columns = [column for column in FURTHER if any(column.key in result.spreads for result in comparison.results)]
+    rows = [[r.variant.label, *(column.cell(r) for column in columns)] for r in comparison.results]
     return Table(["variant", *(column.heading for column in columns)], rows) if columns else None
 
 
-RECIPE = [
-    ("val_loss", "loss", 3),
-    ("first_token_mass_max_head", "first-token mass", 2),
-    ("residual_sink_score", "R", 1),
-    ("gain_at_sink", "gain at sink", 2),
-]
+RECIPE = [replace(LOSS_COLUMN, heading="loss"), *(column for column in MEASURES if column.short != "value norm")]
 
 
-def against(ablation: Ablation) -> Table:
+def against(comparison: Comparison) -> Table:
     """One row per variant: what the paper expects, what is measured here, what earlier scratch runs measured."""
-
-    def here(variant: Variant, key: str, digits: int) -> str:
-        spread = variant.spread(key)
-        return NONE if spread is None else f"{spread.mean:.{digits}f}"
-
-    def before(variant: Variant, key: str, digits: int) -> str:
-        value = variant.recipe.get(key)
-        return NONE if value is None else f"{value:.{digits}f}"
-
-    known = any(variant.recipe for variant in ablation.variants)
-    pairs = RECIPE if known else RECIPE[1:3]
+    known = any(result.variant.recipe for result in comparison.results)
+    columns = RECIPE if known else RECIPE[1:3]
     headings = ["variant", "side", "the paper expects", "verdict"]
-    for _, name, _ in pairs:
-        headings += [f"{name}: here", f"{name}: earlier recipe"] if known else [name]
+    for column in columns:
+        headings += [f"{column.heading}: here", f"{column.heading}: earlier recipe"] if known else [column.heading]
     rows = []
-    for variant in ablation.variants:
-        verdict, why = outcome(ablation, variant)
+    for result in comparison.results:
+        variant = result.variant
         row = [
             variant.label,
             NONE if variant.side in ("none", "unknown") else variant.side,
             variant.paper or NONE,
-            f"{verdict}: {why}" if why else verdict or NONE,
+            f"{result.outcome}: {result.reason}" if result.reason else result.outcome or NONE,
         ]
-        for key, _, digits in pairs:
-            row.append(here(variant, key, digits))
+        for column in columns:
+            row.append(column.mean(result))
             if known:
-                row.append(before(variant, key, digits))
+                row.append(
+                    NONE if (before := variant.recipe.get(column.key)) is None else f"{before:.{column.digits}f}"
+                )
         rows.append(row)
     return Table(headings, rows, frozenset(range(4)))
 
 
-def diverged(ablation: Ablation) -> Table | None:
+def diverged(comparison: Comparison) -> Table | None:
     """Diverged runs, one a row: how far they came."""
     rows = [
         [
-            variant.label,
+            result.variant.label,
             str(run.seed),
             str(run.summary.get("steps", NONE)),
             *(
@@ -172,29 +161,29 @@ def diverged(ablation: Ablation) -> Table | None:
                 for key, digits in (("train_loss", 3), ("val_loss", 3), ("residual_max_abs", 1))
             ),
         ]
-        for variant in ablation.variants
-        for run in variant.diverged
+        for result in comparison.results
+        for run in result.variant.diverged
     ]
     headings = ["variant", "seed", "steps", "last training loss", "last validation loss", "largest |h|"]
     return Table(headings, rows) if rows else None
 
 
-def terminal(ablation: Ablation, width: int = 120) -> str:
+def terminal(comparison: Comparison, width: int = 120) -> str:
     """The results in plain ASCII, aligned; the least important columns are left out until it fits `width`."""
-    cells: list[tuple[str, Callable[[Variant], str]]] = [
-        ("variant", lambda v: v.name if len(v.name) <= 30 else v.name[:27] + "..."),
-        ("seeds", lambda v: str(len(v.runs))),
-        (LOSS.short, LOSS.cell),
-        ("d loss ", lambda v: _starred(ablation, v)),
+    cells: list[tuple[str, Callable[[VariantResult], str]]] = [
+        ("variant", lambda r: r.variant.name if len(r.variant.name) <= 30 else r.variant.name[:27] + "..."),
+        ("seeds", lambda r: str(len(r.variant.runs))),
+        (LOSS_COLUMN.short, LOSS_COLUMN.cell),
+        ("d loss ", _starred),
         *((column.short, column.cell) for column in MEASURES),
-        ("verdict", lambda v: outcome(ablation, v)[0].replace("as the paper expects", "as expected")),
-        ("remark", lambda v: remark(ablation, v, loss=False)),
+        ("verdict", lambda r: r.outcome.replace("as the paper expects", "as expected")),
+        ("remark", lambda r: remark(r, loss=False)),
     ]
     droppable = ["value norm", "gain@sink", "seeds", "verdict", "d loss ", "remark"]
-    said = {heading for heading, cell in cells if any(cell(v).strip(" -") for v in ablation.variants)}
-    cells = [cell for cell in cells if cell[0] in said or cell[0] == "variant"]
+    filled = {heading for heading, cell in cells if any(cell(r).strip(" -") for r in comparison.results)}
+    cells = [cell for cell in cells if cell[0] in filled or cell[0] == "variant"]
     while True:
-        rows = [[heading for heading, _ in cells], *([cell(v) for _, cell in cells] for v in ablation.variants)]
+        rows = [[heading for heading, _ in cells], *([cell(r) for _, cell in cells] for r in comparison.results)]
         left = {i for i, (heading, _) in enumerate(cells) if heading in ("variant", "verdict", "remark")}
         lines = _aligned(rows, left)
         if max(map(len, lines)) <= width or not droppable:
@@ -203,12 +192,11 @@ def terminal(ablation: Ablation, width: int = 120) -> str:
         cells = [cell for cell in cells if cell[0] != drop]
 
 
-def _starred(ablation: Ablation, variant: Variant) -> str:
+def _starred(result: VariantResult) -> str:
     """The paired loss difference, with a star where it is more than noise."""
-    difference = ablation.paired(variant)
-    if difference is None:
+    if result.loss_difference is None:
         return NONE + " "
-    return f"{difference.mean:+.3f}" + ("*" if loss_change(ablation, variant) in ("higher", "lower") else " ")
+    return f"{result.loss_difference.mean:+.3f}" + ("*" if result.changes[LOSS] in ("higher", "lower") else " ")
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: set[int]) -> list[str]:

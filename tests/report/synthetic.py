@@ -24,15 +24,20 @@ class Levels:
     spread: float = 0.03
     extra: tuple[tuple[str, float], ...] = ()
     side: str = "none"
+    mechanism: str | None = None
     label: str | None = None
     diverged: bool = False
     paper: str = ""
 
 
 BACKCOPY = {
-    "baseline": Levels(label="Baseline", paper="Both sinks form."),
-    "gated-attention": Levels(1.542, 0.09, 11.9, 0.45, 0.79, 0.09, (("gate_mean", 0.41),), "attention", "Output gate"),
-    "sigmoid-attention": Levels(1.540, 0.20, 11.7, 0.53, 0.57, 0.1, (), "attention", "Sigmoid attention"),
+    "baseline": Levels(mechanism="none", label="Baseline", paper="Both sinks form."),
+    "gated-attention": Levels(
+        1.542, 0.09, 11.9, 0.45, 0.79, 0.09, (("gate_mean", 0.41),), "attention", "gated", "Output gate"
+    ),
+    "sigmoid-attention": Levels(
+        1.540, 0.20, 11.7, 0.53, 0.57, 0.1, (), "attention", "unnormalized", "Sigmoid attention"
+    ),
     "learnable-sink": Levels(
         1.542,
         0.004,
@@ -42,17 +47,29 @@ BACKCOPY = {
         0.002,
         (("learned_sink_mass", 0.62),),
         "attention",
+        "absorbed",
         "Sink-absorbed, learnable sink (scale 10)",
     ),
-    "gated-norm": Levels(1.541, 0.86, 5.6, 1.05, 0.09, 0.03, (("norm_gate_mean", 0.47),), "residual", "GatedNorm"),
-    "preaffine": Levels(1.542, 0.86, 6.8, 1.14, 0.09, 0.03, (), "residual", "Sink-absorbed, PreAffine"),
+    "gated-norm": Levels(
+        1.541, 0.86, 5.6, 1.05, 0.09, 0.03, (("norm_gate_mean", 0.47),), "residual", "gated", "GatedNorm"
+    ),
+    "preaffine": Levels(1.542, 0.86, 6.8, 1.14, 0.09, 0.03, (), "residual", "absorbed", "Sink-absorbed, PreAffine"),
     "clip-input": Levels(
-        1.542, 0.32, 4.0, 0.59, 0.54, 0.01, (("clipped_share", 0.012),), "residual", "Clip, norm input"
+        1.542, 0.32, 4.0, 0.59, 0.54, 0.01, (("clipped_share", 0.012),), "residual", "clipped", "Clip, norm input"
     ),
     "clip-1000": Levels(
-        1.540, 0.86, 12.1, 0.23, 0.10, 0.03, (("clipped_share", 0.0),), "residual", "Clipped, residual stream at 1000"
+        1.540,
+        0.86,
+        12.1,
+        0.23,
+        0.10,
+        0.03,
+        (("clipped_share", 0.0),),
+        "residual",
+        "clipped",
+        "Clipped, residual stream at 1000",
     ),
-    "dyt": Levels(1.876, 0.02, 10.9, 0.97, 0.95, 0.01, (), "residual", "DyT"),
+    "dyt": Levels(1.876, 0.02, 10.9, 0.97, 0.95, 0.01, (), "residual", "unnormalized", "DyT"),
     "gate-and-gated-norm": Levels(
         1.537,
         0.64,
@@ -62,6 +79,7 @@ BACKCOPY = {
         0.04,
         (("gate_mean", 0.5), ("norm_gate_mean", 0.5)),
         "both",
+        "gated",
         "Gated, attention gate and GatedNorm",
     ),
 }
@@ -204,6 +222,7 @@ def write_ablation(
                     "side": levels.side,
                     "paper": levels.paper,
                     "recipe": {"val_loss": levels.loss, "first_token_mass_max_head": levels.first},
+                    **({"mechanism": levels.mechanism} if levels.mechanism else {}),
                 }
                 for name, levels in variants.items()
             },

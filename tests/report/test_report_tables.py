@@ -7,16 +7,16 @@ import yaml
 
 from sinks.errors import UserError
 from sinks.record import RunFolder
-from sinks.report import load_ablation, tables, terminal
-from sinks.report.page import contents
+from sinks.report import compare, load_ablation, tables, terminal
+from sinks.report.render import contents
 from sinks.report.spread import Spread, loss_call, move
 from tests.report.synthetic import BACKCOPY, Levels, write_ablation, write_run
 
 
 def row(root: Path, label: str) -> dict[str, str]:
     """A variant's cells of both tables, by heading."""
-    ablation, found = load_ablation(root), {}
-    for table in (tables.results(ablation), tables.further(ablation)):
+    comparison, found = compare(load_ablation(root)), {}
+    for table in (tables.results(comparison), tables.further(comparison)):
         if table is not None:
             found |= dict(zip(table.headings, next(r for r in table.rows if r[0] == label), strict=True))
     return found
@@ -70,7 +70,7 @@ def test_a_diverged_run_is_a_result_and_in_no_average(tmp_path: Path) -> None:
     assert gate["seeds"] == "3"
     assert gate["validation loss"] == "1.540 \u00b1 0.040"
     assert gate["remark"].startswith("1 diverged")
-    diverged = tables.diverged(load_ablation(root))
+    diverged = tables.diverged(compare(load_ablation(root)))
     assert diverged is not None
     assert diverged.rows == [["gate", "3", "300", "1.540", "-", "1000000000.0"]]
     write_run(root / "dyt/seed0", "dyt", 0, Levels(diverged=True), statistics=False)
@@ -86,7 +86,7 @@ def test_an_unfinished_run_and_a_missing_seed_are_named(tmp_path: Path) -> None:
     assert row(root, "Gate")["remark"] == "1 unfinished, 1 not run, loss within noise"
     ablation = load_ablation(root)
     assert [v.name for v in ablation.variants] == ["baseline", "gate"]
-    lines = contents(ablation)["unfinished"]
+    lines = contents(compare(ablation))["unfinished"]
     assert "not run: DyT" in lines
     assert f"unfinished: {root}/gate/seed3" in lines
     assert "not run: Gate, seed 4" in lines
@@ -159,7 +159,7 @@ def test_a_wrong_ablation_file_is_a_user_error(tmp_path: Path, content: str) -> 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
 def test_the_terminal_table_is_ascii_aligned_and_fits(tmp_path: Path, seeds: tuple[int, ...]) -> None:
     long = {"a-variant-with-a-name-that-is-much-too-long": Levels(score=123456.7, side="both")}
-    text = terminal(load_ablation(write_ablation(tmp_path, BACKCOPY | long, seeds=seeds, statistics=False)))
+    text = terminal(compare(load_ablation(write_ablation(tmp_path, BACKCOPY | long, seeds=seeds, statistics=False))))
     lines = text.splitlines()
     assert text.isascii()
     assert max(map(len, lines)) <= 120

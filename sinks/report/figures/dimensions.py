@@ -1,14 +1,14 @@
 """Which dimensions of the residual stream stand out."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
+from sinks.report.ablation import Run
 from sinks.report.figures.style import FAINT, LEGEND, name_of, new_figure, statistics_with, styled
-from sinks.report.runs import Ablation, Run, Variant
+from sinks.report.outcomes import RESIDUAL, Comparison
 
 MEAN_ABS = "residual/mean_abs"
 SITE_FAMILIES = [
@@ -36,21 +36,21 @@ def _sorted_dimensions(runs: Sequence[Run], ending: str) -> np.ndarray | None:
 
 
 @styled
-def sorted_dimensions(ablation: Ablation) -> Figure | None:
+def sorted_dimensions(comparison: Comparison) -> Figure | None:
     """Magnitude by sorted residual dimension at the last step: the baseline beside every residual-side variant."""
-    sides = ("residual", "both")
-    chosen = [v for v in ablation.variants if v is ablation.baseline or (v.side in sides and not v.no_effect)]
+    sides, baseline = ("residual", "both"), comparison.baseline
+    chosen = [r for r in comparison.results if r is baseline or (r.variant.side in sides and not r.no_effect)]
     if len(chosen) < 2:
-        chosen = list(ablation.variants)
+        chosen = comparison.results
     curves = {
-        v.name: {
+        r.variant.name: {
             name: curve
             for name, ending, *_ in SITE_FAMILIES
-            if (curve := _sorted_dimensions(v.shown, ending)) is not None
+            if (curve := _sorted_dimensions(r.variant.shown, ending)) is not None
         }
-        for v in chosen
+        for r in chosen
     }
-    drawn = [variant for variant in chosen if curves[variant.name]]
+    drawn = [result for result in chosen if curves[result.variant.name]]
     if not drawn:
         return None
     columns = 3 if len(drawn) in (5, 6, 9) else min(len(drawn), 4)
@@ -58,18 +58,19 @@ def sorted_dimensions(ablation: Ablation) -> Figure | None:
     figure, axes = new_figure(0.7 + 2.1 * rows, nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False)
     for axis in axes.flat[len(drawn) :]:
         axis.set_visible(False)
-    reference = curves.get(ablation.baseline.name, {}) if ablation.baseline else {}
-    for axis, variant in zip(axes.flat, drawn, strict=False):
-        if variant is not ablation.baseline:
+    reference = curves[baseline.variant.name] if baseline else {}
+    for axis, result in zip(axes.flat, drawn, strict=False):
+        variant = result.variant
+        if baseline is not None and result is not baseline:
             for n, curve in enumerate(reference.values()):
-                label = None if n else name_of(cast(Variant, ablation.baseline))
+                label = None if n else name_of(baseline.variant)
                 axis.plot(np.arange(1, len(curve) + 1), curve, color="#c4c4c4", linewidth=1.4, label=label, zorder=1.5)
         for name, _, colour, dash in SITE_FAMILIES:
             if name in curves[variant.name]:
                 curve = curves[variant.name][name]
                 axis.plot(np.arange(1, len(curve) + 1), curve, color=colour, linestyle=dash, linewidth=1.8, label=name)
         axis.axhline(1, color=FAINT, linewidth=0.8, zorder=1)
-        score = variant.spread("residual_sink_score")
+        score = result.spreads.get(RESIDUAL)
         title = name_of(variant, 100 // columns)
         axis.set_title(title, fontsize=9.5)
         if score:

@@ -12,20 +12,20 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from sinks.report.figures.style import FAINT, INK, Look, looks, name_of, new_figure, styled
-from sinks.report.runs import Ablation
+from sinks.report.outcomes import ATTENTION, RESIDUAL, Comparison
 
 
 @styled
-def double_dissociation(ablation: Ablation) -> Figure | None:
+def double_dissociation(comparison: Comparison) -> Figure | None:
     """First-token mass against R at the end: a point per run, a label per variant."""
+    ablation = comparison.ablation
     look = looks(ablation)
     points: dict[str, np.ndarray] = {}
     for variant in ablation.variants:
         pairs = [
             (x, y)
             for run in variant.runs
-            if (x := run.value("first_token_mass_max_head")) is not None
-            and (y := run.value("residual_sink_score")) is not None
+            if (x := run.value(ATTENTION)) is not None and (y := run.value(RESIDUAL)) is not None
         ]
         if pairs:
             points[variant.name] = np.asarray(pairs)

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from sinks.errors import UserError
 from sinks.record import Statistics
+from sinks.report.ablation import Variant
 from sinks.report.figures.style import INK, WIDTH, name_of, new_figure, statistics_with, styled
-from sinks.report.runs import Ablation, Variant
+from sinks.report.outcomes import Comparison
 
 FIRST_TOKEN_MASS_BY_HEAD = "attention/first_token_mass"
 MAP_COLOURS = "Blues"
@@ -35,14 +36,14 @@ def draw_map(axis: Axes, values: np.ndarray, numbers: bool) -> Any:
 
 
 @styled
-def first_token_maps(ablation: Ablation) -> Figure | None:
+def first_token_maps(comparison: Comparison) -> Figure | None:
     """First-token mass of every layer and head at the last step: a panel per variant, one scale from 0 to 1.
 
     Heads of different seeds are not the same heads, so seeds stand beside each other where there is room (up to four
     heads), and otherwise the first seed stands for the variant.
     """
     panels: list[tuple[Variant, list[tuple[int, np.ndarray]]]] = []
-    for variant in ablation.variants:
+    for variant in comparison.ablation.variants:
         maps = [
             (run.seed, statistics.arrays[FIRST_TOKEN_MASS_BY_HEAD][-1])
             for run in variant.shown

@@ -20,7 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from sinks.errors import UserError
 from sinks.record import RunFolder, Statistics
-from sinks.report.runs import Ablation, Run, Side, Variant
+from sinks.report.ablation import Ablation, Run, Side, Variant
 
 WIDTH = 9.0  # inches; at 900 pixels of a page, 10 pt text is 14 pixels high
 INK = "#222222"
@@ -127,13 +127,14 @@ def new_figure(height: float, **grid: Any) -> tuple[Figure, np.ndarray]:
 
 
 def statistics_with(run: Run | RunFolder, name: str, stage: str = "validation") -> Statistics | None:
-    """A stage's statistics, if the run wrote them and they hold the array."""
+    """A stage's statistics, if the run wrote them and the array has a number at the last step."""
     folder = run.folder if isinstance(run, Run) else run
     try:
         statistics = folder.statistics(stage)
     except UserError:
         return None
-    return statistics if name in statistics.arrays and len(statistics.steps) else None
+    array = statistics.arrays.get(name)
+    return statistics if array is not None and np.isfinite(array[-1:]).any() else None
 
 
 def name_of(variant: Variant, width: int = 34) -> str:

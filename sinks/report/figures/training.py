@@ -9,8 +9,9 @@ from matplotlib.ticker import MaxNLocator
 
 from sinks.errors import UserError
 from sinks.record import RunFolder
+from sinks.report.ablation import Run, Variant
 from sinks.report.figures.style import INK, LEGEND, SIDES, Look, looks, name_of, new_figure, scale_values, styled
-from sinks.report.runs import Ablation, Run, Variant
+from sinks.report.outcomes import Comparison
 
 FIRST_TOKEN_MASS = "validation/attention/first_token_mass_max_head"
 SINK_SCORE = "validation/residual/sink_score"
@@ -24,8 +25,8 @@ def _series(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _over_seeds(runs: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [S] that every run logged, and values [runs, S]."""
-    series = [pair for run in runs if len((pair := _series(run, key))[0])]
+    """Steps [S] that every run logged, and values [runs, S]; runs that logged no number are left out."""
+    series = [pair for run in runs if np.isfinite((pair := _series(run, key))[1]).any()]
     if not series:
         return np.empty(0, dtype=np.int64), np.empty((0, 0))
     # A resumed run may have logged a step twice: the later line counts.
@@ -35,8 +36,9 @@ def _over_seeds(runs: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @styled
-def over_training(ablation: Ablation, key: str, label: str, unit_interval: bool = False) -> Figure | None:
+def over_training(comparison: Comparison, key: str, label: str, unit_interval: bool = False) -> Figure | None:
     """A key of metrics.jsonl over training: a panel per side, the baseline in each, mean line and min-max band."""
+    ablation = comparison.ablation
     look = looks(ablation)
     curves = {v.name: curve for v in ablation.variants if len((curve := _over_seeds(v.shown, key))[0])}
     drawn = [variant for variant in ablation.variants if variant.name in curves]
@@ -81,14 +83,14 @@ def _draw_curve(axis: Axes, variant: Variant, steps: np.ndarray, values: np.ndar
     )
 
 
-def first_token_mass_over_training(ablation: Ablation) -> Figure | None:
+def first_token_mass_over_training(comparison: Comparison) -> Figure | None:
     """First-token mass in the strongest head over training; None where no run logged it."""
-    return over_training(ablation, FIRST_TOKEN_MASS, "first-token mass,\nstrongest head", unit_interval=True)
+    return over_training(comparison, FIRST_TOKEN_MASS, "first-token mass,\nstrongest head", unit_interval=True)
 
 
-def sink_score_over_training(ablation: Ablation) -> Figure | None:
+def sink_score_over_training(comparison: Comparison) -> Figure | None:
     """Residual sink score R over training; None where no run logged it."""
-    return over_training(ablation, SINK_SCORE, "residual sink score R")
+    return over_training(comparison, SINK_SCORE, "residual sink score R")
 
 
 @styled

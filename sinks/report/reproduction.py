@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from sinks.report.runs import Ablation, Run
+from sinks.report.ablation import Ablation, Run
 
 
 def _one_or_many(label: str, values: Iterable[str]) -> str:

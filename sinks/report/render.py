@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 from matplotlib.figure import Figure
 
 from sinks.record.folder import write_atomically
-from sinks.report import figures, provenance, tables, verdicts
+from sinks.report import figures, outcomes, reproduction, tables
+from sinks.report.ablation import Ablation, load_ablation
 from sinks.report.claims import claims, tiny
-from sinks.report.runs import Ablation, load_ablation
+from sinks.report.outcomes import Comparison, compare
+from sinks.report.spread import MATERIAL
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Picture:
     name: str
     title: str
     caption: str
-    draw: Callable[[Ablation], Figure | None]
+    draw: Callable[[Comparison], Figure | None]
 
 
 PICTURES = [
@@ -69,29 +72,7 @@ PICTURES = [
         figures.sorted_dimensions,
     ),
 ]
-LIMITS = [
-    "Every verdict is on these runs alone: one task, one size, and for each variant the one set of hyperparameters "
-    "that its configuration names.",
-    "Half ranges over two or three seeds say how far the seeds lie apart; they are no confidence intervals.",
-    "That sinks rescale *by context* is shown neither by R nor by a small gain: it takes causal probes.",
-]
-CONSTANT_CHANNEL = (
-    "At this scale (under ten million parameters) probes of earlier scratch runs found that the sink dimension of the "
-    "residual is mostly a constant bias channel: replacing it by its mean costs next to nothing."
-)
 BIG_ACTIVATION = 50
-
-
-def _limits(ablation: Ablation) -> list[str]:
-    found = LIMITS + [CONSTANT_CHANNEL] * tiny(ablation)
-    spread = ablation.baseline.spread("residual_max_over_median") if ablation.baseline else None
-    if spread is not None and spread.mean < BIG_ACTIVATION:
-        found.append(
-            f"No massive activations: the baseline's largest value is {spread.mean:.1f} times the median, where "
-            "trained language models reach hundreds and more. What these runs say of sinks they do not say of massive "
-            "activations."
-        )
-    return found
 
 
 def _lead(ablation: Ablation) -> str:
@@ -112,48 +93,36 @@ def _unfinished(ablation: Ablation) -> list[str]:
     return unfinished + missing + [f"not run: {label}" for label in ablation.not_run]
 
 
-def _notes(ablation: Ablation) -> list[str]:
-    """What a reader of the first table must know."""
-    notes = [
-        f"{tables.PLUS_MINUS} is half the range over the seeds, not a standard error.",
-        "First-token mass: attention that the strongest head gives to the first token (attention sink). Value norm "
-        "ratio: norm of the first token's value vector over the median one. R: the largest residual dimension over the "
-        "median one (residual sink). Gain at sink: the norm's gain at that dimension over the median gain.",
-    ]
-    if ablation.baseline is not None:
-        notes.append(
-            f"{tables.DELTA} loss is the mean difference to the baseline's run of the same seed, data and steps, with "
-            "the range over seeds in brackets."
-        )
-    else:
-        notes.append("There is no finished baseline here, so there are no differences and no verdicts on the variants.")
-    if any(variant.no_effect for variant in ablation.variants):
-        notes.append("*No effect*: this clip clipped nothing, so the variant is the baseline under another name.")
-    if any(variant.diverged for variant in ablation.variants):
-        notes.append("Diverged runs are results of their own (below) and are in no average.")
-    return notes
+def _sentences(template: str, **values: Any) -> list[str]:
+    """The lines of a template of prose."""
+    return _environment(False).get_template(template).render(values).splitlines()
 
 
-def contents(ablation: Ablation) -> dict[str, Any]:
+def contents(comparison: Comparison) -> dict[str, Any]:
     """Everything the templates print, but the figures."""
+    ablation, results = comparison.ablation, comparison.results
+    signs = {"plus_minus": tables.PLUS_MINUS, "delta": tables.DELTA}
+    largest = comparison.baseline.spreads.get("residual_max_over_median") if comparison.baseline else None
+    limits = {"tiny": tiny(ablation), "largest": largest, "big_activation": BIG_ACTIVATION}
+    least = {"first_token_mass": outcomes.SINK_FROM[outcomes.ATTENTION], "score": outcomes.SINK_FROM[outcomes.RESIDUAL]}
     return {
         "title": ablation.title,
         "lead": _lead(ablation),
-        "alert": verdicts.no_sink(ablation),
-        "results": tables.results(ablation),
-        "further": tables.further(ablation),
-        "notes": _notes(ablation),
-        "diverged": tables.diverged(ablation),
+        "alert": outcomes.no_sink(comparison),
+        "results": tables.results(comparison),
+        "further": tables.further(comparison),
+        "notes": _sentences("notes.j2", baseline=comparison.baseline, results=results, **signs),
+        "diverged": tables.diverged(comparison),
         "unfinished": _unfinished(ablation),
-        "against": tables.against(ablation),
+        "against": tables.against(comparison),
         "recipe_source": ablation.recipe_source,
         "has_recipe": any(variant.recipe for variant in ablation.variants),
-        "rules": verdicts.RULES,
-        "claims": claims(ablation),
-        "limits": _limits(ablation),
-        "provenance": provenance.lines(ablation),
-        "again": provenance.again(ablation),
-        "recorded": provenance.recorded(ablation),
+        "rules": _sentences("rules.j2", material=MATERIAL, **least),
+        "claims": claims(comparison),
+        "limits": _sentences("limits.j2", **limits),
+        "provenance": reproduction.lines(ablation),
+        "again": reproduction.again(ablation),
+        "recorded": reproduction.recorded(ablation),
     }
 
 
@@ -173,15 +142,13 @@ def _environment(html: bool) -> jinja2.Environment:
 
 def _emphasis(text: str) -> str:
     """`*word*` of our own sentences as <em>, everything else escaped."""
-    import markupsafe
-
     parts = str(markupsafe.escape(text)).split("*")
     if len(parts) % 2 == 0:
         return markupsafe.Markup("*".join(parts))
     return markupsafe.Markup("".join(f"<em>{part}</em>" if i % 2 else part for i, part in enumerate(parts)))
 
 
-def write_report(directory: str | Path, out: str | Path | None = None) -> tuple[Ablation, Path]:
+def write_report(directory: str | Path, out: str | Path | None = None) -> tuple[Comparison, Path]:
     """Write report.md, report.html and figures/*.png.
 
     Args:
@@ -189,19 +156,19 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> tuple[
         out: where the report goes; `directory` itself by default.
 
     Returns:
-        What was read, and the HTML file.
+        What was read and compared, and the HTML file.
 
     Raises:
         UserError: no folder, no finished run, or a variant whose runs differ in more than the seed.
     """
-    ablation = load_ablation(directory)
+    comparison = compare(load_ablation(directory))
     target = Path(directory if out is None else out)
     drawn: list[dict[str, Any]] = []
     absent: list[str] = []
     (target / "figures").mkdir(parents=True, exist_ok=True)
     for picture in PICTURES:
         file = target / "figures" / f"{picture.name}.png"
-        figure = picture.draw(ablation)
+        figure = picture.draw(comparison)
         if figure is None:
             absent.append(picture.title)
             file.unlink(missing_ok=True)
@@ -210,8 +177,8 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> tuple[
         file.write_bytes(png)
         encoded = base64.b64encode(png).decode()
         drawn.append({"name": picture.name, "title": picture.title, "caption": picture.caption, "data": encoded})
-    page = contents(ablation) | {"pictures": drawn, "absent": absent}
-    write_atomically(target / "report.md", _environment(False).get_template("report.md.j2").render(page))
+    content = contents(comparison) | {"pictures": drawn, "absent": absent}
+    write_atomically(target / "report.md", _environment(False).get_template("report.md.j2").render(content))
     html = target / "report.html"
-    write_atomically(html, _environment(True).get_template("report.html.j2").render(page))
-    return ablation, html
+    write_atomically(html, _environment(True).get_template("report.html.j2").render(content))
+    return comparison, html

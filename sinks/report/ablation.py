@@ -2,29 +2,29 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import yaml
 
 from sinks.errors import UserError
 from sinks.record import RunFolder, find_runs
-from sinks.report.spread import Spread
 
 Side = Literal["none", "attention", "residual", "both", "unknown"]
-Mechanism = Literal["unnormalised", "clipped", "absorbed", "gated"]
+Mechanism = Literal["none", "unnormalized", "clipped", "absorbed", "gated", "unknown"]
 
-# What a variant's name says of the way it handles sinks, where ablation.yaml has no `mechanism` and the summary no key.
-MECHANISM_BY_NAME: dict[Mechanism, str] = {
-    "unnormalised": r"dyt|sigmoid|linear|delta|no-?norm|softpick",
-    "absorbed": r"pre-?affine|learn\w*-sink|sink-?(logit|token|absorb)|off-by-one|(key|value|kv)-?bias",
-    "gated": r"gat(e|ed)",
+OLD_SPELLINGS = {"unnormalised": "unnormalized"}
+# What a run's summary reveals of its mechanism, where no ablation file states it.
+MECHANISM_BY_KEY: dict[str, Mechanism] = {
+    "clipped_share": "clipped",
+    "gate_mean": "gated",
+    "norm_gate_mean": "gated",
+    "learned_sink_mass": "absorbed",
 }
-NOTHING_CLIPPED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ class Variant:
         missing: seeds the ablation file names and nobody has begun.
         paper: what the paper expects, in a sentence.
         recipe: figures measured before, in scratch runs.
-        stated_mechanisms: how it handles sinks, if the ablation file says so.
-        config: the configuration file that makes it.
+        mechanisms: how it handles sinks.
     """
 
     name: str
@@ -87,39 +86,12 @@ class Variant:
     missing: list[int] = field(default_factory=list)
     paper: str = ""
     recipe: Mapping[str, float] = field(default_factory=dict)
-    stated_mechanisms: frozenset[Mechanism] | None = None
-    config: str = ""
+    mechanisms: frozenset[Mechanism] = frozenset({"unknown"})
 
     @property
     def shown(self) -> list[Run]:
         """The runs that stand for the variant in a figure: the diverged ones only if there are no others."""
         return self.runs or self.diverged
-
-    def spread(self, key: str) -> Spread | None:
-        """A summary key over the seeds; None where no run has it."""
-        return Spread.of(value for run in self.runs if (value := run.value(key)) is not None)
-
-    @property
-    def no_effect(self) -> bool:
-        """Whether it is a clip that clipped nothing: then it is the baseline by another name."""
-        clipped = self.spread("clipped_share")
-        return clipped is not None and clipped.high < NOTHING_CLIPPED
-
-    @property
-    def mechanisms(self) -> frozenset[Mechanism]:
-        if self.stated_mechanisms is not None:
-            return self.stated_mechanisms
-        runs = self.runs + self.diverged
-        has: Callable[[str], bool] = lambda key: any(run.summary.get(key) is not None for run in runs)  # noqa: E731
-        names = f"{self.name} {Path(self.config).stem}".lower()
-        found = {kind for kind, pattern in MECHANISM_BY_NAME.items() if re.search(pattern, names)}
-        if has("clipped_share"):
-            found.add("clipped")
-        if has("gate_mean") or has("norm_gate_mean"):
-            found.add("gated")
-        if has("learned_sink_mass"):
-            found.add("absorbed")
-        return frozenset(found)
 
 
 @dataclass
@@ -154,26 +126,6 @@ class Ablation:
     def runs(self) -> list[Run]:
         """Every finished run, diverged ones among them."""
         return [run for variant in self.variants for run in variant.runs + variant.diverged]
-
-    def paired(self, variant: Variant, key: str = "val_loss") -> Spread | None:
-        """A summary key minus that of the baseline's run of the same seed, data and steps, over the seeds."""
-        if self.baseline is None or variant is self.baseline:
-            return None
-        partners = {run.seed: run for run in self.baseline.runs}
-        differences = []
-        for run in variant.runs:
-            partner = partners.get(run.seed)
-            if partner is None or not comparable(run, partner):
-                continue
-            ours, theirs = run.value(key), partner.value(key)
-            if ours is not None and theirs is not None:
-                differences.append(ours - theirs)
-        return Spread.of(differences)
-
-
-def comparable(run: Run, other: Run) -> bool:
-    """Whether two runs read the same data for the same number of steps."""
-    return all(run.summary.get(key) == other.summary.get(key) for key in ("steps", "data_fingerprint"))
 
 
 def _name_and_seed(folder: RunFolder) -> tuple[str, int]:
@@ -266,9 +218,7 @@ def load_ablation(root: str | Path) -> Ablation:
 def _variant(
     name: str, folders: list[tuple[int, RunFolder]], description: Mapping[str, Any], seeds: list[int]
 ) -> Variant:
-    side = description.get("side", "unknown")
-    if side not in get_args(Side):
-        raise UserError(f"ablation.yaml: variant {name} has side {side!r}, but must have one of {get_args(Side)}")
+    side, mechanisms = stated("ablation.yaml", name, description)
     finished = [
         Run(folder, seed, folder.summary())
         for seed, folder in sorted(folders, key=lambda pair: (pair[0], str(pair[1].path)))
@@ -280,7 +230,6 @@ def _variant(
         name=name,
         label=label,
         short=str(description.get("short") or label.split(" (")[0]),
-        config=str(description.get("config") or ""),
         side=side,
         runs=[run for run in finished if not run.diverged],
         diverged=[run for run in finished if run.diverged],
@@ -288,17 +237,29 @@ def _variant(
         missing=sorted(set(seeds) - {seed for seed, _ in folders}) if description else [],
         paper=str(description.get("paper") or ""),
         recipe=description.get("recipe") or {},
-        stated_mechanisms=_mechanisms(name, description),
+        mechanisms=mechanisms or _revealed(finished),
     )
 
 
-def _mechanisms(name: str, description: Mapping[str, Any]) -> frozenset[Mechanism] | None:
+def stated(file: str | Path, name: str, description: Mapping[str, Any]) -> tuple[Side, frozenset[Mechanism] | None]:
+    """The side and the mechanisms that an ablation file states for a variant; None where it states no mechanism.
+
+    Raises:
+        UserError: either is none of those known.
+    """
+    side = description.get("side", "unknown")
+    if side not in get_args(Side):
+        raise UserError(f"{file}: variant {name} has side {side!r}: give one of {', '.join(get_args(Side))}")
     if "mechanism" not in description:
-        return None
-    stated = description["mechanism"]
-    stated = [stated] if isinstance(stated, str) else stated
-    unknown = set(stated) - set(get_args(Mechanism))
-    if unknown:
+        return side, None
+    given = description["mechanism"]
+    words = [OLD_SPELLINGS.get(str(word), str(word)) for word in (given if isinstance(given, list) else [given])]
+    if not words or not set(words) <= set(get_args(Mechanism)):
         known = ", ".join(get_args(Mechanism))
-        raise UserError(f"ablation.yaml: variant {name} has mechanism {', '.join(sorted(unknown))}: give {known}")
-    return frozenset(stated)
+        raise UserError(f"{file}: variant {name} has mechanism {given!r}: give one or a list of {known}")
+    return side, frozenset(cast(list[Mechanism], words))
+
+
+def _revealed(runs: list[Run]) -> frozenset[Mechanism]:
+    found = {kind for key, kind in MECHANISM_BY_KEY.items() if any(run.summary.get(key) is not None for run in runs)}
+    return frozenset(found or {"unknown"})

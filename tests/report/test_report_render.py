@@ -1,18 +1,22 @@
 """report.md, report.html and the figures: whole, self-contained, the same when written twice."""
 
+import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from sinks.cli import main
 from sinks.record import RunFolder
-from sinks.report import figures, load_ablation, write_report
+from sinks.report import compare, figures, load_ablation, write_report
+from sinks.report.claims import claims
 from sinks.report.figures import training
-from sinks.report.page import PICTURES, contents
+from sinks.report.render import PICTURES, contents
 from tests.report.synthetic import BACKCOPY, Levels, write_ablation, write_run
 
 VOID = {"meta", "img", "br", "hr", "link"}
@@ -110,7 +114,10 @@ def test_a_label_cannot_break_the_page(tmp_path: Path) -> None:
     [
         ({"baseline": BACKCOPY["baseline"]}, {"seeds": (0,)}),
         ({"gated-norm": BACKCOPY["gated-norm"]}, {"seeds": (0, 1), "described": False}),
-        ({"baseline": BACKCOPY["baseline"], "dyt": Levels(diverged=True, side="residual")}, {"statistics": False}),
+        (
+            {"baseline": BACKCOPY["baseline"], "dyt": Levels(diverged=True, side="residual")},
+            {"statistics": False},
+        ),
         ({"baseline": BACKCOPY["baseline"], "preaffine": BACKCOPY["preaffine"]}, {"layers": 10, "heads": 6}),
     ],
     ids=["one-run", "no-baseline", "diverged-without-statistics", "many-heads"],
@@ -131,11 +138,92 @@ def test_only_a_summary_is_enough(tmp_path: Path) -> None:
     assert "commit: no commit" in (tmp_path / "report.md").read_text()
 
 
+NOT_REPORTED = dict.fromkeys(
+    ("first_token_mass", "first_token_mass_max_head", "value_norm_ratio_max_head", "sink_ratio_0.3")
+)
+
+
+def without_attention(folder: RunFolder, absent: bool) -> None:
+    """Leave a run as an attention that reports nothing would write it: null, or not at all."""
+    summary = {key: value for key, value in folder.summary().items() if key not in NOT_REPORTED}
+    folder.finish(summary if absent else summary | NOT_REPORTED)
+    statistics = {stage: folder.statistics(stage) for stage in ("train", "validation")}
+    lines = [{k: math.nan if "/attention/" in k else v for k, v in line.items()} for line in folder.metrics()]
+    if absent:
+        lines = [{k: v for k, v in line.items() if "/attention/" not in k} for line in lines]
+    (folder.path / "metrics.jsonl").unlink()
+    folder.append_metrics(lines)
+    for file in (folder.path / "statistics").iterdir():
+        file.unlink()
+    for stage, found in statistics.items():
+        arrays = {name: array for name, array in found.arrays.items() if not name.startswith("attention/")}
+        if not absent:  # a joined flush without the array
+            arrays["attention/first_token_mass"] = np.full_like(found.arrays["attention/first_token_mass"], np.nan)
+        folder.append_statistics(stage, replace(found, arrays=arrays))
+
+
+@pytest.mark.parametrize("absent", [False, True], ids=["null", "absent"])
+def test_a_variant_whose_attention_reports_nothing(tmp_path: Path, absent: bool) -> None:
+    names = ("baseline", "gated-attention", "gated-norm", "dyt")
+    root = write_ablation(tmp_path, {name: BACKCOPY[name] for name in names})
+    for name in ("gated-attention", "gated-norm", "dyt"):
+        for seed in range(3):
+            without_attention(RunFolder(root / f"{name}/seed{seed}"), absent)
+    comparison, _ = write_report(root)
+    outcomes = {result.variant.name: (result.outcome, result.reason) for result in comparison.results}
+    assert outcomes["gated-attention"] == ("not shown", "first-token mass not measured")
+    assert outcomes["gated-norm"] == ("not shown", "first-token mass not measured")
+    assert outcomes["dyt"] == ("in part", "R falls a little, loss higher")  # asks nothing of the attention
+    text = (root / "report.md").read_text()
+    assert re.search(r"\| Output gate \| 3 \| [^|]+\| [^|]+\| - \| - \| 11\.9", text)
+    assert "No figure" not in text  # the baseline has the numbers
+
+
+def test_a_baseline_without_attention_statistics(tmp_path: Path) -> None:
+    root = write_ablation(tmp_path, {name: BACKCOPY[name] for name in ("baseline", "gated-attention", "gated-norm")})
+    for seed in range(3):
+        without_attention(RunFolder(root / f"baseline/seed{seed}"), absent=True)
+    comparison, _ = write_report(root)
+    assert {r.outcome for r in comparison.results[1:]} == {"not shown"}
+    text = (root / "report.md").read_text()
+    assert re.search(r"\| Baseline \| 3 \| [^|]+\| - \| - \| - \| 12\.1", text)
+    assert "first-token mass not measured" in text
+    assert "attention sink (first-token mass" not in text  # nothing says that none formed
+
+
+def test_no_attention_anywhere_leaves_out_its_figures(tmp_path: Path) -> None:
+    root = write_ablation(tmp_path, {"baseline": BACKCOPY["baseline"], "gated-norm": BACKCOPY["gated-norm"]})
+    for path in root.glob("*/seed*"):
+        without_attention(RunFolder(path), absent=False)
+    write_report(root)
+    text = (root / "report.md").read_text()
+    absent = {"Two sinks, told apart", "The attention sink over training", "Where the attention sink sits"}
+    assert set(re.findall(r'No figure "([^"]+)": no run has the numbers', text)) == absent
+    assert {file.stem for file in (root / "figures").iterdir()} == {"sink_score", "sorted_dimensions"}
+
+
+def test_runs_without_any_statistics(tmp_path: Path) -> None:
+    variants = {name: BACKCOPY[name] for name in ("baseline", "gated-attention", "gated-norm", "gate-and-gated-norm")}
+    root = write_ablation(tmp_path, variants, statistics=False)
+    for path in root.glob("*/seed*"):
+        folder = RunFolder(path)
+        folder.finish({key: folder.summary()[key] for key in ("variant", "seed", "steps", "val_loss")})
+        (path / "metrics.jsonl").unlink()
+        (path / "provenance.json").unlink()
+    comparison, _ = write_report(root)
+    assert {r.outcome for r in comparison.results[1:]} == {"not shown"}
+    assert not list((root / "figures").iterdir())
+    text = (root / "report.md").read_text()
+    assert text.count("No figure") == len(PICTURES)
+    assert re.search(r"\| Baseline \| 3 \| 1\.5[^|]+\| - \| - \| - \| - \| - \|  \|", text)
+    assert {claim.verdict for claim in claims(comparison) if claim.key in ("C2", "C3", "C4")} == {"cannot show"}
+
+
 def test_runs_of_two_commits_are_said_to_differ(tmp_path: Path) -> None:
     write_ablation(tmp_path, {"baseline": BACKCOPY["baseline"]}, statistics=False)
     folder = RunFolder(tmp_path / "baseline/seed1")
     folder.write_provenance(folder.provenance() | {"commit": "f" * 40, "dirty": True})
-    lines = contents(load_ablation(tmp_path))["provenance"]
+    lines = contents(compare(load_ablation(tmp_path)))["provenance"]
     expected = "commit: the runs DIFFER: 0123456789ab (2 runs); ffffffffffff with uncommitted changes (1 runs)"
     assert expected in lines
     assert "steps: 1000" in lines
@@ -146,7 +234,7 @@ def test_how_to_run_it_again_names_the_grid(tmp_path: Path) -> None:
     write_ablation(tmp_path / "backcopy", {"baseline": BACKCOPY["baseline"]}, statistics=False)
     file = tmp_path / "backcopy/ablation.yaml"
     file.write_text(file.read_text() + "file: experiments/ablations/backcopy.yaml\n")
-    again = contents(load_ablation(tmp_path / "backcopy"))["again"]
+    again = contents(compare(load_ablation(tmp_path / "backcopy")))["again"]
     assert again[0].startswith("git checkout 0123")
     assert f"--seeds=0,1,2 --steps=1000 --runs={tmp_path}" in again[1]
 
@@ -169,7 +257,7 @@ def test_figures_leave_matplotlib_as_it_was(written: Path) -> None:
     import matplotlib.pyplot as plt
 
     before = dict(matplotlib.rcParams)
-    assert figures.double_dissociation(load_ablation(written)) is not None
+    assert figures.double_dissociation(compare(load_ablation(written))) is not None
     assert dict(matplotlib.rcParams) == before
     assert plt.get_fignums() == []
 

@@ -1,0 +1,203 @@
+"""What the numbers say of each variant: computed once, by the rules that rules.j2 prints. All else renders it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+from sinks.report.ablation import Ablation, Side, Variant
+from sinks.report.spread import LossCall, Move, Spread, loss_call, move
+
+ATTENTION = "first_token_mass_max_head"
+RESIDUAL = "residual_sink_score"
+LOSS = "val_loss"
+MEASURES = {ATTENTION: "first-token mass", RESIDUAL: "R", LOSS: "loss"}
+# From this mean on, a measure stands for a sink.
+SINK_FROM = {ATTENTION: 0.1, RESIDUAL: 3.0}
+NOTHING_CLIPPED = 1e-6
+
+Outcome = Literal["as the paper expects", "in part", "contrary", "not shown", ""]
+Change = Move | LossCall | Literal["no sink", "not measured"]
+Expectation = Mapping[str, Change]
+
+FIX: dict[Side, Expectation] = {
+    "attention": {ATTENTION: "falls", RESIDUAL: "stays"},
+    "residual": {ATTENTION: "stays", RESIDUAL: "falls"},
+    "both": {ATTENTION: "falls", RESIDUAL: "falls"},
+}
+# A residual without its normalizer, or clipped: the paper expects these to hurt.
+HARM: Expectation = {RESIDUAL: "falls", LOSS: "higher"}
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """What the report says of one variant.
+
+    Args:
+        variant: its runs, and what the ablation file states of it.
+        baseline: what it is compared with; None of the baseline itself, and where none is available.
+        spreads: summary key -> its numbers over the seeds that did not diverge.
+        loss_difference: loss minus that of the baseline's run of the same seed, data and steps.
+        changes: where each of `MEASURES` goes from the baseline.
+        expected: where the paper expects measures to go; empty where it expects nothing.
+        outcome: the verdict on it.
+        reason: why.
+    """
+
+    variant: Variant
+    baseline: "VariantResult | None" = None
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
+    loss_difference: Spread | None = None
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    expected: Expectation = field(default_factory=dict)
+    outcome: Outcome = ""
+    reason: str = ""
+
+    @property
+    def no_effect(self) -> bool:
+        """Whether it is a clip that clipped nothing: then it is the baseline by another name."""
+        clipped = self.spreads.get("clipped_share")
+        return clipped is not None and clipped.high < NOTHING_CLIPPED
+
+    @property
+    def sinks(self) -> frozenset[str]:
+        """The measures, of `SINK_FROM`, that stand for a sink here."""
+        return frozenset(k for k, least in SINK_FROM.items() if k in self.spreads and self.spreads[k].mean >= least)
+
+    @property
+    def seeds(self) -> int:
+        """Seeds of the smaller of the two that are compared; 0 without a baseline."""
+        return min(len(self.variant.runs), len(self.baseline.variant.runs)) if self.baseline else 0
+
+
+class Rule(NamedTuple):
+    """Where it applies it decides, and the rules after it are not asked."""
+
+    outcome: Outcome
+    reason: str
+    applies: Callable[[VariantResult], bool]
+
+
+RULES = (
+    Rule("", "", lambda r: not r.expected),
+    Rule("not shown", "unfinished", lambda r: not r.variant.runs and not r.variant.diverged),
+    Rule("as the paper expects", "every run diverged", lambda r: not r.variant.runs and LOSS in r.expected),
+    Rule("not shown", "every run diverged", lambda r: not r.variant.runs),
+    Rule("not shown", "nothing was clipped", lambda r: r.no_effect),
+    Rule("not shown", "no baseline", lambda r: r.baseline is None),
+    Rule("not shown", "one seed has no spread", lambda r: r.seeds < 2),
+    # On the attention side every mechanism is a fix; elsewhere the expectation hangs on it.
+    Rule(
+        "not shown", "mechanism unknown", lambda r: "unknown" in r.variant.mechanisms and r.variant.side != "attention"
+    ),
+)
+# After the rules every expected measure gets a mark, and the worst mark decides: the first of these.
+Mark = Literal["elsewhere", "unclear", "a little", "as expected"]
+OUTCOME_BY_MARK: dict[Mark, Outcome] = {
+    "elsewhere": "contrary",
+    "unclear": "not shown",
+    "a little": "in part",
+    "as expected": "as the paper expects",
+}
+NO_ANSWER = ("unclear", "one seed", "no sink", "not measured")
+WORDS: dict[Change, str] = {"one seed": "{} unclear", "no sink": "no {} to lose"}
+
+
+def mark(found: Change, expected: Change) -> Mark:
+    """How far a change is the expected one: a little counts as staying, and as a part of a fall."""
+    if found == expected or (expected == "stays" and found.endswith("a little")):
+        return "as expected"
+    if found == f"{expected} a little":
+        return "a little"
+    return "unclear" if found in NO_ANSWER else "elsewhere"
+
+
+def judge(result: VariantResult) -> tuple[Outcome, str]:
+    """The verdict on a variant, and why."""
+    for rule in RULES:
+        if rule.applies(result):
+            return rule.outcome, rule.reason
+    marks = {key: mark(result.changes[key], expected) for key, expected in result.expected.items()}
+    worst = next(found for found in OUTCOME_BY_MARK if found in marks.values())
+    named = [key for key in marks if marks[key] == worst or worst in ("a little", "as expected")]
+    texts = [WORDS.get(result.changes[key], f"{{}} {result.changes[key]}").format(MEASURES[key]) for key in named]
+    return OUTCOME_BY_MARK[worst], ", ".join(texts)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An ablation with what is said of each of its variants.
+
+    Args:
+        ablation: the runs.
+        results: one per variant, in the order of the rows.
+        baseline: the result of the baseline, if there is one.
+    """
+
+    ablation: Ablation
+    results: list[VariantResult]
+    baseline: VariantResult | None
+
+
+def compare(ablation: Ablation) -> Comparison:
+    """Compare every variant with the baseline."""
+    baseline = _result(ablation.baseline, {}, None) if ablation.baseline else None
+    results = [
+        baseline if baseline and variant is baseline.variant else _result(variant, expectation(variant), baseline)
+        for variant in ablation.variants
+    ]
+    return Comparison(ablation, results, baseline)
+
+
+def expectation(variant: Variant) -> Expectation:
+    """Where the paper expects a variant's measures to go: what handles the residual sink by force should hurt."""
+    harms = variant.mechanisms & {"clipped", "unnormalized"} and "gated" not in variant.mechanisms
+    return HARM if harms and variant.side in ("residual", "both") else FIX.get(variant.side, {})
+
+
+def _result(variant: Variant, expected: Expectation, baseline: VariantResult | None) -> VariantResult:
+    keys = sorted({key for run in variant.runs for key in run.summary})
+    spreads = {key: found for key in keys if (found := Spread.of(run.value(key) for run in variant.runs))}
+    base = baseline.spreads if baseline else {}
+    difference = paired(variant, baseline.variant) if baseline else None
+    changes: dict[str, Change] = {key: _sink_change(key, base.get(key), spreads.get(key)) for key in SINK_FROM}
+    changes[LOSS] = loss_call(difference, base[LOSS], spreads[LOSS]) if difference else "one seed"
+    result = VariantResult(variant, baseline, spreads, difference, changes, expected)
+    outcome, reason = judge(result)
+    return replace(result, outcome=outcome, reason=reason)
+
+
+def _sink_change(key: str, baseline: Spread | None, variant: Spread | None) -> Change:
+    if baseline is None or variant is None:
+        return "not measured"
+    if baseline.mean < SINK_FROM[key]:
+        return "no sink"
+    return "one seed" if min(baseline.n, variant.n) < 2 else move(baseline, variant)
+
+
+def paired(variant: Variant, baseline: Variant) -> Spread | None:
+    """Loss minus that of the baseline's run of the same seed, data and steps, over the seeds."""
+    partners = {run.seed: run for run in baseline.runs}
+    return Spread.of(
+        run.summary[LOSS] - partner.summary[LOSS]
+        for run in variant.runs
+        if (partner := partners.get(run.seed))
+        and all(run.summary.get(key) == partner.summary.get(key) for key in ("steps", "data_fingerprint"))
+    )
+
+
+def no_sink(comparison: Comparison) -> str | None:
+    """The sentence for a baseline in which a sink did not form."""
+    baseline = comparison.baseline
+    names = {ATTENTION: "attention sink (first-token mass {:.2f})", RESIDUAL: "residual sink (R {:.1f})"}
+    lacking = [
+        name.format(baseline.spreads[key].mean)
+        for key, name in names.items()
+        if baseline is not None and key in baseline.spreads and key not in baseline.sinks
+    ]
+    if not lacking:
+        return None
+    return (
+        f"No {' and no '.join(lacking)} formed in the baseline, so these runs show nothing about fixes for it. "
+        "Sinks in natural text need more tokens: by the literature at least 1 to 2 billion, and a model of 60 million "
+        "parameters or more."
+    )

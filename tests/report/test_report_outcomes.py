@@ -1,0 +1,329 @@
+"""Outcomes are computed by the printed rules, and nothing is claimed where nothing can be."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sinks.cli import main
+from sinks.errors import UserError
+from sinks.record import RunFolder
+from sinks.report import compare, load_ablation
+from sinks.report.ablation import Run, Variant, stated
+from sinks.report.claims import claims
+from sinks.report.outcomes import (
+    ATTENTION,
+    FIX,
+    HARM,
+    LOSS,
+    RESIDUAL,
+    RULES,
+    Change,
+    Comparison,
+    VariantResult,
+    expectation,
+    judge,
+    mark,
+    no_sink,
+)
+from sinks.report.render import contents
+from sinks.report.spread import Spread
+from tests.report.synthetic import BACKCOPY, Levels, write_ablation, write_run
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+def compared(root: Path) -> Comparison:
+    return compare(load_ablation(root))
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return compared(write_ablation(tmp_path_factory.mktemp("backcopy"), BACKCOPY, statistics=False))
+
+
+def outcome(comparison: Comparison, name: str) -> tuple[str, str]:
+    result = next(r for r in comparison.results if r.variant.name == name)
+    return result.outcome, result.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("baseline", ""),
+        ("gated-attention", "as the paper expects"),
+        ("learnable-sink", "as the paper expects"),
+        ("gated-norm", "as the paper expects"),
+        ("preaffine", "as the paper expects"),
+        ("clip-input", "as the paper expects"),  # R falls, and the loss is 0.002 +- 0.001 higher
+        ("dyt", "in part"),  # the loss is higher, but R falls only from 12.1 to 10.9
+        ("clip-1000", "not shown"),  # clips nothing
+        ("gate-and-gated-norm", "in part"),  # first-token mass falls, but by no more than a third: 0.86 to 0.64
+    ],
+)
+def test_outcome_of_each_variant(comparison: Comparison, name: str, expected: str) -> None:
+    assert outcome(comparison, name)[0] == expected
+
+
+def runs(count: int, **summary: float) -> list[Run]:
+    return [Run(RunFolder("nowhere"), seed, summary) for seed in range(count)]
+
+
+BASELINE = VariantResult(Variant("baseline", "Baseline", "Baseline", runs=runs(3)))
+STILL: dict[str, Change] = {ATTENTION: "stays", RESIDUAL: "stays", LOSS: "within noise"}
+
+
+def result(side: str = "residual", mechanism: str = "gated", finished: int = 3, **fields: Any) -> VariantResult:
+    variant: Any = Variant("v", "V", "V", side, runs=runs(finished), mechanisms=frozenset({mechanism}))
+    return VariantResult(**{"variant": variant, "baseline": BASELINE, "changes": STILL, "expected": FIX[side]} | fields)
+
+
+DIVERGED = Variant("v", "V", "V", "residual", diverged=runs(3), mechanisms=frozenset({"unknown"}))
+NO_CLIP = {"clipped_share": Spread(0.0, 0.0, 0.0, 3)}
+
+
+@pytest.mark.parametrize(
+    ("rule", "case"),
+    [
+        (0, result(expected={}, finished=0)),
+        (1, result(finished=0, baseline=None)),
+        (2, result(variant=DIVERGED, expected=HARM, baseline=None)),
+        (3, result(variant=DIVERGED, baseline=None)),
+        (4, result(spreads=NO_CLIP, baseline=None)),
+        (5, result(finished=1, baseline=None)),
+        (6, result(mechanism="unknown", finished=1)),
+        (6, result(baseline=replace(BASELINE, variant=replace(BASELINE.variant, runs=runs(1))))),
+        (7, result(mechanism="unknown")),
+        (7, result("both", "unknown")),
+    ],
+)
+def test_the_first_rule_that_applies_decides(rule: int, case: VariantResult) -> None:
+    assert [r.applies(case) for r in RULES[: rule + 1]] == [False] * rule + [True]
+    assert judge(case) == (RULES[rule].outcome, RULES[rule].reason)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "marked"),
+    [
+        ("falls", "falls", "as expected"),
+        ("falls a little", "falls", "a little"),
+        ("rises a little", "falls", "elsewhere"),
+        ("stays", "falls", "elsewhere"),
+        ("rises", "falls", "elsewhere"),
+        ("stays", "stays", "as expected"),
+        ("falls a little", "stays", "as expected"),
+        ("rises a little", "stays", "as expected"),
+        ("falls", "stays", "elsewhere"),
+        ("higher", "higher", "as expected"),
+        ("within noise", "higher", "elsewhere"),
+        *((found, "stays", "unclear") for found in ("unclear", "one seed", "no sink", "not measured")),
+    ],
+)
+def test_mark(found: Change, expected: Change, marked: str) -> None:
+    assert mark(found, expected) == marked
+
+
+@pytest.mark.parametrize(
+    ("side", "attention", "residual", "judged"),
+    [
+        ("residual", "stays", "falls", ("as the paper expects", "first-token mass stays, R falls")),
+        ("residual", "falls a little", "falls", ("as the paper expects", "first-token mass falls a little, R falls")),
+        ("residual", "stays", "falls a little", ("in part", "first-token mass stays, R falls a little")),
+        ("attention", "unclear", "rises", ("contrary", "R rises")),
+        ("attention", "falls a little", "one seed", ("not shown", "R unclear")),
+        ("both", "no sink", "not measured", ("not shown", "no first-token mass to lose, R not measured")),
+    ],
+)
+def test_the_worst_mark_decides(side: str, attention: Change, residual: Change, judged: tuple[str, str]) -> None:
+    assert judge(result(side, changes=STILL | {ATTENTION: attention, RESIDUAL: residual})) == judged
+
+
+@pytest.mark.parametrize(
+    ("side", "mechanisms", "expected"),
+    [
+        ("residual", {"unnormalized"}, HARM),
+        ("both", {"clipped"}, HARM),
+        ("residual", {"unnormalized", "gated"}, FIX["residual"]),
+        ("attention", {"unnormalized"}, FIX["attention"]),
+        ("residual", {"absorbed"}, FIX["residual"]),
+        ("none", {"gated"}, {}),
+        ("unknown", {"clipped"}, {}),
+    ],
+)
+def test_what_is_expected_of_a_side_and_a_mechanism(side: Any, mechanisms: Any, expected: dict[str, Change]) -> None:
+    assert expectation(Variant("v", "V", "V", side, mechanisms=frozenset(mechanisms))) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "mechanisms"),
+    [
+        ({}, None),
+        ({"mechanism": "none"}, {"none"}),
+        ({"mechanism": "gated"}, {"gated"}),
+        ({"mechanism": ["absorbed", "gated"]}, {"absorbed", "gated"}),
+        ({"mechanism": "unnormalised"}, {"unnormalized"}),
+    ],
+)
+def test_the_mechanism_is_stated(given: dict[str, Any], mechanisms: set[str] | None) -> None:
+    assert stated("ablation.yaml", "v", given) == ("unknown", mechanisms)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mechanism": "gate"}, r"a.yaml: variant v has mechanism 'gate': give one or a list of none, unnormalized, "),
+        ({"mechanism": ["gated", 3]}, r"has mechanism \['gated', 3\]: give"),
+        ({"mechanism": None}, "has mechanism None: give"),
+        ({"mechanism": []}, r"has mechanism \[\]: give"),
+        ({"side": "left"}, "a.yaml: variant v has side 'left': give one of none, attention, "),
+        ({"side": ["left"]}, "has side"),
+    ],
+)
+def test_an_unknown_word_is_one_line(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        stated("a.yaml", "v", given)
+    assert "\n" not in str(error.value)
+
+
+def test_the_grid_refuses_an_unknown_mechanism(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(EXPERIMENTS.parent)
+    file = tmp_path / "ablation.yaml"
+    file.write_text((EXPERIMENTS / "ablations/text.yaml").read_text().replace("mechanism: gated", "mechanism: gate"))
+    assert main(["grid", str(file), f"--runs={tmp_path}", f"--out={tmp_path / 'grid.mk'}"]) == 2
+    error = capsys.readouterr().err
+    assert f"{file}: variant gated-attention has mechanism 'gate': give" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "grid.mk").exists()
+
+
+@pytest.mark.parametrize(
+    "file", sorted(EXPERIMENTS.glob("ablations/*.yaml")) + sorted(EXPERIMENTS.glob("results/*/ab*"))
+)
+def test_every_shipped_variant_states_its_mechanism(file: Path) -> None:
+    for name, about in yaml.safe_load(file.read_text())["variants"].items():
+        side, mechanisms = stated(file, name, about)
+        assert mechanisms is not None
+        assert (side == "none") == (mechanisms == {"none"})
+
+
+@pytest.mark.parametrize(
+    ("keys", "mechanisms"),
+    [
+        ({}, {"unknown"}),
+        ({"clipped_share": 0.0}, {"clipped"}),
+        ({"gate_mean": 0.4, "norm_gate_mean": None}, {"gated"}),
+        ({"norm_gate_mean": 0.4, "learned_sink_mass": 0.1}, {"gated", "absorbed"}),
+    ],
+)
+def test_where_no_file_states_it_the_summary_reveals_it(
+    tmp_path: Path, keys: dict[str, float | None], mechanisms: set[str]
+) -> None:
+    write_run(tmp_path / "dyt/seed0", "dyt", 0, Levels(), statistics=False, **keys)  # no name reveals anything
+    assert load_ablation(tmp_path).variants[0].mechanisms == mechanisms
+
+
+def test_an_unknown_mechanism_shows_nothing(tmp_path: Path) -> None:
+    names = ("baseline", "sigmoid-attention", "preaffine", "dyt")
+    comparison = compared(
+        write_ablation(tmp_path, {n: replace(BACKCOPY[n], mechanism=None) for n in names}, statistics=False)
+    )
+    assert outcome(comparison, "preaffine") == ("not shown", "mechanism unknown")
+    assert outcome(comparison, "dyt") == ("not shown", "mechanism unknown")
+    # On the attention side the expectation is the same for every mechanism.
+    assert outcome(comparison, "sigmoid-attention") == ("as the paper expects", "first-token mass falls, R stays")
+    found = {claim.claim: claim for claim in claims(comparison)}
+    assert {claim.verdict for claim in found.values() if claim.key in ("C1", "C3", "C4")} == {"cannot show"}
+    pre_affine = found["A parameter can absorb the residual sink (PreAffine)"]
+    assert pre_affine.evidence == "Mechanism unknown: Sink-absorbed, PreAffine, DyT; state it in ablation.yaml."
+    assert any("*Mechanism unknown*" in note for note in contents(comparison)["notes"])
+
+
+def test_every_claim_has_a_verdict(comparison: Comparison) -> None:
+    found = {claim.claim.split(" (")[0]: claim for claim in claims(comparison)}
+    assert found["Without the residual's normaliser the model is worse"].verdict == "supports"
+    assert found["Without the attention's normaliser the model is worse"].verdict == "contradicts"
+    assert found["Sinks rescale more than they contribute"].verdict == "supports"
+    assert "cannot show" in found["Sinks rescale more than they contribute"].evidence
+    assert found["Each side's fixes act on their own sink only"].verdict == "supports"
+    together = found["Both gates together replace both sinks"]
+    assert together.verdict == "mixed"
+    assert "surprise" in together.evidence
+    assert "0.64" in together.evidence
+    assert "0.09" in together.evidence
+    assert found["Without outliers, quantisation to few bits costs less"].verdict == "cannot show"
+    assert {claim.key for claim in claims(comparison)} == {"C1", "C1b", "C2", "C3", "C4", "C5"}
+
+
+def test_one_seed_shows_nothing(tmp_path: Path) -> None:
+    comparison = compared(write_ablation(tmp_path, BACKCOPY, seeds=(0,), statistics=False))
+    assert outcome(comparison, "gated-attention") == ("not shown", "one seed has no spread")
+    assert "supports" not in {claim.verdict for claim in claims(comparison) if claim.key in ("C1", "C3", "C4")}
+
+
+def test_without_a_baseline_nothing_is_shown(tmp_path: Path) -> None:
+    rest = {name: levels for name, levels in BACKCOPY.items() if name != "baseline"}
+    comparison = compared(write_ablation(tmp_path, rest, statistics=False))
+    assert comparison.baseline is None
+    assert outcome(comparison, "gated-norm") == ("not shown", "no baseline")
+    assert {claim.verdict for claim in claims(comparison)} == {"cannot show"}
+
+
+def test_a_baseline_without_sinks_says_so(tmp_path: Path) -> None:
+    flat = {name: replace(levels, first=0.02, score=2.0, spread=0.001) for name, levels in BACKCOPY.items()}
+    comparison = compared(write_ablation(tmp_path, flat, statistics=False))
+    sentence = no_sink(comparison)
+    assert sentence is not None
+    assert "No attention sink (first-token mass 0.02) and no residual sink (R 2.0) formed" in sentence
+    assert "1 to 2 billion" in sentence
+    assert outcome(comparison, "gated-attention")[0] == "not shown"
+    verdicts = {claim.verdict for claim in claims(comparison) if claim.key in ("C2", "C3", "C4")}
+    assert verdicts == {"cannot show"}
+
+
+def test_a_sink_on_one_side_only(tmp_path: Path) -> None:
+    only_attention = {name: replace(levels, score=2.0) for name, levels in BACKCOPY.items()}
+    comparison = compared(write_ablation(tmp_path, only_attention, statistics=False))
+    sentence = no_sink(comparison)
+    assert sentence is not None
+    assert sentence.startswith("No residual sink (R 2.0) formed")
+
+
+def test_a_fix_that_moves_the_other_sink_too_is_contrary(tmp_path: Path) -> None:
+    variants = {"baseline": BACKCOPY["baseline"], "preaffine": replace(BACKCOPY["preaffine"], first=0.2)}
+    comparison = compared(write_ablation(tmp_path, variants, statistics=False))
+    assert outcome(comparison, "preaffine") == ("contrary", "first-token mass falls")
+
+
+def test_a_clip_that_costs_nothing_is_contrary(tmp_path: Path) -> None:
+    variants = {
+        "baseline": BACKCOPY["baseline"],
+        "clip-input": replace(BACKCOPY["clip-input"], loss=1.540, spread=0.03),
+    }
+    comparison = compared(write_ablation(tmp_path, variants, statistics=False))
+    assert outcome(comparison, "clip-input") == ("contrary", "loss within noise")
+
+
+def test_a_diverged_normaliser_free_model_supports_the_claim(tmp_path: Path) -> None:
+    variants = {
+        "baseline": BACKCOPY["baseline"],
+        "dyt": Levels(side="residual", mechanism="unnormalized", diverged=True),
+    }
+    comparison = compared(write_ablation(tmp_path, variants, statistics=False))
+    claim = claims(comparison)[0]
+    assert claim.verdict == "supports"
+    assert "diverged" in claim.evidence
+    assert outcome(comparison, "dyt") == ("as the paper expects", "every run diverged")
+
+
+def test_big_models_get_no_sentence_about_small_ones(tmp_path: Path) -> None:
+    comparison = compared(write_ablation(tmp_path, {"baseline": BACKCOPY["baseline"]}, statistics=False))
+    assert "bias channel" in next(c for c in claims(comparison) if c.key == "C2").evidence
+    for run in comparison.ablation.runs:
+        run.folder.finish(dict(run.summary) | {"parameters": 2_000_000_000})
+    evidence = next(c for c in claims(compared(tmp_path)) if c.key == "C2").evidence
+    assert "bias channel" not in evidence
+    assert "cannot show" in evidence
