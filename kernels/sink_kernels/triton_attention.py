@@ -232,8 +232,6 @@ def _constants(q: Tensor, k: Tensor, options: Options) -> dict[str, Any]:
         "NORM": _NORMALIZERS[options.normalizer],
         "WINDOW": options.window is not None,
         "CAP": options.softcap is not None,
-        # The approximate tanh is good to 2^-11, which half precision does not see.
-        "FAST": nvidia and q.dtype != torch.float32,
         # Single precision means it: TF32 alone would lose 13 bits silently.
         "PRECISION": "tf32x3" if nvidia and q.dtype == torch.float32 else "ieee",
     }
