@@ -46,7 +46,7 @@ def attend(
     """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
     flash_attn_func = importlib.import_module("flash_attn.cute.interface").flash_attn_func
     if options.has_sink:
-        sink = torch.zeros(q.shape[1], device=q.device) if sink is None else sink.float()
+        sink = torch.zeros(q.shape[1], device=q.device) if sink is None else sink.float().contiguous()
     out, lse = flash_attn_func(
         q.transpose(1, 2),
         k.transpose(1, 2),

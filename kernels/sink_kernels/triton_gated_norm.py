@@ -299,7 +299,7 @@ def backward(
     share = triton.cdiv(blocks, shares) * tile.rows
     shares = triton.cdiv(rows, share)
 
-    weight, w_down, w_up = weight.contiguous(), w_down.contiguous(), w_up.contiguous()
+    weight, w_down, w_up, rstd, h = (tensor.contiguous() for tensor in (weight, w_down, w_up, rstd, h))
     pre = weight if pre_affine is None else pre_affine.contiguous()
     dx = x.new_empty((rows, width))
     dh = torch.empty_like(h)
