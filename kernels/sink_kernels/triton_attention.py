@@ -232,7 +232,7 @@ def _constants(q: Tensor, k: Tensor, options: Options) -> dict[str, Any]:
         "D": q.shape[3],
         "BD": _padded(q.shape[3]),
         "GROUP": q.shape[1] // k.shape[1],
-        "NORM": _NORMALIZERS[options.normalizer],
+        "NORM": _NORMALIZERS[str(options.normalizer)],
         "WINDOW": options.window is not None,
         "CAP": options.softcap is not None,
         # Single precision means it: TF32 alone would lose 13 bits silently.
