@@ -31,7 +31,7 @@ def sigmoid2(x):
     """sigmoid(x / log2(e)), of a logit in base 2, with a relative error of 2^-21.
 
     Not by tanh.approx.f32: its error is 2^-11 near -1, where the weight or gate made of it is nearly 0. The square of
-    rsqrt is a reciprocal in two instructions; a division takes eight.
+    rsqrt is a reciprocal in two instructions; a division takes five.
     """
     root = tl.rsqrt(1.0 + tl.exp2(-x))
     return root * root
