@@ -6,7 +6,7 @@ Imports torch alone. See `attention` for what is offered and `reference` for the
 from sink_kernels.attention import attention
 from sink_kernels.gated_norm import gated_norm
 from sink_kernels.key_mass import key_mass
-from sink_kernels.options import BACKENDS, NORMALIZERS, STATISTICS, Backend, Normalizer, Statistic
+from sink_kernels.options import BACKENDS, NORMALIZERS, STATISTICS, Backend, Normalizer, NormalizerFunction, Statistic
 
 __all__ = [
     "BACKENDS",
@@ -14,6 +14,7 @@ __all__ = [
     "STATISTICS",
     "Backend",
     "Normalizer",
+    "NormalizerFunction",
     "Statistic",
     "attention",
     "gated_norm",

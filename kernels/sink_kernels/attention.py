@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sink_kernels import attention_op, flash_attention4, flash_cpu, reference
-from sink_kernels.options import Backend, Normalizer, Options, Statistic
+from sink_kernels.options import Backend, Normalizer, NormalizerFunction, Options, Statistic
 from sink_kernels.validation import validate_attention
 
 _FUSED = {"flash": flash_cpu, "triton": attention_op, "fa4": flash_attention4}
@@ -22,7 +22,7 @@ def attention(  # type: ignore[overload-overlap]
     k: Tensor,
     v: Tensor,
     *,
-    normalizer: Normalizer = ...,
+    normalizer: Normalizer | NormalizerFunction = ...,
     sink: Tensor | None = ...,
     bias: float | None = ...,
     gate: Tensor | None = ...,
@@ -41,7 +41,7 @@ def attention(
     k: Tensor,
     v: Tensor,
     *,
-    normalizer: Normalizer = ...,
+    normalizer: Normalizer | NormalizerFunction = ...,
     sink: Tensor | None = ...,
     bias: float | None = ...,
     gate: Tensor | None = ...,
@@ -59,7 +59,7 @@ def attention(
     k: Tensor,
     v: Tensor,
     *,
-    normalizer: Normalizer = "softmax",
+    normalizer: Normalizer | NormalizerFunction = "softmax",
     sink: Tensor | None = None,
     bias: float | None = None,
     gate: Tensor | None = None,
@@ -77,7 +77,9 @@ def attention(
         k: keys [B, Hkv, T, D]; H must be a multiple of Hkv (grouped-query attention without repeating heads).
         v: values [B, Hkv, T, D].
         normalizer: "softmax"; "off_by_one" (a sink logit fixed at 0); "learnable_sink" (a logit per head, `sink`);
-            "sigmoid" (no normalisation, needs `bias`); "clipped_softmax" (needs `clip`).
+            "sigmoid" (no normalisation, needs `bias`); "clipped_softmax" (needs `clip`). Or a function of the causal
+            scores [B, H, T, T], float32 or wider and -inf where forbidden, that returns the weights, of the same shape
+            and not negative; what it puts on forbidden keys does not count. Computed by "reference" alone.
         sink: logit per head [H], float32, any value; -inf is plain softmax.
         bias: number added to every logit of sigmoid attention; -log(context length) is the usual one.
         gate: pre-activations [B, H, T] (head-wise) or [B, H, T, D] (element-wise); out is multiplied by their sigmoid.
@@ -87,9 +89,9 @@ def attention(
         softcap: cap of the scaled logits, s <- cap * tanh(s / cap).
         stats: names of the statistics to return (below).
         backend: "auto" takes "triton" on a GPU and "flash" on the CPU where they can, "reference" where they cannot.
-            "triton": everything but clipped_softmax and float64, D up to 256. "flash": softmax, off_by_one and
-            learnable_sink without softcap. "fa4": the same by an installed FlashAttention-4. A backend named here is
-            used, or refused with what would support the call.
+            "triton": everything but clipped_softmax, a function and float64, D up to 256. "flash": softmax, off_by_one
+            and learnable_sink without softcap. "fa4": the same by an installed FlashAttention-4. A backend named here
+            is used, or refused with what would support the call.
 
     Returns:
         out [B, H, T, D] in q's dtype, or (out, {name: Tensor}) if `stats` is not empty. Under torch.autocast q, k and v
@@ -97,13 +99,13 @@ def attention(
 
     Statistics, each [B, H, T] float32 and not differentiable, one number a query:
         lse: log of what the row is divided by, the sink included; for clipped_softmax that of the softmax inside; for
-            sigmoid the log of the row's total mass, log sum_j sigmoid(s_ij + bias).
+            sigmoid the log of the row's total mass, log sum_j sigmoid(s_ij + bias); for a function likewise.
         first_key_mass: weight on key 0.
         sink_mass: weight on the sink, exp(sink - lse); 0 where there is none.
         entropy: of the row's weights in nats, the sink's included.
         max_logit: largest s_ij; neither the sink nor the sigmoid's bias counts.
-    The rows of sigmoid and clipped_softmax do not sum to 1: first_key_mass and entropy are those of the row
-    *renormalised* to sum to 1, a proxy. A clipped row may be empty: both are then 0.
+    The rows of sigmoid, clipped_softmax and a function need not sum to 1: first_key_mass and entropy are those of the
+    row *renormalised* to sum to 1, a proxy. A clipped row or a function's may be empty: both are then 0.
     """
     device_type = q.device.type
     if torch.is_autocast_enabled(device_type) and q.dtype != torch.float64:

@@ -22,8 +22,8 @@ def unsupported(q: Tensor, options: Options) -> str | None:
     reason = triton_refuses("q", q)
     if reason is not None:
         return reason
-    if options.normalizer == "clipped_softmax":
-        return "backend 'triton' cannot normalise by 'clipped_softmax': use backend='reference'"
+    if callable(options.normalizer) or options.normalizer == "clipped_softmax":
+        return f"backend 'triton' cannot normalize by {options.normalizer_name}: use backend='reference'"
     if q.shape[3] > MAX_HEAD_DIM:
         return (
             f"backend 'triton' takes head dimensions up to {MAX_HEAD_DIM} (fastest: 64, 128), q has {q.shape[3]}: "
@@ -183,7 +183,8 @@ attention_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
 def flat(options: Options) -> tuple[str, float, int, float, float]:
-    """The options as a custom op's schema can carry them."""
+    """The options as a custom op's schema can carry them; a function is refused before."""
+    assert isinstance(options.normalizer, str)
     return options.normalizer, options.scale, options.window or 0, options.softcap or 0.0, options.bias or 0.0
 
 

@@ -19,14 +19,14 @@ from sink_kernels.row_blocks import statistics
 
 def unsupported(q: Tensor, options: Options) -> str | None:
     """Why this path cannot take the call, with what can; None where it can."""
+    if options.renormalized or options.softcap is not None:
+        return f"backend 'fa4' takes no softcap and cannot normalize by {options.normalizer_name}: use backend='auto'"
     if not _installed():
         return "FlashAttention-4 is not installed: pip install --pre flash-attn-4, or use backend='auto'"
     if q.device.type != "cuda":
         return f"backend 'fa4' runs on a GPU, q is on {q.device}: use backend='auto'"
     if torch.cuda.get_device_capability(q.device)[0] not in (9, 10, 11):
         return "backend 'fa4' runs on Hopper and Blackwell: use backend='triton'"
-    if options.normalizer in ("sigmoid", "clipped_softmax") or options.softcap is not None:
-        return f"backend 'fa4' takes no softcap and cannot normalise by {options.normalizer!r}: use backend='auto'"
     if q.dtype not in (torch.bfloat16, torch.float16):
         return f"backend 'fa4' takes bfloat16 and float16, q is {q.dtype}: cast q or use backend='auto'"
     if q.shape[3] % 8 != 0 or q.shape[3] > 128:
@@ -46,7 +46,7 @@ def attend(
     """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
     flash_attn_func = importlib.import_module("flash_attn.cute.interface").flash_attn_func
     if options.has_sink:
-        sink = torch.zeros(q.shape[1], device=q.device) if sink is None else sink.float()
+        sink = torch.zeros(q.shape[1], device=q.device) if sink is None else sink.float().contiguous()
     out, lse = flash_attn_func(
         q.transpose(1, 2),
         k.transpose(1, 2),

@@ -40,8 +40,8 @@ def unsupported(q: Tensor, options: Options) -> str | None:
         return f"backend 'flash' runs on the CPU, q is on {q.device}: use backend='auto' or 'reference'"
     if not _AVAILABLE:
         return f"torch {torch.__version__} has no flash attention for the CPU: use backend='reference'"
-    if options.normalizer in ("sigmoid", "clipped_softmax"):
-        return f"backend 'flash' cannot normalise by {options.normalizer!r}: use backend='reference'"
+    if options.renormalized:
+        return f"backend 'flash' cannot normalize by {options.normalizer_name}: use backend='reference'"
     if options.softcap is not None:
         return "backend 'flash' cannot cap logits: use backend='reference' or softcap=None"
     return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sink_kernels import attention_op
+from sink_kernels import attention_op, reference
+from sink_kernels.options import Normalizer, NormalizerFunction
 from sink_kernels.row_blocks import logit_blocks
 from sink_kernels.validation import validate_scores
 
@@ -15,7 +16,7 @@ def key_mass(
     k: Tensor,
     lse: Tensor,
     *,
-    normalizer: str = "softmax",
+    normalizer: Normalizer | NormalizerFunction = "softmax",
     bias: float | None = None,
     clip: tuple[float, float] | None = None,
     scale: float | None = None,
@@ -30,9 +31,10 @@ def key_mass(
         lse: the statistic `lse` [B, H, T] of the same `attention` call. It includes the sink, so none is needed here.
         normalizer, bias, clip, scale, window, softcap: as in that call.
 
-    For the softmax kinds key mass and sink mass together are T in every head. For sigmoid and clipped_softmax the rows
-    are renormalised to sum to 1 first, as in the statistic `first_key_mass`. Dividing by the number of queries that see
-    key j, T - j, gives the importance alpha_j of Gu et al., arXiv 2410.10781.
+    For the softmax kinds key mass and sink mass together are T in every head. For sigmoid, clipped_softmax and a
+    function the rows are renormalised to sum to 1 first, as in the statistic `first_key_mass`; a function is given all
+    scores at once, in T x T memory. Dividing by the number of queries that see key j, T - j, gives the importance
+    alpha_j of Gu et al., arXiv 2410.10781.
     """
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         options = validate_scores(
@@ -45,7 +47,13 @@ def key_mass(
             )
         if q.device.type == "cuda" and attention_op.unsupported(q, options) is None:
             return attention_op.key_mass(q, k, lse, *attention_op.flat(options))
-        mass = torch.zeros(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        if callable(normalizer):
+            repeated = reference.repeat_heads(k.to(wide), q.shape[1] // k.shape[1])
+            logits = reference.causal_logits(q.to(wide), repeated, options)
+            weights = reference.normalise(logits, None, options)
+            return (weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(wide).tiny)).sum(2).float()
+        mass = torch.zeros(q.shape[:3], dtype=wide, device=q.device)
         for rows, keys, blocks in logit_blocks(q, k, options):
             logits = blocks.flatten(1, 2)
             row_lse = lse[:, :, rows].to(logits.dtype).unsqueeze(-1)

@@ -5,9 +5,14 @@ Shapes in this package: B batch, H query heads, Hkv key/value heads (H = G * Hkv
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
+from torch import Tensor
+
 Normalizer = Literal["softmax", "off_by_one", "learnable_sink", "sigmoid", "clipped_softmax"]
+# Causal scores [B, H, T, T], -inf where forbidden -> weights [B, H, T, T].
+NormalizerFunction = Callable[[Tensor], Tensor]
 Statistic = Literal["lse", "first_key_mass", "sink_mass", "entropy", "max_logit"]
 Backend = Literal["auto", "triton", "flash", "fa4", "reference"]
 
@@ -19,7 +24,7 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 class Options(NamedTuple):
     """The settled, validated options of a call: `scale` is filled in, a window that cuts nothing off is None."""
 
-    normalizer: str = "softmax"
+    normalizer: str | NormalizerFunction = "softmax"
     scale: float = 1.0
     window: int | None = None
     softcap: float | None = None
@@ -30,3 +35,13 @@ class Options(NamedTuple):
     def has_sink(self) -> bool:
         """Whether the rows share their mass with a sink logit (fixed at 0 for off_by_one)."""
         return self.normalizer in ("off_by_one", "learnable_sink")
+
+    @property
+    def renormalized(self) -> bool:
+        """Whether the rows need not sum to 1, so that their statistics are those of the renormalized row."""
+        return callable(self.normalizer) or self.normalizer in ("sigmoid", "clipped_softmax")
+
+    @property
+    def normalizer_name(self) -> str:
+        """What a message calls the normalizer."""
+        return "a function" if callable(self.normalizer) else repr(self.normalizer)

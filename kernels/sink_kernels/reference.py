@@ -6,6 +6,7 @@
     learnable_sink     P_ij = exp(s_ij) / (exp(sink_h) + sum_j exp(s_ij))        gpt-oss; Xiao et al., arXiv 2309.17453
     sigmoid            P_ij = 1 / (1 + exp(-s_ij - bias))                        Ramapuram et al., arXiv 2409.04431
     clipped_softmax    P_ij = clip((zeta - gamma) * softmax_ij + gamma, 0, 1)    Bondarenko et al., arXiv 2306.12929
+    a function f       P_ij = f(s)_ij                                            any other normalizer, row by row
     out_i = sigmoid(gate_i) * sum_j P_ij v_j                                     Qiu et al., arXiv 2505.06708
 
 Works on every device and in float64; half precision is computed in float32. The fast paths are tested against it.
@@ -59,6 +60,15 @@ def normalise(logits: Tensor, sink_logit: Tensor | None, options: Options) -> Te
     if sink_logit is not None:
         column = sink_logit.expand(*logits.shape[:3], 1)
         return torch.cat([logits, column], dim=-1).softmax(-1)[..., :-1]
+    if callable(options.normalizer):
+        weights = options.normalizer(logits)
+        if weights.shape != logits.shape or weights.dtype != logits.dtype:
+            raise ValueError(
+                f"the normalizer gave {tuple(weights.shape)} {weights.dtype} for scores {tuple(logits.shape)} "
+                f"{logits.dtype}: it must keep both; reshape or cast its weights"
+            )
+        # Whatever the function makes of -inf, the future stays unseen.
+        return weights.masked_fill(causal_mask(logits.shape[-1], options.window, logits.device), 0.0)
     if options.bias is not None:
         return torch.sigmoid(logits + options.bias)
     weights = logits.softmax(-1)
@@ -75,9 +85,8 @@ def statistics(
     """The named statistics [B, H, T] in float32; defined in `sink_kernels.attention`."""
     if not names:
         return {}
-    renormalised = options.normalizer in ("sigmoid", "clipped_softmax")
-    # A clipped row may be empty: it then has no mass on any key, and no entropy.
-    mass = weights.sum(-1).clamp_min(torch.finfo(weights.dtype).tiny) if renormalised else weights.new_ones(())
+    # A row may be empty: it then has no mass on any key, and no entropy.
+    mass = weights.sum(-1).clamp_min(torch.finfo(weights.dtype).tiny) if options.renormalized else weights.new_ones(())
     lse = log_total(logits, weights, sink_logit, options)
     taken: dict[str, Tensor] = {}
     for name in names:
@@ -91,7 +100,7 @@ def statistics(
             value = torch.zeros_like(lse) if sink_logit is None else (sink_logit.squeeze(-1) - lse).exp()
         else:
             value = -torch.special.xlogy(weights, weights).sum(-1)
-            if renormalised:
+            if options.renormalized:
                 value = torch.where(weights.sum(-1) > 0, value / mass + mass.log(), 0.0)
             if sink_logit is not None:
                 sink_mass = (sink_logit.squeeze(-1) - lse).exp()
@@ -101,8 +110,8 @@ def statistics(
 
 
 def log_total(logits: Tensor, weights: Tensor, sink_logit: Tensor | None, options: Options) -> Tensor:
-    """log of what the row is divided by (softmax kinds, sink included) or of the row's total mass (sigmoid)."""
-    if options.normalizer == "sigmoid":
+    """log of what a row is divided by (softmax kinds, sink included) or of its total mass (sigmoid, a function)."""
+    if callable(options.normalizer) or options.normalizer == "sigmoid":
         return weights.sum(-1).log()
     lse = logits.logsumexp(-1)
     return lse if sink_logit is None else torch.logaddexp(lse, sink_logit.squeeze(-1).expand_as(lse))

@@ -39,6 +39,7 @@ def forward(
     lse = _rows(q)
     first, entropy, max_logit = _rows(q, first_key), _rows(q, row_stats), _rows(q, row_stats)
     gate = None if gate is None else _dense_rows(gate)
+    sink = None if sink is None else sink.contiguous()
     tile = _tile("forward", q)
     with on_device(q.device):
         attention_forward_kernel[(triton.cdiv(tokens, tile.rows) * batch * heads,)](
@@ -87,7 +88,9 @@ def backward(
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     dgate = q.new_empty(0) if gate is None else torch.empty_like(gate)
     grad, q, k, v = _dense_rows(grad), _dense_rows(q), _dense_rows(k), _dense_rows(v)
+    out, lse = _dense_rows(out), lse.contiguous()
     gate = None if gate is None else _dense_rows(gate)
+    sink = None if sink is None else sink.contiguous()
     own = [_row_strided(x) for x in (dq, dk, dv)]
     own_dgate = q if gate is None else _row_strided(dgate)
     batch, heads, tokens, _ = q.shape
@@ -229,11 +232,9 @@ def _constants(q: Tensor, k: Tensor, options: Options) -> dict[str, Any]:
         "D": q.shape[3],
         "BD": _padded(q.shape[3]),
         "GROUP": q.shape[1] // k.shape[1],
-        "NORM": _NORMALIZERS[options.normalizer],
+        "NORM": _NORMALIZERS[str(options.normalizer)],
         "WINDOW": options.window is not None,
         "CAP": options.softcap is not None,
-        # The approximate tanh is good to 2^-11, which half precision does not see.
-        "FAST": nvidia and q.dtype != torch.float32,
         # Single precision means it: TF32 alone would lose 13 bits silently.
         "PRECISION": "tf32x3" if nvidia and q.dtype == torch.float32 else "ieee",
     }

@@ -24,6 +24,7 @@ from sink_kernels.triton_math import (
     SIGMOID,
     load_rows,
     sigmoid,
+    sigmoid2,
     store_rows,
     tanh,
     visible,
@@ -55,12 +56,12 @@ def attention_backward_rows_kernel(
     p_dgate += b * s_eb + h * s_eh
     p_do += b * s_db + h * s_dh
     if GATE == ELEMENT_GATE:
-        b_g = sigmoid(load_rows(p_gate, first, o_r, o_d, s_gt, T, D, BD, True).to(tl.float32), False)
+        b_g = sigmoid(load_rows(p_gate, first, o_r, o_d, s_gt, T, D, BD, True).to(tl.float32))
         store_rows(p_dgate, first, o_r, o_d, s_et, T, b_dy * b_y * (1.0 - b_g), D, BD)
         store_rows(p_do, first, o_r, o_d, s_dt, T, b_dy * b_g, D, BD)
     if GATE == HEAD_GATE:
         b_g = tl.load(p_gate + tl.cast(o_m, tl.int64) * s_gt, mask=m_row, other=0.0).to(tl.float32)
-        b_g = sigmoid(b_g, False)
+        b_g = sigmoid(b_g)
         p_e = p_dgate + tl.cast(o_m, tl.int64) * s_et
         tl.store(p_e, (b_delta * (1.0 - b_g)).to(p_dgate.dtype.element_ty), mask=m_row)
         store_rows(p_do, first, o_r, o_d, s_dt, T, b_dy * b_g[:, None], D, BD)
@@ -74,14 +75,14 @@ def attention_backward_rows_kernel(
 
 
 @triton.jit
-def _weights(b_s, b_lse, factor, bias, squash, NORM: tl.constexpr, CAP: tl.constexpr, FAST: tl.constexpr):
+def _weights(b_s, b_lse, factor, bias, squash, NORM: tl.constexpr, CAP: tl.constexpr):
     """(P, the slope of the soft-cap) of raw logits; `b_lse` in base 2 and broadcast against them."""
     b_slope = 1.0
     if CAP:
-        b_s = tanh(b_s * squash, FAST)
+        b_s = tanh(b_s * squash)
         b_slope = 1.0 - b_s * b_s
     if NORM == SIGMOID:
-        return sigmoid(b_s * factor + bias, FAST), b_slope
+        return sigmoid2(b_s * factor + bias), b_slope
     return tl.exp2(b_s * factor - b_lse), b_slope
 
 
@@ -90,7 +91,7 @@ def _grad_keys_values(
     b_dk, b_dv, b_k, b_v, p_q, p_do, p_lse, p_delta, start, stop, o_m, o_n, o_d, s_qt, s_dt,
     T, squash, factor, bias, window,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, NORM: tl.constexpr,
-    MASKED: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add what the queries in [start, stop) give to the gradients of one block of keys and values."""
     for m in range(start, stop, BM):
@@ -106,7 +107,7 @@ def _grad_keys_values(
             else:
                 b_lse = tl.load(p_lse + m + o_m) * LOG2E
                 b_delta = tl.load(p_delta + m + o_m)
-        b_p, b_slope = _weights(b_s, b_lse[None, :], factor, bias, squash, NORM, CAP, FAST)
+        b_p, b_slope = _weights(b_s, b_lse[None, :], factor, bias, squash, NORM, CAP)
         if MASKED:
             b_p = tl.where(visible(m + o_m[None, :], o_n[:, None], T, window, WINDOW), b_p, 0.0)
         b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
@@ -127,7 +128,7 @@ def attention_backward_keys_kernel(
     s_qb, s_qh, s_qt, s_kb, s_kh, s_kt, s_vb, s_vh, s_vt, s_db, s_dh, s_dt, s_eb, s_eh, s_et, s_fb, s_fh, s_ft,
     H, T, scale, softcap, bias, window,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
-    WINDOW: tl.constexpr, CAP: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOW: tl.constexpr, CAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: BN keys of one key/value head, over all queries of the heads it serves."""
     blocks = tl.cdiv(T, BN)
@@ -144,12 +145,11 @@ def attention_backward_keys_kernel(
     b_k = load_rows(p_k + b * s_kb + kv * s_kh, first, o_r, o_d, s_kt, T, D, BD, True)  # [BN, BD]
     b_v = load_rows(p_v + b * s_vb + kv * s_vh, first, o_r, o_d, s_vt, T, D, BD, True)  # [BN, BD]
     squash = scale
-    factor = scale
+    factor = scale * LOG2E
+    bias = bias * LOG2E
     if CAP:
         squash = scale / softcap
-        factor = softcap
-    if NORM != SIGMOID:
-        factor = factor * LOG2E
+        factor = softcap * LOG2E
     b_dk = tl.zeros([BN, BD], tl.float32)
     b_dv = tl.zeros([BN, BD], tl.float32)
 
@@ -169,15 +169,15 @@ def attention_backward_keys_kernel(
         p_deltah = p_delta + (b * H + h) * T
         b_dk, b_dv = _grad_keys_values(
             b_dk, b_dv, b_k, b_v, p_qh, p_doh, p_lseh, p_deltah, start, below, o_m, o_n, o_d, s_qt, s_dt,
-            T, squash, factor, bias, window, D, BD, BM, NORM, True, WINDOW, CAP, FAST, PRECISION,
+            T, squash, factor, bias, window, D, BD, BM, NORM, True, WINDOW, CAP, PRECISION,
         )  # fmt: skip
         b_dk, b_dv = _grad_keys_values(
             b_dk, b_dv, b_k, b_v, p_qh, p_doh, p_lseh, p_deltah, below, whole, o_m, o_n, o_d,
-            s_qt, s_dt, T, squash, factor, bias, window, D, BD, BM, NORM, False, WINDOW, CAP, FAST, PRECISION,
+            s_qt, s_dt, T, squash, factor, bias, window, D, BD, BM, NORM, False, WINDOW, CAP, PRECISION,
         )  # fmt: skip
         b_dk, b_dv = _grad_keys_values(
             b_dk, b_dv, b_k, b_v, p_qh, p_doh, p_lseh, p_deltah, whole, stop, o_m, o_n, o_d, s_qt, s_dt,
-            T, squash, factor, bias, window, D, BD, BM, NORM, True, WINDOW, CAP, FAST, PRECISION,
+            T, squash, factor, bias, window, D, BD, BM, NORM, True, WINDOW, CAP, PRECISION,
         )  # fmt: skip
     store_rows(p_dk + b * s_eb + kv * s_eh, first, o_r, o_d, s_et, T, b_dk * scale, D, BD)
     store_rows(p_dv + b * s_fb + kv * s_fh, first, o_r, o_d, s_ft, T, b_dv, D, BD)
@@ -188,14 +188,14 @@ def _grad_queries(
     b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, start, stop, o_m, o_n, o_d, s_kt, s_vt,
     T, squash, factor, bias, window,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, NORM: tl.constexpr,
-    MASKED: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add what the keys in [start, stop) give to the gradient of one block of queries."""
     for n in range(start, stop, BN):
         b_k = load_rows(p_k, n, o_n, o_d, s_kt, T, D, BD, MASKED)  # [BN, BD]
         b_v = load_rows(p_v, n, o_n, o_d, s_vt, T, D, BD, MASKED)  # [BN, BD]
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BM, BN]
-        b_p, b_slope = _weights(b_s, b_lse[:, None], factor, bias, squash, NORM, CAP, FAST)
+        b_p, b_slope = _weights(b_s, b_lse[:, None], factor, bias, squash, NORM, CAP)
         if MASKED:
             b_p = tl.where(visible(o_m[:, None], n + o_n[None, :], T, window, WINDOW), b_p, 0.0)
         b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)  # [BM, BN]
@@ -215,7 +215,7 @@ def attention_backward_queries_kernel(
     s_qb, s_qh, s_qt, s_kb, s_kh, s_kt, s_vb, s_vh, s_vt, s_db, s_dh, s_dt, s_eb, s_eh, s_et,
     H, T, scale, softcap, bias, window,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
-    WINDOW: tl.constexpr, CAP: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOW: tl.constexpr, CAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: BM queries of one head, over all keys they see. Grid as in the forward."""
     blocks = tl.cdiv(T, BM)
@@ -240,12 +240,11 @@ def attention_backward_queries_kernel(
         b_lse = tl.load(p_lse + row, mask=m_row, other=0.0) * LOG2E
         b_delta = tl.load(p_delta + row, mask=m_row, other=0.0)
     squash = scale
-    factor = scale
+    factor = scale * LOG2E
+    bias = bias * LOG2E
     if CAP:
         squash = scale / softcap
-        factor = softcap
-    if NORM != SIGMOID:
-        factor = factor * LOG2E
+        factor = softcap * LOG2E
     b_dq = tl.zeros([BM, BD], tl.float32)
 
     stop = tl.minimum(first + BM, T)
@@ -257,14 +256,14 @@ def attention_backward_queries_kernel(
         inside = tl.minimum(tl.maximum(inside, start), diagonal)
         b_dq = _grad_queries(
             b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, start, inside, o_m, o_n, o_d, s_kt, s_vt,
-            T, squash, factor, bias, window, D, BD, BN, NORM, True, WINDOW, CAP, FAST, PRECISION,
+            T, squash, factor, bias, window, D, BD, BN, NORM, True, WINDOW, CAP, PRECISION,
         )  # fmt: skip
     b_dq = _grad_queries(
         b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, inside, diagonal, o_m, o_n, o_d, s_kt, s_vt,
-        T, squash, factor, bias, window, D, BD, BN, NORM, False, WINDOW, CAP, FAST, PRECISION,
+        T, squash, factor, bias, window, D, BD, BN, NORM, False, WINDOW, CAP, PRECISION,
     )  # fmt: skip
     b_dq = _grad_queries(
         b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, diagonal, stop, o_m, o_n, o_d, s_kt, s_vt,
-        T, squash, factor, bias, window, D, BD, BN, NORM, True, WINDOW, CAP, FAST, PRECISION,
+        T, squash, factor, bias, window, D, BD, BN, NORM, True, WINDOW, CAP, PRECISION,
     )  # fmt: skip
     store_rows(p_dq + b * s_eb + h * s_eh, first, o_r, o_d, s_et, T, b_dq * scale, D, BD)

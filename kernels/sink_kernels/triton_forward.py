@@ -22,6 +22,7 @@ from sink_kernels.triton_math import (
     SOFTMAX,
     load_rows,
     sigmoid,
+    sigmoid2,
     store_rows,
     tanh,
     visible,
@@ -33,20 +34,20 @@ def _attend(
     b_out, b_total, b_max, b_slogs, b_q, p_k, p_v, start, stop, o_m, o_n, o_d, s_kt, s_vt,
     T, squash, factor, bias, window,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr,
-    MASKED: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attend to the keys in [start, stop); returns the running output, total, maximum and sum of p log p."""
     for n in range(start, stop, BN):
         b_k = load_rows(p_k, n, o_n, o_d, s_kt, T, D, BD, MASKED)  # [BN, BD]
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BM, BN]
         if CAP:
-            b_s = tanh(b_s * squash, FAST)
+            b_s = tanh(b_s * squash)
         b_v = load_rows(p_v, n, o_n, o_d, s_vt, T, D, BD, MASKED)  # [BN, BD]
         if MASKED:
             m_seen = visible(o_m[:, None], n + o_n[None, :], T, window, WINDOW)
             b_s = tl.where(m_seen, b_s, FAR_BELOW)
         if NORM == SIGMOID:
-            b_p = sigmoid(b_s * factor + bias, FAST)
+            b_p = sigmoid2(b_s * factor + bias)
             if ROWS:
                 b_max = tl.maximum(b_max, tl.max(b_s, 1))
                 b_total += tl.sum(b_p, 1)
@@ -72,7 +73,7 @@ def attention_forward_kernel(
     H, T, scale, softcap, bias, window,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
     GATE: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
-    FAST: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: BM queries of one head. Grid: blocks of queries (fastest, longest rows first) x B * H."""
     blocks = tl.cdiv(T, BM)
@@ -91,12 +92,11 @@ def attention_forward_kernel(
     p_v += b * s_vb + (h // GROUP) * s_vh
 
     squash = scale
-    factor = scale
+    factor = scale * LOG2E
+    bias = bias * LOG2E
     if CAP:
         squash = scale / softcap
-        factor = softcap
-    if NORM != SIGMOID:
-        factor = factor * LOG2E
+        factor = softcap * LOG2E
     b_out = tl.zeros([BM, BD], tl.float32)
     b_total = tl.zeros([BM], tl.float32)
     b_max = tl.full([BM], FAR_BELOW, tl.float32)
@@ -111,15 +111,15 @@ def attention_forward_kernel(
         inside = tl.minimum(tl.maximum(inside, start), diagonal)
         b_out, b_total, b_max, b_slogs = _attend(
             b_out, b_total, b_max, b_slogs, b_q, p_k, p_v, start, inside, o_m, o_n, o_d, s_kt, s_vt,
-            T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, True, WINDOW, CAP, FAST, PRECISION,
+            T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, True, WINDOW, CAP, PRECISION,
         )  # fmt: skip
     b_out, b_total, b_max, b_slogs = _attend(
         b_out, b_total, b_max, b_slogs, b_q, p_k, p_v, inside, diagonal, o_m, o_n, o_d, s_kt, s_vt,
-        T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, False, WINDOW, CAP, FAST, PRECISION,
+        T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, False, WINDOW, CAP, PRECISION,
     )  # fmt: skip
     b_out, b_total, b_max, b_slogs = _attend(
         b_out, b_total, b_max, b_slogs, b_q, p_k, p_v, diagonal, stop, o_m, o_n, o_d, s_kt, s_vt,
-        T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, True, WINDOW, CAP, FAST, PRECISION,
+        T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, True, WINDOW, CAP, PRECISION,
     )  # fmt: skip
 
     row = tl.cast(bh, tl.int64) * T + o_m
@@ -127,7 +127,7 @@ def attention_forward_kernel(
         b_lse = tl.log2(b_total)
         if ROWS:
             tl.store(p_lse + row, b_lse * LN2, mask=m_row)
-            tl.store(p_max + row, b_max * factor, mask=m_row)
+            tl.store(p_max + row, b_max * factor * LN2, mask=m_row)
             tl.store(p_entropy + row, (b_lse - b_slogs / b_total) * LN2, mask=m_row)
     else:
         b_top = b_max * factor
@@ -158,9 +158,9 @@ def attention_forward_kernel(
         b_k = tl.load(p_k + o_d, mask=o_d < D, other=0.0).to(tl.float32)
         b_s = tl.sum(b_q.to(tl.float32) * b_k[None, :], 1)
         if CAP:
-            b_s = tanh(b_s * squash, FAST)
+            b_s = tanh(b_s * squash)
         if NORM == SIGMOID:
-            b_p = sigmoid(b_s * factor + bias, FAST) / b_total
+            b_p = sigmoid2(b_s * factor + bias) / b_total
         else:
             b_p = tl.exp2(b_s * factor - b_lse)
         if WINDOW:
@@ -170,8 +170,8 @@ def attention_forward_kernel(
     p_gate += b * s_gb + h * s_gh
     if GATE == HEAD_GATE:
         b_g = tl.load(p_gate + tl.cast(o_m, tl.int64) * s_gt, mask=m_row, other=0.0).to(tl.float32)
-        b_out = b_out * sigmoid(b_g, False)[:, None]
+        b_out = b_out * sigmoid(b_g)[:, None]
     if GATE == ELEMENT_GATE:
         b_g = load_rows(p_gate, first, o_r, o_d, s_gt, T, D, BD, True).to(tl.float32)
-        b_out = b_out * sigmoid(b_g, False)
+        b_out = b_out * sigmoid(b_g)
     store_rows(p_out + b * s_ob + h * s_oh, first, o_r, o_d, s_ot, T, b_out, D, BD)

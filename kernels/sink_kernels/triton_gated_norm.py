@@ -30,7 +30,7 @@ from torch import Tensor
 
 from sink_kernels.launching import is_nvidia, on_device
 from sink_kernels.tiles import Tile, norm_tile_for
-from sink_kernels.triton_math import sigmoid, tanh
+from sink_kernels.triton_math import sigmoid
 
 _SHARES_AN_SM = 4
 
@@ -83,12 +83,11 @@ def _gain(p_weight, p_pre, columns, D, PRE: tl.constexpr, EVEN: tl.constexpr):
 
 
 @triton.jit
-def _open(b_z, b_up, offset, BM: tl.constexpr, BK: tl.constexpr, HALF: tl.constexpr, FAST: tl.constexpr,
-          PRECISION: tl.constexpr):  # fmt: skip
-    """(s, 1 - s) of the gate s = sigmoid(z up^T + offset), [BM, BK], by way of one tanh."""
-    b_g = tl.full([BM, BK], 0.5, tl.float32) * offset
-    b_g = tanh(_dot(b_z, tl.trans(b_up * 0.5), b_g, HALF, PRECISION), FAST)
-    return 0.5 + 0.5 * b_g, 0.5 - 0.5 * b_g
+def _open(b_z, b_up, offset, BM: tl.constexpr, BK: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr):
+    """(s, 1 - s) of the gate s = sigmoid(z up^T + offset), [BM, BK]."""
+    b_g = tl.full([BM, BK], 1.0, tl.float32) * offset
+    b_s = sigmoid(_dot(b_z, tl.trans(b_up), b_g, HALF, PRECISION))
+    return b_s, 1.0 - b_s
 
 
 @triton.jit
@@ -96,7 +95,7 @@ def gated_norm_forward_kernel(
     p_x, p_weight, p_pre, p_down, p_up, p_y, p_rstd, p_h, p_absmax, p_fourth,
     s_x, s_y, M, D, eps, offset,
     R: tl.constexpr, BR: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, PRE: tl.constexpr,
-    STATS: tl.constexpr, HALF: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+    STATS: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: BM rows."""
     block = tl.program_id(0)
@@ -118,10 +117,10 @@ def gated_norm_forward_kernel(
     tl.store(p_rstd + rows, b_rstd, mask=m_row)
     p_block = p_h + tl.cast(rows, tl.int64)[:, None] * R + o_r[None, :]
     tl.store(p_block, b_h, mask=m_row[:, None] & (o_r < R)[None, :])
-    b_z = b_h * sigmoid(b_h, False)
+    b_z = b_h * sigmoid(b_h)
     for k in range(0, D, BK):
         columns = k + o_k
-        b_s, _ = _open(b_z, _load_up(p_up, columns, o_r, D, R), offset, BM, BK, HALF, FAST, PRECISION)
+        b_s, _ = _open(b_z, _load_up(p_up, columns, o_r, D, R), offset, BM, BK, HALF, PRECISION)
         b_xr = _load(p_x, rows, columns, s_x, M, D, EVEN) * b_rstd[:, None]
         b_y = b_xr * _gain(p_weight, p_pre, columns, D, PRE, EVEN)[None, :] * b_s
         p_out = p_y + tl.cast(rows, tl.int64)[:, None] * s_y + columns[None, :]
@@ -139,7 +138,7 @@ def gated_norm_backward_rows_kernel(
     p_dy, p_x, p_weight, p_pre, p_up, p_rstd, p_h, p_dh, p_c,
     s_dy, s_x, M, D, offset,
     R: tl.constexpr, BR: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, PRE: tl.constexpr,
-    HALF: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+    HALF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: dh and c / (D rms^2) of BM rows."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -150,7 +149,7 @@ def gated_norm_backward_rows_kernel(
     p_block = tl.cast(rows, tl.int64)[:, None] * R + o_r[None, :]
     b_h = tl.load(p_h + p_block, mask=m_h, other=0.0)
     b_rstd = tl.load(p_rstd + rows, mask=m_row, other=1.0)
-    b_open = sigmoid(b_h, False)
+    b_open = sigmoid(b_h)
     b_z = b_h * b_open
     b_dz = tl.zeros([BM, BR], tl.float32)
     b_c = tl.zeros([BM], tl.float32)
@@ -158,7 +157,7 @@ def gated_norm_backward_rows_kernel(
         columns = k + o_k
         b_gain = _gain(p_weight, p_pre, columns, D, PRE, EVEN)
         b_up = _load_up(p_up, columns, o_r, D, R)
-        b_s, b_shut = _open(b_z, b_up, offset, BM, BK, HALF, FAST, PRECISION)
+        b_s, b_shut = _open(b_z, b_up, offset, BM, BK, HALF, PRECISION)
         b_t = _load(p_dy, rows, columns, s_dy, M, D, EVEN) * b_s
         b_t = b_t * (_load(p_x, rows, columns, s_x, M, D, EVEN) * b_rstd[:, None])
         b_c += tl.sum(b_t * b_gain[None, :], 1)
@@ -174,7 +173,7 @@ def gated_norm_backward_channels_kernel(
     p_dy, p_x, p_weight, p_pre, p_down, p_up, p_rstd, p_h, p_dh, p_c, p_dx, p_dweight, p_dpre, p_ddown, p_dup,
     s_dy, s_x, s_dx, M, D, share, offset,
     R: tl.constexpr, BR: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, PRE: tl.constexpr,
-    HALF: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+    HALF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: BK channels of `share` rows; the stripes of one share run next to each other."""
     stripes = tl.cdiv(D, BK)
@@ -202,8 +201,8 @@ def gated_norm_backward_channels_kernel(
         b_dh = tl.load(p_dh + p_block, mask=m_h, other=0.0)
         b_rstd = tl.load(p_rstd + rows, mask=m_row, other=0.0)
         b_c = tl.load(p_c + rows, mask=m_row, other=0.0)
-        b_z = b_h * sigmoid(b_h, FAST)
-        b_s, b_shut = _open(b_z, b_up, offset, BM, BK, HALF, FAST, PRECISION)
+        b_z = b_h * sigmoid(b_h)
+        b_s, b_shut = _open(b_z, b_up, offset, BM, BK, HALF, PRECISION)
         b_t = _load(p_dy, rows, columns, s_dy, M, D, EVEN) * b_s
         b_x = _load(p_x, rows, columns, s_x, M, D, EVEN)
         b_xr = b_x * b_rstd[:, None]
@@ -300,7 +299,7 @@ def backward(
     share = triton.cdiv(blocks, shares) * tile.rows
     shares = triton.cdiv(rows, share)
 
-    weight, w_down, w_up = weight.contiguous(), w_down.contiguous(), w_up.contiguous()
+    weight, w_down, w_up, rstd, h = (tensor.contiguous() for tensor in (weight, w_down, w_up, rstd, h))
     pre = weight if pre_affine is None else pre_affine.contiguous()
     dx = x.new_empty((rows, width))
     dh = torch.empty_like(h)
@@ -376,6 +375,5 @@ def _constants(x: Tensor, rank: int, tile: Tile, pre_affine: Tensor | None) -> d
         "EVEN": x.shape[1] % tile.columns == 0,
         "PRE": pre_affine is not None,
         "HALF": x.dtype == torch.bfloat16,
-        "FAST": nvidia and x.dtype != torch.float32,
         "PRECISION": precision,
     }

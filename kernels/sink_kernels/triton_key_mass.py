@@ -6,26 +6,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sink_kernels.triton_math import LOG2E, SIGMOID, load_rows, sigmoid, tanh, visible
+from sink_kernels.triton_math import LOG2E, SIGMOID, load_rows, sigmoid2, tanh, visible
 
 
 @triton.jit
 def _collect(
     b_mass, b_k, p_q, p_lse, start, stop, o_m, o_n, o_d, s_qt, T, squash, factor, bias, window,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, NORM: tl.constexpr,
-    MASKED: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     for m in range(start, stop, BM):
         b_q = load_rows(p_q, m, o_m, o_d, s_qt, T, D, BD, MASKED)  # [BM, BD]
         b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [BN, BM]
         if CAP:
-            b_s = tanh(b_s * squash, FAST)
+            b_s = tanh(b_s * squash)
         if MASKED:
             b_lse = tl.load(p_lse + m + o_m, mask=m + o_m < T, other=0.0) * LOG2E
         else:
             b_lse = tl.load(p_lse + m + o_m) * LOG2E
         if NORM == SIGMOID:
-            b_p = sigmoid(b_s * factor + bias, FAST) * tl.exp2(-b_lse)[None, :]
+            b_p = sigmoid2(b_s * factor + bias) * tl.exp2(-b_lse)[None, :]
         else:
             b_p = tl.exp2(b_s * factor - b_lse[None, :])
         if MASKED:
@@ -38,7 +38,7 @@ def _collect(
 def key_mass_kernel(
     p_q, p_k, p_lse, p_mass, s_qb, s_qh, s_qt, s_kb, s_kh, s_kt, H, T, scale, softcap, bias, window,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
-    WINDOW: tl.constexpr, CAP: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOW: tl.constexpr, CAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: BN keys as one query head sees them."""
     blocks = tl.cdiv(T, BN)
@@ -56,12 +56,11 @@ def key_mass_kernel(
     row = tl.cast(bh, tl.int64) * T
     p_lse += row
     squash = scale
-    factor = scale
+    factor = scale * LOG2E
+    bias = bias * LOG2E
     if CAP:
         squash = scale / softcap
-        factor = softcap
-    if NORM != SIGMOID:
-        factor = factor * LOG2E
+        factor = softcap * LOG2E
     start = first // BM * BM
     stop = T
     whole = T // BM * BM
@@ -73,14 +72,14 @@ def key_mass_kernel(
     b_mass = tl.zeros([BN], tl.float32)
     b_mass = _collect(
         b_mass, b_k, p_q, p_lse, start, below, o_m, o_n, o_d, s_qt, T, squash, factor, bias, window,
-        D, BD, BM, NORM, True, WINDOW, CAP, FAST, PRECISION,
+        D, BD, BM, NORM, True, WINDOW, CAP, PRECISION,
     )  # fmt: skip
     b_mass = _collect(
         b_mass, b_k, p_q, p_lse, below, whole, o_m, o_n, o_d, s_qt, T, squash, factor, bias, window,
-        D, BD, BM, NORM, False, WINDOW, CAP, FAST, PRECISION,
+        D, BD, BM, NORM, False, WINDOW, CAP, PRECISION,
     )  # fmt: skip
     b_mass = _collect(
         b_mass, b_k, p_q, p_lse, whole, stop, o_m, o_n, o_d, s_qt, T, squash, factor, bias, window,
-        D, BD, BM, NORM, True, WINDOW, CAP, FAST, PRECISION,
+        D, BD, BM, NORM, True, WINDOW, CAP, PRECISION,
     )  # fmt: skip
     tl.store(p_mass + row + o_n, b_mass, mask=o_n < T)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sink_kernels.options import BACKENDS, NORMALIZERS, STATISTICS, Options
+from sink_kernels.options import BACKENDS, NORMALIZERS, STATISTICS, NormalizerFunction, Options
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -18,7 +18,7 @@ def validate_attention(
     k: Tensor,
     v: Tensor,
     *,
-    normalizer: str,
+    normalizer: str | NormalizerFunction,
     sink: Tensor | None,
     bias: float | None,
     gate: Tensor | None,
@@ -79,7 +79,7 @@ def validate_scores(
     q: Tensor,
     k: Tensor,
     *,
-    normalizer: str,
+    normalizer: str | NormalizerFunction,
     bias: float | None,
     clip: tuple[float, float] | None,
     scale: float | None,
@@ -110,8 +110,8 @@ def validate_scores(
         )
     if k.dtype != q.dtype or k.device != q.device:
         raise ValueError(f"k is {k.dtype} on {k.device}, q is {q.dtype} on {q.device}: they must agree; cast or move k")
-    if normalizer not in NORMALIZERS:
-        raise ValueError(f"unknown normalizer {normalizer!r}: choose among {', '.join(NORMALIZERS)}")
+    if not callable(normalizer) and normalizer not in NORMALIZERS:
+        raise ValueError(f"unknown normalizer {normalizer!r}: choose among {', '.join(NORMALIZERS)}, or a function")
     if (bias is not None) != (normalizer == "sigmoid"):
         raise ValueError(
             f"normalizer={normalizer!r} with bias={bias}: a bias goes with normalizer='sigmoid' and with no other "
