@@ -11,6 +11,7 @@ COMMANDS = {
     "plan": ("sinks.cli.plan", "count parameters, memory and operations, allocating nothing"),
     "prepare": ("sinks.cli.prepare", "turn text into token chunks"),
     "grid": ("sinks.cli.grid", "print an ablation as a Make fragment, one target per run"),
+    "value": ("sinks.cli.value", "print one number of a finished run"),
     "report": ("sinks.cli.report", "turn run folders into tables, figures and one HTML file"),
 }
 

@@ -33,6 +33,13 @@ def read_ablation(file: Path) -> dict[str, Any]:
             raise UserError(f"{file} names {config}, which is not there: paths are relative to the project's root")
     for name, variant in ablation["variants"].items():
         stated(file, name, variant)
+        if ("measured" in variant) != ("needs" in variant):
+            raise UserError(f"{file}: variant {name} must have both or neither of needs (a variant) and measured (options)")
+        for option, source in variant.get("measured", {}).items():
+            if not isinstance(source, dict) or "key" not in source:
+                raise UserError(
+                    f"{file}: variant {name} measures {option} as {source!r}: give {{key: KEY OF summary.json, times: NUMBER}}"
+                )
     return ablation
 
 
@@ -65,8 +72,17 @@ def fragment(ablation: dict[str, Any], root: Path, variants: list[str], seeds: l
                 "data.seed": seed,
                 "trainer.max_steps": steps,
             } | variant.get("arguments", {})
-            flags = [f"--{key}={str(value).format(needs=needs)}" for key, value in arguments.items()]
-            command = shlex.join(["fit", *(part for config in configs for part in ("-c", config)), *flags])
+            command = shlex.join(
+                [
+                    "fit",
+                    *(part for config in configs for part in ("-c", config)),
+                    *(f"--{key}={value}" for key, value in arguments.items()),
+                ]
+            )
+            # Known only when the run it is taken from is finished, so Make asks for it then.
+            for option, source in variant.get("measured", {}).items():
+                taken = shlex.join(["value", str(needs), source["key"], f"--times={source.get('times', 1.0)}"])
+                command += f' --{option}="$$($(SINKS) {taken})"'
             prerequisites = [*configs, *([f"{needs}/summary.json"] if needs else [])]
             target = f"{folder}/summary.json"
             targets.append(target)

@@ -168,12 +168,17 @@ def test_a_diverging_run_is_a_result(tmp_path: Path) -> None:
     assert run.summary()["diverged"] is True
 
 
-def test_clipping_relative_to_a_baseline_saves_the_threshold_it_found(finished: RunFolder, tmp_path: Path) -> None:
-    run = fit(tmp_path, "--model", "Clipped", "--model.baseline_run", str(finished.path))
-    options = run.config()["model"]["init_args"]
-    assert options["residual_threshold"] == pytest.approx(0.5 * finished.summary()["residual_p999"])
-    assert options["baseline_run"] is None
+def test_clipping_relative_to_a_baseline_takes_the_number_from_its_summary(
+    finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["value", str(finished.path), "residual_p999", "--times=0.5"]) == 0
+    threshold = capsys.readouterr().out.strip()
+    assert float(threshold) == 0.5 * finished.summary()["residual_p999"]
+    run = fit(tmp_path, "--model", "Clipped", f"--model.residual_threshold={threshold}")
+    assert run.config()["model"]["init_args"]["residual_threshold"] == float(threshold)
     assert 0 < run.summary()["clipped_share"] < 1
+    assert main(["value", str(finished.path), "variant"]) == 2
+    assert "variant of" in capsys.readouterr().err
 
 
 BAD = {
@@ -192,7 +197,6 @@ BAD = {
     "kv heads": (["--model.architecture.n_heads", "4", "--model.architecture.n_kv_heads", "3"], "n_kv_heads is 3"),
     "clip threshold": (["--model", "Clipped", "--model.residual_threshold", "0"], "residual threshold is 0.0"),
     "no threshold": (["--model", "Clipped"], "residual clipping has no threshold"),
-    "no baseline run": (["--model", "Clipped", "--model.baseline_run", "nowhere"], "nowhere has no summary.json"),
     "context": (["--data.context_length", "0"], "context_length is 0"),
     "interval": (["--statistics.interval", "0"], "statistics.interval is 0"),
     "steps": (["--trainer.max_steps", "-1"], "trainer.max_steps is -1"),

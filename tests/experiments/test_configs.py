@@ -97,7 +97,7 @@ def test_every_run_of_every_ablation_is_built(file: str) -> None:
     assert len(commands) == len(ablation["variants"])
     for command in commands:
         arguments = shlex.split(command.split("$(SINKS) fit", 1)[1].split("&& touch")[0])
-        arguments = [a for a in arguments if "baseline_run" not in a]
+        arguments = [a for a in arguments if "$$(" not in a]
         if any("clip-residual.yaml" in a for a in arguments):
             arguments.append("--model.residual_threshold=10")
         built(*arguments)
