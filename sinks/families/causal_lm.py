@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from sinks.described import Described
 from sinks.errors import UserError
-from sinks.families.optimizers import AdamW, GroupOptions, OptimizerFactory, check_coverage, parameter_groups, skip_when
+from sinks.families.optimizers import AdamW, GroupOptions, OptimizerFactory, SkipGuard, check_coverage, parameter_groups
 from sinks.families.token_mean import TokenMean
 from sinks.models.attention import Attention
 from sinks.models.attention_gates import AttentionGate, NoGate
@@ -242,12 +242,13 @@ class CausalLM(Described, lightning.LightningModule):
         failed_step = self.failed_step.to(norm.device)
         first_failure = (failed_step == 0) & ~norm.isfinite()
         self.failed_step = failed_step + first_failure * (self.trainer.global_step + 1)
+        self._guard.arm(self.failed_step > 0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = parameter_groups(self, self.optimization.group_options)
         optimizer = self.optimizer_factory(groups)
         check_coverage(optimizer, groups)
-        skip_when(lambda: self.failed_step > 0, optimizer)
+        self._guard = SkipGuard(optimizer)
         max_steps = self.trainer.max_steps
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.optimization.factor(step, max_steps)

@@ -157,36 +157,43 @@ def check_coverage(optimizer: Optimizer, groups: Groups) -> None:
         )
 
 
-def skip_when(failed: Callable[[], Tensor], optimizer: Optimizer) -> None:
-    """Let every step of an optimizer leave the weights as they are where `failed()` is true, without a host sync.
+class SkipGuard:
+    """Lets a step of an optimizer leave the weights as they are, decided on the device, without a host sync.
 
-    torch's fused Adams do so themselves. Of any other optimizer the weights are copied before a step and put back: its
-    states are not, so that what failed once must not be trained on.
+    torch's fused Adams can do so themselves. Of any other optimizer the weights are copied before the update and put
+    back after it: its states are not, so that what failed once must not be trained on.
 
     Args:
-        failed: gives a bool scalar on the parameters' device.
         optimizer: any.
     """
-    kept: list[Tensor] = []
 
-    def parameters() -> Iterable[Tensor]:
-        for group in optimizer.param_groups:
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._native = isinstance(optimizer, torch.optim.Adam) and all(g.get("fused") for g in optimizer.param_groups)
+        self._failed: Tensor | None = None
+        self._kept: list[Tensor] = []
+        optimizer.register_step_post_hook(self._put_back)
+
+    def arm(self, failed: Tensor) -> None:
+        """Decide the update that follows; call it when the gradients are there.
+
+        Args:
+            failed: bool scalar on the parameters' device: whether to leave the weights.
+        """
+        if self._native:
+            self._optimizer.found_inf = failed.float()  # type: ignore[attr-defined]  # as torch's gradient scaler says it
+        else:
+            self._failed, self._kept = failed, [p.detach().clone() for p in self._updated()]
+
+    def _updated(self) -> Iterable[Tensor]:
+        for group in self._optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     yield p.to_local() if isinstance(p, DTensor) else p
 
-    def before(*_: Any) -> None:
-        if isinstance(optimizer, torch.optim.Adam) and all(group.get("fused") for group in optimizer.param_groups):
-            optimizer.found_inf = failed().float()  # type: ignore[attr-defined]  # as torch's gradient scaler says it
-        else:
-            kept.extend(p.detach().clone() for p in parameters())
-
     @torch.no_grad()
-    def after(*_: Any) -> None:
-        if kept:
-            for p, old in zip(parameters(), kept, strict=True):
-                p.copy_(torch.where(failed(), old, p))
-            kept.clear()
-
-    optimizer.register_step_pre_hook(before)
-    optimizer.register_step_post_hook(after)
+    def _put_back(self, *_: Any) -> None:
+        if self._failed is not None:
+            for p, old in zip(self._updated(), self._kept, strict=True):
+                p.copy_(torch.where(self._failed, old, p))
+            self._failed, self._kept = None, []

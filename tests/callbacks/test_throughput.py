@@ -19,7 +19,6 @@ from sinks.callbacks.throughput import matmul_dtype
 from sinks.data.module import TokenData
 from sinks.data.order import identity_order
 from sinks.families import Baseline
-from sinks.plan.counting import model_flops
 from sinks.record import RunFolder
 from sinks.record.logger import RunFolderLogger
 from tests.cli.small import fit
@@ -149,7 +148,7 @@ def test_a_resumed_run_adds_to_what_came_before(clock: Clock, tmp_path: Path) ->
 def test_operations_are_tokens_times_those_of_the_model(clock: Clock, tmp_path: Path) -> None:
     train(clock, tmp_path, 6)
     lines = [line for line in RunFolder(tmp_path).metrics() if "train/tflops_per_second" in line]
-    per_token = model_flops(SlowModel(clock)).per_token
+    per_token = SlowModel(clock).flops_per_token().per_token
     assert len(lines) == 2
     for line in lines:
         assert line["train/tflops_per_second"] * 1e12 == pytest.approx(line["train/tokens_per_second"] * per_token)

@@ -8,23 +8,19 @@ import pytest
 SCRIPT = """
 from pathlib import Path
 import torch
-from sinks.callbacks import SinkStatistics
 from sinks.families import Gated
 from sinks.models.decoder import Architecture
+from sinks.observe import Reader, sites_of
 
 torch.set_num_threads(1)
 model = Gated(11, 4096, architecture=Architecture(d_model=32, n_layers=1, n_heads=4, ffn_hidden=32), norm_rank=4)
 model.configure_model()
-callback = SinkStatistics()
-callback._attach(model)
+reader = Reader(sites_of(model))
 
 def read(length):
-    callback._moments = {}
-    callback._switch(True)
-    with torch.no_grad():
+    with reader.reading(), torch.no_grad():
         model(torch.zeros(1, length, dtype=torch.int64))
-    callback._switch(False)
-    callback._choose_dimensions(callback._totals(), torch.device("cpu"))
+    reader.summarize()
 
 def memory(name):
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
