@@ -8,6 +8,7 @@ COMMANDS = {
     "fit": ("sinks.cli.training", "train a variant and record it in a run folder"),
     "validate": ("sinks.cli.training", "measure a checkpoint: loss and sink statistics"),
     "consolidate": ("sinks.cli.consolidate", "turn a checkpoint of shards into one file"),
+    "check": ("sinks.cli.check", "try what must hold for every variant on one of yours"),
     "plan": ("sinks.cli.plan", "count parameters, memory and operations, allocating nothing"),
     "prepare": ("sinks.cli.prepare", "turn text into token chunks"),
     "grid": ("sinks.cli.grid", "print an ablation as a Make fragment, one target per run"),

@@ -62,6 +62,10 @@ class TrainingCLI(NoCheckpointOptions, LightningCLI):
         for section, callback in SECTIONS.items():
             parser.add_lightning_class_args(callback, section)
         parser.add_class_arguments(RunCheckpoints, "checkpoints")
+        self.link_sections(parser)
+
+    def link_sections(self, parser: LightningArgumentParser) -> None:
+        """The model takes vocabulary and context from the data."""
         for name in ("vocab_size", "context_length"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 

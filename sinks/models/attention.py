@@ -99,8 +99,11 @@ class Attention(SequenceMixer):
         return self.out.weight if type(self.out) is Linear else None
 
     def weights(self, x: Tensor) -> Tensor:
-        """Attention weights [B, H, T, T] of the given normed input, by attending to one-hot values; for looking."""
-        q, k, v = self.project(x)
+        """Attention weights [B, H, T, T] of the given normed input, for looking."""
+        return self.weights_of(*self.project(x))
+
+    def weights_of(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention weights [B, H, T, T] of queries and keys, by attending to one-hot values; of v the shape counts."""
         length, head_dim = v.shape[-2:]
         one_hot = torch.eye(length, dtype=q.dtype, device=q.device)
         elsewhere, _ = self.normalizer.attend(q, k, torch.zeros_like(v), None)  # what a learned value adds

@@ -1,0 +1,6 @@
+"""`sinks check`: what must hold for every variant, tried on one."""
+
+from sinks.checks.check import Line, check
+from sinks.checks.properties import PROPERTIES
+
+__all__ = ["PROPERTIES", "Line", "check"]

@@ -1,0 +1,81 @@
+"""Every property of one variant, and the table of how it did."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from sinks.checks.properties import PROPERTIES
+from sinks.checks.sharded import sharded_step
+from sinks.checks.subject import Broken, NotTried, Subject
+from sinks.families import CausalLM
+
+SHARDED = "one step under FSDP2"
+NAMES = (*PROPERTIES, SHARDED)
+
+
+@dataclass(frozen=True)
+class Line:
+    """How a variant did on one property.
+
+    Args:
+        name: of the property.
+        result: whether it holds.
+        reason: why not, or why it was not tried.
+    """
+
+    name: str
+    result: Literal["passed", "failed", "not tried"]
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.result:<9}  {self.name}" + (f": {self.reason}" if self.reason else "")
+
+
+def check(make: Callable[[], CausalLM], only: Collection[str] = NAMES) -> Iterator[Line]:
+    """Try what must hold for every variant on one, property by property.
+
+    Args:
+        make: builds the variant, not configured, and small: a width of 16 and two layers; called many times.
+        only: names of the properties to try; all by default.
+
+    Yields:
+        A line a property, as soon as it is known.
+    """
+    subject = Subject(make)
+    properties = PROPERTIES | {SHARDED: sharded_step}
+    for name in only:
+        with _quiet():
+            line = _line(name, properties[name], subject)
+        yield line
+
+
+def _line(name: str, property: Callable[[Subject], None], subject: Subject) -> Line:
+    try:
+        property(subject)
+    except NotTried as reason:
+        return Line(name, "not tried", str(reason))
+    except Broken as reason:
+        return Line(name, "failed", str(reason))
+    # Whatever a user's class raises is an answer, and the other properties go on.
+    except Exception as error:
+        return Line(name, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return Line(name, "passed")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's remarks on its own defaults do not belong into the table."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

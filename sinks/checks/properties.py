@@ -1,0 +1,273 @@
+"""The properties, one function each: silent where it holds, `Broken` where it does not, `NotTried` where it cannot be."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sinks.checks.subject import Broken, NotTried, Subject, blocks_of, decoder_of, same, trained
+from sinks.families.optimizers import check_coverage, parameter_groups
+from sinks.models.attention import Attention
+from sinks.models.decoder import reset_parameters
+from sinks.observe import AttentionRecord, NormRecord, Reader, Site, sites_of
+
+EXACT = 1e-9  # float64, other orders of summation
+CLOSE = 2e-4  # float32 against float64
+
+
+@torch.no_grad()
+def causal(subject: Subject) -> None:
+    """A future token never changes a past logit."""
+    model = subject.model(dtype=torch.float64)
+    before = subject.tokens(model)
+    length = before.shape[1]
+    whole = model(before)
+    for first in {1, length // 2, length - 1}:
+        after = before.clone()
+        after[:, first:] = (after[:, first:] + 1) % model.vocab_size
+        changed = model(after)
+        same(changed[:, :first], whole[:, :first], f"the logits before token {first}, changed from there on,", EXACT)
+        if torch.equal(changed[:, first:], whole[:, first:]):
+            raise Broken(f"the logits from token {first} on do not depend on the tokens there")
+
+
+@torch.no_grad()
+def prefix(subject: Subject) -> None:
+    """A prefix alone gives the same logits as inside a longer sequence."""
+    model = subject.model(dtype=torch.float64)
+    tokens = subject.tokens(model)
+    whole = model(tokens)
+    for length in {1, 2, tokens.shape[1] // 2 + 1}:
+        same(model(tokens[:, :length]), whole[:, :length], f"what the first {length} tokens alone give", EXACT)
+
+
+def gradients(subject: Subject) -> None:
+    """Gradients of the embedded input and of every parameter agree with finite differences, in float64."""
+    model = subject.model(dtype=torch.float64)
+    decoder, rows = decoder_of(model), subject.rows(model)[:1, :6]
+
+    class Embedded(nn.Module):
+        """The loss, from the embedding on."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder = decoder
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.decoder.positions(x)
+            for block in self.decoder.blocks:
+                x = block(x)
+            logits = self.decoder.head(self.decoder.head_norm(x))
+            return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+
+    embedded = Embedded()
+    named = {n: p for n, p in embedded.named_parameters() if p.requires_grad and p is not decoder.embedding.weight}
+    inputs = decoder.embedding(rows[:, :-1]).detach().requires_grad_()
+
+    def loss(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(embedded, dict(zip(named, values, strict=True)), (x,))
+
+    values = [p.detach().clone().requires_grad_() for p in named.values()]
+    try:
+        torch.autograd.gradcheck(loss, (inputs, *values), eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=True)
+    except RuntimeError as error:
+        raise Broken(f"gradients are not those of finite differences: {str(error).splitlines()[0]}") from None
+
+
+def every_parameter_learns(subject: Subject) -> None:
+    """Every parameter gets a gradient from the loss."""
+    model = subject.model()
+    model.loss(subject.rows(model)).backward()
+    idle = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    if idle:
+        raise Broken(f"no gradient reaches {', '.join(idle)}")
+
+
+def every_parameter_in_one_group(subject: Subject) -> None:
+    """The optimizer updates every parameter, each in one group; none is zero-dimensional, which FSDP2 refuses."""
+    model = subject.model()
+    flat = [n for n, p in model.named_parameters() if p.dim() == 0]
+    if flat:
+        raise Broken(f"{', '.join(flat)} has no dimension, which FSDP2 refuses: give it one, shape (1,)")
+    (optimizer,) = trained(model.train(), subject.rows(model), 1).optimizers
+    groups = parameter_groups(model, model.optimization.group_options)
+    try:
+        check_coverage(getattr(optimizer, "optimizer", optimizer), groups)
+    except ValueError as error:
+        raise Broken(str(error)) from None
+    missing = {p for p in model.parameters() if p.requires_grad} - {p for group in groups for p in group["params"]}
+    if missing:
+        raise Broken(f"{len(missing)} parameters are in no group")
+
+
+def first_steps(subject: Subject) -> None:
+    """Ten steps on the same rows stay finite and lower their loss."""
+    model = subject.model()
+    rows = subject.rows(model)
+    with torch.no_grad():
+        before = model.loss(rows)
+    trained(model.train(), rows, 10)
+    if int(model.failed_step):
+        raise Broken(f"the gradient of step {int(model.failed_step)} is not finite")
+    with torch.no_grad():
+        after = model.eval().loss(rows)
+    if not after < before:
+        raise Broken(f"the loss on the rows that were trained on went from {before:.4f} to {after:.4f}")
+
+
+def meta_initialization(subject: Subject) -> None:
+    """Built on the meta device and filled in place, it is bit for bit what it is when built as usual."""
+    eager = subject.model(seed=3)
+    with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            meta = subject.make()
+            meta.configure_model()
+        meta.to_empty(device="cpu")
+        for parameter in meta.parameters():
+            parameter.data.fill_(torch.nan)  # what nobody fills must not pass by luck
+        torch.manual_seed(3)
+        reset_parameters(decoder_of(meta))
+    filled = dict(decoder_of(meta).named_parameters()) | dict(decoder_of(meta).named_buffers())
+    usual = dict(decoder_of(eager).named_parameters()) | dict(decoder_of(eager).named_buffers())
+    wrong = [name for name, value in usual.items() if not torch.equal(filled[name], value)]
+    if wrong:
+        raise Broken(f"reset_parameters() does not fill {', '.join(wrong)} as the constructor does")
+
+
+def save_and_load(subject: Subject) -> None:
+    """A checkpoint of a trained model, loaded into another one, gives the same logits."""
+    model, other = subject.model(seed=0), subject.model(seed=1)
+    trained(model.train(), subject.rows(model), 2)
+    other.load_state_dict(model.eval().state_dict())
+    tokens = subject.tokens(model)
+    with torch.no_grad():
+        same(other(tokens), model(tokens), "what a checkpoint gives: some state is not saved, the output", 0.0)
+
+
+@torch.no_grad()
+def reading_changes_nothing(subject: Subject) -> None:
+    """Logits are bit for bit the same while statistics are read."""
+    model = subject.model()
+    tokens = subject.tokens(model)
+    unread = model(tokens)
+    sites = sites_of(model)
+    if not sites:
+        raise NotTried("the model has no site")
+    with Reader(sites).reading():
+        read = model(tokens)
+    same(read, unread, "the output while statistics are read", 0.0)
+
+
+def _records(subject: Subject) -> tuple[Tensor, list[tuple[Site, AttentionRecord | NormRecord]], list[Attention]]:
+    """Records of one forward pass of every norm and attention site, in float64; and the attention layers."""
+    model = subject.model(dtype=torch.float64)
+    tokens = subject.tokens(model)
+    found: list[tuple[Site, AttentionRecord | NormRecord]] = []
+    sites = [site for site in sites_of(model) if site.kind in ("norm", "attention")]
+    fields = ("first_token_mass", "learned_sink_mass", "key_mass", "entropy", "max_logit")
+    for site in sites:
+        site.listen(lambda record, site=site: (found.append((site, record)), _computed(record)), fields)
+    model(tokens)
+    for site in sites:
+        site.listen(None)
+    layers = [block.attention for block in blocks_of(model) if isinstance(block.attention, Attention)]
+    return tokens, found, layers
+
+
+def _computed(record: AttentionRecord | NormRecord) -> None:
+    """Make what is computed when asked, while the forward runs."""
+    if isinstance(record, AttentionRecord):
+        assert record.key_mass is None or record.key_mass.dim() == 3
+
+
+@torch.no_grad()
+def norms_are_as_reported(subject: Subject) -> None:
+    """What a norm says of its inside is what it did: the RMS, the gate, the output."""
+    _, found, _ = _records(subject)
+    records = [(site.name, record) for site, record in found if isinstance(record, NormRecord)]
+    if not records:
+        raise NotTried("the model has no norm site")
+    for name, record in records:
+        if record.divided is not None and record.weight is not None and record.normalized is not None:
+            rms = record.divided.square().mean(-1, keepdim=True).sqrt()
+            expected = record.weight * record.divided / rms
+            # The norm's eps makes every token a little smaller than this, and no larger.
+            shrunk = (record.normalized * expected).sum(-1, keepdim=True) / expected.square().sum(-1, keepdim=True)
+            what = f"what the norm at {name} calls normalized, and weight * divided / rms,"
+            same(record.normalized, shrunk.clamp(0.0, 1.0) * expected, what, 1e-6)
+        if record.gate is not None and record.normed is not None:
+            same(record.gate * record.normed, record.output, f"gate * normed at {name} and the output there", 1e-6)
+
+
+@torch.no_grad()
+def maps_give_the_output(subject: Subject) -> None:
+    """Attention maps are causal, and times the values they are the output of attention."""
+    _, found, layers = _records(subject)
+    if not layers:
+        raise NotTried("no layer has attention weights")
+    for (site, record), layer in zip(_attention(found), layers, strict=True):
+        weights = _weights(record, layer)
+        if weights.triu(1).abs().max() > EXACT:
+            raise Broken(f"the attention map of {site.name} looks into the future")
+        if layer.normalizer.learned_values:
+            continue
+        assert record.q is not None and record.k is not None and record.v is not None
+        out, _ = layer.normalizer.attend(record.q, record.k, record.v, None)
+        values = record.v.repeat_interleave(weights.shape[1] // record.v.shape[1], dim=1)
+        same(weights @ values, out, f"the map times the values at {site.name}", EXACT)
+
+
+@torch.no_grad()
+def attention_is_as_reported(subject: Subject) -> None:
+    """Masses, entropy and key mass are those of the attention maps."""
+    _, found, layers = _records(subject)
+    if not layers:
+        raise NotTried("no layer has attention weights")
+    for (site, record), layer in zip(_attention(found), layers, strict=True):
+        weights = _weights(record, layer)
+        total = weights.sum(-1)
+        learned = torch.zeros_like(total)
+        if record.row_normalized:
+            learned = (1 - total).clamp_min(0.0)
+        else:
+            weights = weights / total.clamp_min(torch.finfo(total.dtype).tiny).unsqueeze(-1)
+        entropy = -torch.special.xlogy(weights, weights).sum(-1)
+        if layer.normalizer.learned_sinks:
+            entropy = entropy - torch.special.xlogy(learned, learned)
+        dense = {
+            "first_token_mass": weights[..., 0],
+            "learned_sink_mass": learned,
+            "key_mass": weights.sum(2),
+            "entropy": entropy,
+        }
+        for name, expected in dense.items():
+            reported = getattr(record, name)
+            if reported is not None:
+                same(reported.double(), expected, f"{name} at {site.name} and that of the attention map", CLOSE, floor=1.0)
+
+
+def _attention(found: list[tuple[Site, AttentionRecord | NormRecord]]) -> list[tuple[Site, AttentionRecord]]:
+    return [(site, record) for site, record in found if isinstance(record, AttentionRecord)]
+
+
+def _weights(record: AttentionRecord, layer: Attention) -> Tensor:
+    """Attention weights [B, H, T, T] of a record's queries and keys, by attending to one-hot values."""
+    assert record.q is not None and record.k is not None and record.v is not None
+    return layer.weights_of(record.q, record.k, record.v)
+
+
+PROPERTIES: dict[str, Callable[[Subject], None]] = {
+    "causal": causal,
+    "prefix": prefix,
+    "gradients": gradients,
+    "every parameter learns": every_parameter_learns,
+    "every parameter in one group": every_parameter_in_one_group,
+    "first steps": first_steps,
+    "meta initialization": meta_initialization,
+    "save and load": save_and_load,
+    "reading changes nothing": reading_changes_nothing,
+    "norms are as reported": norms_are_as_reported,
+    "maps give the output": maps_give_the_output,
+    "attention is as reported": attention_is_as_reported,
+}

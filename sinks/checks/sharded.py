@@ -1,0 +1,42 @@
+"""The variant under FSDP2: built on the meta device, its parameters DTensors, in a process group of one."""
+
+import os
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from sinks.checks.subject import NotTried, Subject, decoder_of, same, trained
+from sinks.parallel.strategy import Sharded
+
+STEPS = 2
+
+
+def sharded_step(subject: Subject) -> None:
+    """Steps under FSDP2 give the weights that they give without."""
+    if dist.is_initialized():
+        raise NotTried("this process is one of several already")
+    plain = subject.make()
+    rows = subject.rows(plain)
+    trained(_seeded(plain), rows, STEPS)
+    sharded = subject.make()
+    with mock.patch.dict(os.environ):  # Lightning leaves addresses and ranks there
+        try:
+            trained(_seeded(sharded), rows, STEPS, strategy=Sharded(process_group_backend="gloo"))
+            found = {name: _whole(p) for name, p in decoder_of(sharded).named_parameters()}
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+    for name, expected in decoder_of(plain).named_parameters():
+        same(found[name], expected.detach(), f"{name} after {STEPS} steps", 1e-4)
+
+
+def _seeded(model: Any) -> Any:
+    torch.manual_seed(0)
+    return model
+
+
+def _whole(parameter: torch.Tensor) -> torch.Tensor:
+    return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()
