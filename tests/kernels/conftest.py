@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from sink_kernels import checks
-from sink_kernels.checks import Call
 from torch import Tensor
+
+from benchmarks.kernels import checks
+from benchmarks.kernels.checks import Call
 
 # Triton decides at its import whether kernels are compiled or interpreted.
 if not torch.cuda.is_available() and "triton" not in sys.modules:

@@ -1,0 +1,56 @@
+"""Stage b: the kernels' speed beside every peer that can be imported, against the measured roofs of the machine."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.gpu_report.results import origin
+from benchmarks.gpu_report.work import Work
+from benchmarks.kernels import attention, norm
+from benchmarks.kernels.measure import Bench, roofs
+from benchmarks.kernels.report import markdown as tables
+
+HEAD_DIMS = (128, 64, 256)  # the most used first
+
+
+def run(work: Work) -> Iterator[dict[str, Any]]:
+    """Roofs, attention by head dimension, GatedNorm; row by row until time is up."""
+    known = origin()
+    bench = Bench(work.device, work.dry)
+    result: dict[str, Any] = {
+        "provenance": {"device": known["device"], "commit": known["commit"], "date": known["started"]}
+        | {name: known["versions"][name] for name in ("torch", "triton")},
+        "roofs": roofs(bench),
+        "missing_peers": {},
+        "rows": [],
+        "faults": [],
+        "left_out": [],
+    }
+    yield result
+    first, *rest = HEAD_DIMS[:1] if work.dry else HEAD_DIMS
+    parts = [
+        (f"attention D {first}", attention.rows(bench._replace(head_dims=(first,)))),
+        ("GatedNorm", norm.rows(bench)),
+        *((f"attention D {d}", attention.rows(bench._replace(head_dims=(d,)))) for d in rest),
+    ]
+    for name, rows in parts:
+        if work.late:
+            result["left_out"].append(name)
+            continue
+        for row in rows:
+            if row["table"] == "missing peers":
+                result["missing_peers"] |= {peer: reason for peer, reason in row.items() if peer != "table"}
+                continue
+            result["rows"].append(row)
+            if "refused" in row and row.get("ours", row.get("contestant") == "sink_kernels"):
+                result["faults"].append(f"our own kernel failed its gate: {row}")
+            if work.late:
+                result["left_out"].append(f"the rest of {name}")
+                break
+            yield result
+    yield result
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables of `python -m benchmarks.kernels`."""
+    text = tables(result).replace("# Kernel benchmarks", "# b. The kernels beside their peers", 1)
+    return text + "".join(f"\nNot reached in time: {what}.\n" for what in result["left_out"])

@@ -1,0 +1,1 @@
+"""The kernels' correctness checks, benchmarks beside their peers, and offline compile report."""
