@@ -65,7 +65,7 @@ format: $(VENV)/.installed  ## let ruff format the code
 kernel-report: $(VENV)/.installed  ## compile every pinned kernel for sm_80, sm_90, sm_100 without a GPU
 	$(BIN)/python -m benchmarks.kernels.compile_report --output $(RUNS)/kernel-report
 
-bench-kernels: $(VENV)/.installed  ## time the kernels beside their peers (needs a GPU; DRY=--dry: tiny, without)
+bench-kernels: $(VENV)/.installed  ## time the kernels beside their baselines (needs a GPU; DRY=--dry: tiny, without)
 	$(BIN)/python -m benchmarks.kernels --output $(RUNS)/kernel-bench $(DRY)
 
 # A bare GPU machine has no .venv, and none is built there: its own Python has torch.

@@ -1,6 +1,6 @@
 """`make bench`, first part: attention with a sink and gates on the CPU, beside torch's own, forward and backward.
 
-The rivals take turns in one process; what counts is the median of the ratios of a turn.
+The contestants take turns in one process; what counts is the median of the ratios of a turn.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from sinks.record.provenance import provenance
 SHAPES = ((16, 1, 64, 128), (8, 4, 256, 64), (2, 4, 1024, 64))
 
 
-def rivals(shape: tuple[int, int, int, int], dtype: torch.dtype) -> dict[str, Callable[[], tuple[float, float]]]:
+def contestants(shape: tuple[int, int, int, int], dtype: torch.dtype) -> dict[str, Callable[[], tuple[float, float]]]:
     """Name -> seconds of a forward and of its backward."""
     q, k, v = (torch.randn(shape).to(dtype).requires_grad_() for _ in range(3))
     sink = torch.zeros(shape[1], requires_grad=True)
@@ -53,7 +53,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s); ratios to SDPA, median of {repeats} turns")
     for dtype in (torch.bfloat16, torch.float32):
         for shape in SHAPES:
-            functions = rivals(shape, dtype)
+            functions = contestants(shape, dtype)
             seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
             for turn in range(repeats + 2):
                 for name, function in functions.items():

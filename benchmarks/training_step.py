@@ -1,7 +1,7 @@
 """`make bench`: a training step at the text-cpu size, in one process.
 
-Beside Hugging Face's Llama of the same shape, and with statistics beside without. The rivals take turns, step by step,
-so that a noisy machine is noisy for all; what counts is the median of the ratios of a turn.
+Beside Hugging Face's Llama of the same shape, and with statistics beside without. The contestants take turns, step by
+step, so that a noisy machine is noisy for all; what counts is the median of the ratios of a turn.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.gpu_report import recipe
-from benchmarks.gpu_report.rivals import llama, sampled, stepper
+from benchmarks.gpu_report.baselines import llama, sampled, stepper
 from sinks.callbacks.groups import GROUPS
 from sinks.families import Baseline, CausalLM
 from sinks.models.decoder import Architecture

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_report.work import Work
+from benchmarks.gpu_report.stage_context import StageContext
 from benchmarks.kernels.checks import attention_checks, make_call, norm_checks
 from benchmarks.kernels.measure import reason_of
 
@@ -102,9 +102,9 @@ def poisoned_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def run(work: Work) -> Iterator[dict[str, Any]]:
+def run(context: StageContext) -> Iterator[dict[str, Any]]:
     """Every case until time is up."""
-    todo = cases(work.dry)
+    todo = cases(context.dry)
     rows: list[dict[str, Any]] = []
 
     def result() -> dict[str, Any]:
@@ -115,18 +115,18 @@ def run(work: Work) -> Iterator[dict[str, Any]]:
             "left_out": [f"{len(todo) - len(rows)} of {len(todo)} cases"] if len(rows) < len(todo) else [],
         }
 
-    if work.device.type != "cuda":
+    if context.device.type != "cuda":
         for case in todo:
-            rows.append(check(case, str(work.device)))
+            rows.append(check(case, str(context.device)))
             yield result()
         return
     processes = min(PROCESSES, os.cpu_count() or 1)
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(check, case, str(work.device)) for case in todo]
+        futures = [pool.submit(check, case, str(context.device)) for case in todo]
         for future in as_completed(futures):
             rows.append(future.result())
             yield result()
-            if work.late:
+            if context.late:
                 pool.shutdown(wait=False, cancel_futures=True)
                 break
 

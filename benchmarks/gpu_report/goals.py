@@ -77,7 +77,7 @@ def _ahead(compiled: bool, name: str = "") -> Callable[[Results], Verdict]:
         rows = [
             row
             for row in _steps(results, None)
-            if row.get("rival") and row["compiled"] is compiled and row["name"].startswith(name)
+            if row.get("baseline_model") and row["compiled"] is compiled and row["name"].startswith(name)
         ]
         if not rows:
             return _not_measured("stage d measured no such model")
@@ -102,7 +102,7 @@ GOALS = (
     Goal("parameter-matched variants that the fused ops cover within 3 % of the baseline's tokens/s", _covered),
     Goal("statistics cost at most 1 % at interval 50", _statistics),
     Goal("ahead of Hugging Face's Llama with SDPA", _ahead(False, "Hugging Face")),
-    Goal("not behind torch.compile'd peers", _ahead(True)),
+    Goal("not behind torch.compile'd baselines", _ahead(True)),
     Goal("waiting for data under 1 % of a step", _waiting),
 )
 

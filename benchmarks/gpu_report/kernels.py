@@ -1,10 +1,10 @@
-"""Stage b: the kernels' speed beside every peer that can be imported, against the measured roofs of the machine."""
+"""Stage b: the kernels' speed beside every baseline that can be imported, against the measured roofs of the machine."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.gpu_report.results import origin
-from benchmarks.gpu_report.work import Work
+from benchmarks.gpu_report.stage_context import StageContext
 from benchmarks.kernels import attention, norm
 from benchmarks.kernels.measure import Bench, roofs
 from benchmarks.kernels.report import markdown as tables
@@ -12,38 +12,40 @@ from benchmarks.kernels.report import markdown as tables
 HEAD_DIMS = (128, 64, 256)  # the most used first
 
 
-def run(work: Work) -> Iterator[dict[str, Any]]:
+def run(context: StageContext) -> Iterator[dict[str, Any]]:
     """Roofs, attention by head dimension, GatedNorm; row by row until time is up."""
     known = origin()
-    bench = Bench(work.device, work.dry)
+    bench = Bench(context.device, context.dry)
     result: dict[str, Any] = {
         "provenance": {"device": known["device"], "commit": known["commit"], "date": known["started"]}
         | {name: known["versions"][name] for name in ("torch", "triton")},
         "roofs": roofs(bench),
-        "missing_peers": {},
+        "missing_baselines": {},
         "rows": [],
         "faults": [],
         "left_out": [],
     }
     yield result
-    first, *rest = HEAD_DIMS[:1] if work.dry else HEAD_DIMS
+    first, *rest = HEAD_DIMS[:1] if context.dry else HEAD_DIMS
     parts = [
         (f"attention D {first}", attention.rows(bench._replace(head_dims=(first,)))),
         ("GatedNorm", norm.rows(bench)),
         *((f"attention D {d}", attention.rows(bench._replace(head_dims=(d,)))) for d in rest),
     ]
     for name, rows in parts:
-        if work.late:
+        if context.late:
             result["left_out"].append(name)
             continue
         for row in rows:
-            if row["table"] == "missing peers":
-                result["missing_peers"] |= {peer: reason for peer, reason in row.items() if peer != "table"}
+            if row["table"] == "missing baselines":
+                result["missing_baselines"] |= {
+                    baseline: reason for baseline, reason in row.items() if baseline != "table"
+                }
                 continue
             result["rows"].append(row)
             if "refused" in row and row.get("ours", row.get("contestant") == "sink_kernels"):
                 result["faults"].append(f"our own kernel failed its gate: {row}")
-            if work.late:
+            if context.late:
                 result["left_out"].append(f"the rest of {name}")
                 break
             yield result
@@ -52,5 +54,5 @@ def run(work: Work) -> Iterator[dict[str, Any]]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The tables of `python -m benchmarks.kernels`."""
-    text = tables(result).replace("# Kernel benchmarks", "# b. The kernels beside their peers", 1)
+    text = tables(result).replace("# Kernel benchmarks", "# b. The kernels beside their baselines", 1)
     return text + "".join(f"\nNot reached in time: {what}.\n" for what in result["left_out"])

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.gpu_report.fit import fit
 from benchmarks.gpu_report.recipe import layered, over
-from benchmarks.gpu_report.work import Work
+from benchmarks.gpu_report.stage_context import StageContext
 from sinks.data.module import TokenData
 from sinks.data.order import identity_order
 from sinks.parallel.leaving import leave
@@ -127,35 +127,35 @@ def series(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     return result | {name: run.series(key)[1].tolist() for name, key in keys.items()}
 
 
-def run(work: Work) -> Iterator[dict[str, Any]]:
+def run(context: StageContext) -> Iterator[dict[str, Any]]:
     """One process first: what it computes is what the others must."""
-    processes = DRY_PROCESSES if work.device.type == "cpu" else torch.cuda.device_count()
-    batch_size = 4 if work.dry else ROWS_A_GPU * processes
+    processes = DRY_PROCESSES if context.device.type == "cpu" else torch.cuda.device_count()
+    batch_size = 4 if context.dry else ROWS_A_GPU * processes
     result: dict[str, Any] = {"processes": processes, "rows": [], "faults": [], "left_out": []}
-    alone = train(work.folder, "one process", 1, batch_size, work.dry)
-    result["rows"].append(series(work.folder, alone))
+    alone = train(context.folder, "one process", 1, batch_size, context.dry)
+    result["rows"].append(series(context.folder, alone))
     free_memory()  # the processes to come share the first GPU with this one
     yield result
-    if work.late:
+    if context.late:
         yield result | {"left_out": list(STRATEGIES)}
         return
-    for row in launch(work, processes, batch_size):
+    for row in launch(context, processes, batch_size):
         if "refused" in row:
             result["faults"].append(f"{row['name']}: {row['refused']}")
         else:
-            row = compare(series(work.folder, row), result["rows"][0])
+            row = compare(series(context.folder, row), result["rows"][0])
         result["rows"].append(row)
     yield result
 
 
-def launch(work: Work, processes: int, batch_size: int) -> list[dict[str, Any]]:
+def launch(context: StageContext, processes: int, batch_size: int) -> list[dict[str, Any]]:
     """Run every strategy, one after the other, under one torchrun; the reason in `refused` where one fails."""
-    answers = {name: work.folder / f"{name}.json" for name in STRATEGIES}
+    answers = {name: context.folder / f"{name}.json" for name in STRATEGIES}
     for answer in answers.values():
         answer.unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "benchmarks.gpu_report.parallel", str(work.folder), str(processes), str(batch_size)]
-    done = subprocess.run(command + (["--dry"] if work.dry else []), capture_output=True, text=True)
+    command += ["-m", "benchmarks.gpu_report.parallel", str(context.folder), str(processes), str(batch_size)]
+    done = subprocess.run(command + (["--dry"] if context.dry else []), capture_output=True, text=True)
     print(done.stdout, done.stderr, flush=True)
     lines = [line for line in done.stderr.splitlines() if "Error" in line and "ChildFailedError" not in line]
     said = lines[0] if lines else f"exit code {done.returncode}"

@@ -6,7 +6,7 @@ import yaml
 
 import sinks.families
 import sinks.models.feed_forward
-from benchmarks.gpu_report.work import ROOT
+from benchmarks.gpu_report.stage_context import ROOT
 from sinks.errors import UserError
 from sinks.families import CausalLM, Optimization
 from sinks.families.causal_lm import Execution

@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.gpu_report.page import page
 from benchmarks.gpu_report.results import Results
+from benchmarks.gpu_report.stage_context import ROOT
 from benchmarks.gpu_report.stages import STAGES, Stage, shares
-from benchmarks.gpu_report.work import ROOT
 from sinks.errors import UserError
 from sinks.record.folder import to_json, write_atomically
 from sinks.record.provenance import PACKAGES
@@ -109,7 +109,7 @@ class Report:
         results = Results(self.folder, stage.file)
         log = self.folder / "work" / stage.file / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "benchmarks.gpu_report.worker", stage.module, stage.file]
+        command = [sys.executable, "-m", "benchmarks.gpu_report.run_stage", stage.module, stage.file]
         command += ["--output", str(self.folder.resolve()), "--minutes", str(minutes), "--limit", str(left)]
         command += ["--fingerprint", fingerprint] + (["--dry"] if self.dry else [])
         started = time.monotonic()

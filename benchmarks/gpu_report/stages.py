@@ -7,7 +7,7 @@ from sinks.errors import UserError
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: a module with `run(work) -> Iterator[dict]`, a growing result, and `markdown(result) -> str`.
+    """One stage: a module with `run(context) -> Iterator[dict]`, a growing result, and `markdown(result) -> str`.
 
     Args:
         letter: what it is chosen by.

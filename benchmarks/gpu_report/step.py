@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import torch._dynamo
 
+from benchmarks.gpu_report.baselines import BASELINE_MODELS, Step, sampled, stepper
 from benchmarks.gpu_report.goals import LARGE
 from benchmarks.gpu_report.recipe import architecture, build, layered, over
-from benchmarks.gpu_report.rivals import RIVALS, Step, sampled, stepper
-from benchmarks.gpu_report.work import Work
+from benchmarks.gpu_report.stage_context import StageContext
 from benchmarks.kernels.measure import Bench, reason_of, roofs
 from sinks.families import CausalLM
 from sinks.models.decoder import Architecture
@@ -28,10 +28,10 @@ COVERED = (
     "off-by-one",
 )  # fmt: skip
 OTHERS = ("pre-affine", "dyt", "key-value-bias", "clip-norm-input")
-# (name, whether a rival is compiled)
+# (name, whether a baseline model is compiled)
 CONTESTANTS = (
     *((name, False) for name in COVERED[:1]),
-    *((name, compiled) for name in RIVALS for compiled in (False, True)),
+    *((name, compiled) for name in BASELINE_MODELS for compiled in (False, True)),
     *((name, False) for name in (*COVERED[1:], *OTHERS)),
 )
 INTERVAL = 50
@@ -114,16 +114,16 @@ class Runner:
     """Builds steps and times them in turns, so that a machine that slows down slows all down.
 
     Args:
-        work: the stage's.
+        context: the stage's.
         width: shape.
     """
 
-    def __init__(self, work: Work, width: Width) -> None:
-        self.device, self.dry, self.width = work.device, work.dry, width
+    def __init__(self, context: StageContext, width: Width) -> None:
+        self.device, self.dry, self.width = context.device, context.dry, width
         generator = torch.Generator().manual_seed(0)
         size = (width.batch_size, width.context_length + 1)
         self.rows = torch.randint(0, width.vocab_size, size, generator=generator).to(self.device)
-        self.turns, self.seconds_a_turn = (2, 0.0) if work.dry else (8, 0.4)
+        self.turns, self.seconds_a_turn = (2, 0.0) if context.dry else (8, 0.4)
 
     def ours(self, model: CausalLM) -> Step:
         """A step of a model of ours; its parameters are made on the device."""
@@ -200,29 +200,29 @@ def compile_alike() -> None:
     torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
-def run(work: Work) -> Iterator[dict[str, Any]]:
+def run(context: StageContext) -> Iterator[dict[str, Any]]:
     """At each width the baseline, then everyone else in turns with it."""
-    if work.dry:
+    if context.dry:
         torch.compiler.set_stance("force_eager")  # compiling takes longer than everything else of a dry run
-    matmul = roofs(Bench(work.device, work.dry))["matmul_tflops"] * 1e12
+    matmul = roofs(Bench(context.device, context.dry))["matmul_tflops"] * 1e12
     result: dict[str, Any] = {
-        "peak_flops": dense_peak(work.device),
+        "peak_flops": dense_peak(context.device),
         "measured_flops": matmul,
         "rows": [],
         "missing": {},
         "faults": [],
         "left_out": [],
     }
-    for width in widths(work.dry):
-        yield from _at(work, width, result)
+    for width in widths(context.dry):
+        yield from _at(context, width, result)
     yield result
 
 
-def _at(work: Work, width: Width, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _at(context: StageContext, width: Width, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     compile_alike()
     gc.collect()
-    runner = Runner(work, width)
-    before = _allocated(work.device)
+    runner = Runner(context, width)
+    before = _allocated(context.device)
     model = width.variant(BASELINE)
     flops = model_flops(model).per_token
     baseline = runner.ours(model)
@@ -238,14 +238,14 @@ def _at(work: Work, width: Width, result: dict[str, Any]) -> Iterator[dict[str, 
     yield result
     for name, compiled in CONTESTANTS:
         label = name + (", compiled" if compiled else "")
-        if work.late:
+        if context.late:
             result["left_out"].append(f"{label} at {width.name}")
             continue
         gc.collect()
-        before = _allocated(work.device)
+        before = _allocated(context.device)
         try:
-            if name in RIVALS:
-                row = _rival(runner, result, name, compiled, baseline, flops, before)
+            if name in BASELINE_MODELS:
+                row = _baseline_model(runner, result, name, compiled, baseline, flops, before)
             else:
                 row = _variant(runner, result, name, baseline, before)
         except ImportError as reason:
@@ -273,21 +273,21 @@ def _variant(runner: Runner, result: dict[str, Any], name: str, baseline: Step, 
     return row | {"ffn_hidden": model.architecture.ffn_hidden, "covered": name in COVERED}
 
 
-def _rival(
+def _baseline_model(
     runner: Runner, result: dict[str, Any], name: str, compiled: bool, baseline: Step, flops: float, before: float
 ) -> dict[str, Any]:
     width = runner.width
     with runner.device:
-        rival = RIVALS[name](width.shape, width.vocab_size, width.context_length)
-    model = rival.model
+        other = BASELINE_MODELS[name](width.shape, width.vocab_size, width.context_length)
+    model = other.model
     if compiled:
         model.compile()
-    step = stepper(model, rival.logits, runner.device)
+    step = stepper(model, other.logits, runner.device)
     peak = runner.warm_up(step)
     of_baseline, own = runner.in_turns(baseline, step)
     label = name + (", compiled" if compiled else "")
     row = _row(result, width, label, model, own, of_baseline, flops, None if peak is None else peak - before)
-    return row | {"rival": True, "compiled": compiled}
+    return row | {"baseline_model": True, "compiled": compiled}
 
 
 def _row(

@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 from sink_kernels.tiles import CANDIDATES, Tile, tile_for
 
-from benchmarks.gpu_report.work import Work
+from benchmarks.gpu_report.stage_context import StageContext
 from benchmarks.kernels import tiles
 from benchmarks.kernels.checks import attention_checks, make_call
 from benchmarks.kernels.measure import Bench, reason_of
@@ -18,20 +18,20 @@ HEAD_DIMS = (128, 64, 256)  # the most used first
 NOISE = 0.01
 
 
-def run(work: Work) -> Iterator[dict[str, Any]]:
+def run(context: StageContext) -> Iterator[dict[str, Any]]:
     """Every tile of every kernel timed, the fastest of each checked against float64 before it counts as best."""
-    head_dims = (64,) if work.dry else HEAD_DIMS
+    head_dims = (64,) if context.dry else HEAD_DIMS
     result: dict[str, Any] = {"rows": [], "best": [], "left_out": []}
     for head_dim in head_dims:
         wanted = [kernel for kernel, width in CANDIDATES if width == head_dim]
-        rows = tiles.rows(Bench(work.device, work.dry, (head_dim,)))
-        for kernel, of_kernel in itertools.groupby(rows, key=lambda row: row["kernel"]) if not work.late else ():
+        rows = tiles.rows(Bench(context.device, context.dry, (head_dim,)))
+        for kernel, of_kernel in itertools.groupby(rows, key=lambda row: row["kernel"]) if not context.late else ():
             ranked = list(of_kernel)
             wanted.remove(kernel)
             result["rows"] += ranked
-            result["best"].append(best(ranked, lambda row: reason_against(row, work.dry, str(work.device))))
+            result["best"].append(best(ranked, lambda row: reason_against(row, context.dry, str(context.device))))
             yield result
-            if work.late:
+            if context.late:
                 break
         result["left_out"] += [f"{kernel} D {head_dim}" for kernel in wanted]
     yield result

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Callback
 
 from benchmarks.gpu_report.fit import fit
 from benchmarks.gpu_report.recipe import layered, over
+from benchmarks.gpu_report.stage_context import StageContext
 from benchmarks.gpu_report.text import InstalledText, prepare
-from benchmarks.gpu_report.work import Work
 from benchmarks.kernels.measure import reason_of
 from sinks.callbacks import RunRecorder
 from sinks.data.module import TokenData
@@ -76,28 +76,28 @@ def configuration(dry: bool) -> dict[str, Any]:
     return over(sections, DRY) if dry else sections
 
 
-def run(work: Work) -> Iterator[dict[str, Any]]:
+def run(context: StageContext) -> Iterator[dict[str, Any]]:
     """Prepare the text, then train one family after the other for equal times."""
-    sections = configuration(work.dry)
+    sections = configuration(context.dry)
     options = sections["data"]["init_args"]
-    text = prepare(work.folder, options["vocab_size"], most_bytes=300_000 if work.dry else None)
+    text = prepare(context.folder, options["vocab_size"], most_bytes=300_000 if context.dry else None)
     given = {name: value for name, value in options.items() if name not in ("vocab_size", "bos")}
     data = InstalledText(text, seed=SEED, **given)
-    families = list(FAMILIES[:2] if work.dry else FAMILIES[: max(1, int(work.minutes / LEAST_MINUTES))])
+    families = list(FAMILIES[:2] if context.dry else FAMILIES[: max(1, int(context.minutes / LEAST_MINUTES))])
     result: dict[str, Any] = {"text": vars(data.content), "recipe": sections, "seed": SEED}
     result |= {"runs": [], "faults": [], "left_out": []}
     yield result
     for position, family in enumerate(families):
-        seconds = work.seconds_left / (len(families) - position)
+        seconds = context.seconds_left / (len(families) - position)
         if seconds <= 0:
             result["left_out"].append(family)
             continue
         section = over(layered(f"variants/{family}.yaml")["model"], sections["model"])
-        folder = RunFolder(work.folder / family)
+        folder = RunFolder(context.folder / family)
         torch._dynamo.reset()  # its limit of graphs is for all families together
         try:
             # Compiling takes longer than everything else of a dry run.
-            summary = fit(folder, sections | {"model": section}, data, SEED, not work.dry, [Clock(seconds)])
+            summary = fit(folder, sections | {"model": section}, data, SEED, not context.dry, [Clock(seconds)])
         # One family that does not run is told, and the others go on.
         except Exception as failure:
             traceback.print_exc()

@@ -1,1 +1,1 @@
-"""The kernels' correctness checks, benchmarks beside their peers, and offline compile report."""
+"""The kernels' correctness checks, benchmarks beside their baselines, and offline compile report."""

@@ -32,13 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     parts = [attention.rows, norm.rows] + ([tiles.rows] if options.tiles else [])
     rows, missing, failed = [], {}, []
     for row in [row for part in parts for row in _announced(part(bench))]:
-        if row["table"] == "missing peers":
+        if row["table"] == "missing baselines":
             missing.update({name: reason for name, reason in row.items() if name != "table"})
             continue
         rows.append(row)
         if "refused" in row and row.get("ours", row.get("contestant") == "sink_kernels"):
             failed.append(row)
-    report = {"provenance": _provenance(bench), "roofs": roofs(bench), "missing_peers": missing, "rows": rows}
+    report = {"provenance": _provenance(bench), "roofs": roofs(bench), "missing_baselines": missing, "rows": rows}
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
     (options.output / "bench.md").write_text(markdown(report))

@@ -1,4 +1,4 @@
-"""Attention: ours with each feature on and off, against the peers, over lengths and head dimensions."""
+"""Attention: ours with each feature on and off, against the baselines, over lengths and head dimensions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from sink_kernels import STATISTICS, attention, key_mass
 from torch import Tensor
 
+from benchmarks.kernels.baselines import AttentionBaseline, attention_baselines
 from benchmarks.kernels.measure import Bench, reason_of, worst_relative_error
-from benchmarks.kernels.peers import Peer, attention_peers
 
 # Against float64, output and gradients of q, k, v in bfloat16; twice what a textbook implementation shows.
 TOLERANCE = 2e-2
@@ -50,10 +50,10 @@ def shapes(bench: Bench) -> list[Shape]:
 
 def rows(bench: Bench) -> Iterator[dict[str, Any]]:
     """One row of results a contestant and shape, then `key_mass`."""
-    peers, missing = attention_peers(bench.device)
-    yield {"table": "missing peers", **missing}
-    contestants = _ours() + [_of_peer(peer, sink=False) for peer in peers]
-    contestants += [_of_peer(peer, sink=True) for peer in peers if peer.sink]
+    baselines, missing = attention_baselines(bench.device)
+    yield {"table": "missing baselines", **missing}
+    contestants = _ours() + [_of_baseline(baseline, sink=False) for baseline in baselines]
+    contestants += [_of_baseline(baseline, sink=True) for baseline in baselines if baseline.sink]
     for shape in shapes(bench):
         for contestant in contestants:
             yield {
@@ -95,11 +95,11 @@ def _ours() -> list[Contestant]:
     ]
 
 
-def _of_peer(peer: Peer, sink: bool) -> Contestant:
+def _of_baseline(baseline: AttentionBaseline, sink: bool) -> Contestant:
     def run(inputs: dict[str, Tensor]) -> Tensor:
-        return peer.run(inputs["q"], inputs["k"], inputs["v"], inputs["sink"] if sink else None)
+        return baseline.run(inputs["q"], inputs["k"], inputs["v"], inputs["sink"] if sink else None)
 
-    return Contestant(peer.name, ("sink",) if sink else (), False, run)
+    return Contestant(baseline.name, ("sink",) if sink else (), False, run)
 
 
 def _inputs(bench: Bench, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from sink_kernels import gated_norm
 from torch import Tensor
 
+from benchmarks.kernels.baselines import norm_baselines
 from benchmarks.kernels.measure import Bench, reason_of, worst_relative_error
-from benchmarks.kernels.peers import norm_peers
 
 TOLERANCE = 2e-2
 RANK = 16
@@ -24,16 +24,16 @@ def shapes(dry: bool) -> list[tuple[int, int]]:
 
 def rows(bench: Bench) -> Iterator[dict[str, Any]]:
     """One row of results a contestant and shape."""
-    peers, missing = norm_peers(bench.device)
-    yield {"table": "missing peers", **missing}
+    baselines, missing = norm_baselines(bench.device)
+    yield {"table": "missing baselines", **missing}
     contestants: dict[str, tuple[bool, Callable[..., Tensor]]] = {
         "sink_kernels": (True, gated_norm),
         "torch eager": (True, _unfused),
     }
     if bench.device.type == "cuda":
         contestants["torch.compile"] = (True, torch.compile(_unfused))
-    for name, peer in peers.items():
-        contestants[name] = (False, lambda x, weight, *_, run=peer: run(x, weight))
+    for name, baseline in baselines.items():
+        contestants[name] = (False, lambda x, weight, *_, run=baseline: run(x, weight))
     for count, width in shapes(bench.dry):
         for name, (gated, run) in contestants.items():
             yield {

@@ -15,7 +15,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"Measured roofs: bfloat16 product {roofs['matmul_tflops']:.2f} TFLOP/s, copy {roofs['copy_gbs']:.1f} GB/s.",
         "Every row passed its correctness gate first; bfloat16; medians.",
     ]
-    for name, reason in sorted(report["missing_peers"].items()):
+    for name, reason in sorted(report["missing_baselines"].items()):
         lines.append(f"Not measured: {name} ({reason}).")
     rows = report["rows"]
     lines += _attention([row for row in rows if row["table"] == "attention"], roofs["matmul_tflops"])
@@ -30,10 +30,10 @@ def _attention(rows: list[dict[str, Any]], roof: float) -> list[str]:
         "",
         "## Attention, causal",
         "",
-        "FLOPs: 4 B H T^2 D / 2 forward, 2.5 times that backward. To the best peer: of the same or fewer features.",
+        "FLOPs: 4 B H T^2 D / 2 forward, 2.5 times that backward. To the best baseline: of the same or fewer features.",
         "",
-        "| D | T | B x H | contestant | features | forward ms | TFLOP/s | of roof | to best peer "
-        "| backward ms | TFLOP/s | of roof | to best peer | peak MiB | error |",
+        "| D | T | B x H | contestant | features | forward ms | TFLOP/s | of roof | to best baseline "
+        "| backward ms | TFLOP/s | of roof | to best baseline | peak MiB | error |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -47,14 +47,14 @@ def _attention(rows: list[dict[str, Any]], roof: float) -> list[str]:
         cells = []
         for way in ("forward", "backward"):
             speed = row[f"{way}_tflops"]
-            best = max((peer[f"{way}_tflops"] for peer in _rivals(row, rows)), default=None)
+            best = max((baseline[f"{way}_tflops"] for baseline in _baselines(row, rows)), default=None)
             ratio = "-" if best is None or not row["ours"] else f"{speed / best:.2f}"
             cells.append(f"| {row[f'{way}_ms']:.3f} | {speed:.2f} | {speed / roof:.2f} | {ratio} ")
         lines.append(f"{shape}{''.join(cells)}| {_number(row['peak_mib'])} | {row['error']:.0e} |")
     return lines
 
 
-def _rivals(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _baselines(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     shape = ("batch", "heads", "tokens", "head_dim")
     return [
         other

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu_report import run as running
-from benchmarks.gpu_report import worker
+from benchmarks.gpu_report import run_stage
 from benchmarks.gpu_report.__main__ import main
 from benchmarks.gpu_report.run import Report
 from benchmarks.gpu_report.stages import STAGES, Stage, chosen, shares
@@ -34,7 +34,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
             os.dup2(output, 1)
             os.dup2(output, 2)
             sys.stdout = sys.stderr = os.fdopen(output, "w")
-            code = worker.main(command[3:])
+            code = run_stage.main(command[3:])
             sys.stdout.flush()
             os._exit(code)
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

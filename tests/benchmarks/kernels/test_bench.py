@@ -1,4 +1,4 @@
-"""The benchmarks at tiny sizes: everything runs, the gate bites, no peer goes missing silently."""
+"""The benchmarks at tiny sizes: everything runs, the gate bites, no baseline goes missing silently."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_dry_run_writes_both_tables(tmp_path):
     measured = {row["contestant"] for row in report["rows"] if "contestant" in row}
     everyone = {"sink_kernels", "SDPA flash", "SDPA cuDNN", "FlexAttention, lse rescale", "FlashAttention-4"}
     everyone |= {"fla parallel_attn", "torch eager", "torch RMSNorm", "Liger RMSNorm"}
-    assert everyone <= measured | set(report["missing_peers"])
+    assert everyone <= measured | set(report["missing_baselines"])
     assert {"device", "torch", "triton", "date", "commit"} <= set(report["provenance"])
     assert not any("refused" in row for row in report["rows"])
     assert all(row["error"] < 2e-2 for row in report["rows"])
@@ -50,7 +50,7 @@ def test_a_peer_that_raises_is_a_row_and_not_the_end():
         raise RuntimeError("no such shape")
 
     row = bench_attention._measure(
-        DRY, bench_attention.Contestant("peer", (), False, run), bench_attention.Shape(1, 2, 48, 32)
+        DRY, bench_attention.Contestant("baseline", (), False, run), bench_attention.Shape(1, 2, 48, 32)
     )
     assert row == {"refused": "RuntimeError: no such shape"}
 

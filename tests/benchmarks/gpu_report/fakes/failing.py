@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.gpu_report.work import Work
+from benchmarks.gpu_report.stage_context import StageContext
 
 
-def run(work: Work) -> Iterator[dict[str, Any]]:
+def run(context: StageContext) -> Iterator[dict[str, Any]]:
     yield {"half": "measured"}
     raise RuntimeError("an illegal | memory access")
 

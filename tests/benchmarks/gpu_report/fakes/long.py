@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.gpu_report.work import Work
+from benchmarks.gpu_report.stage_context import StageContext
 
 NEEDS_S = 60.0
 
 
-def run(work: Work) -> Iterator[dict[str, Any]]:
-    yield {"rows": 1, "left_out": [] if work.seconds_left > NEEDS_S else ["the rest"]}
+def run(context: StageContext) -> Iterator[dict[str, Any]]:
+    yield {"rows": 1, "left_out": [] if context.seconds_left > NEEDS_S else ["the rest"]}
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.gpu_report.work import Work
+from benchmarks.gpu_report.stage_context import StageContext
 
 
-def run(work: Work) -> Iterator[dict[str, Any]]:
-    counter = work.folder / "runs"
-    counter.write_text(f"{runs(work.folder) + 1}")
+def run(context: StageContext) -> Iterator[dict[str, Any]]:
+    counter = context.folder / "runs"
+    counter.write_text(f"{runs(context.folder) + 1}")
     yield {"answer": 42}
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_report.results import Results, origin
-from benchmarks.gpu_report.work import Work
+from benchmarks.gpu_report.stage_context import StageContext
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the stage of a module and write its files: at every result it yields, and at the end."""
     started = time.monotonic()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_report.worker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_report.run_stage", description=__doc__)
     parser.add_argument("module", help="import path of the stage")
     parser.add_argument("file", help="name of its files")
     parser.add_argument("--output", type=Path, required=True)
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     results = Results(options.output, options.file)
     folder = options.output / "work" / options.file
     folder.mkdir(parents=True, exist_ok=True)
-    work = Work(options.output, folder, options.dry, options.minutes, started + options.limit)
+    context = StageContext(options.output, folder, options.dry, options.minutes, started + options.limit)
     record: dict[str, Any] = {
         "stage": options.file,
         "fingerprint": options.fingerprint,
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         stage = importlib.import_module(options.module)
-        for grown in stage.run(work):
+        for grown in stage.run(context):
             result = grown
             write("running")
         if result.get("faults"):

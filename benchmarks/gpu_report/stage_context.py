@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class Work:
+class StageContext:
     """Where, how thoroughly and until when a stage measures.
 
     Args:

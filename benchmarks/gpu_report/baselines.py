@@ -17,7 +17,7 @@ Step = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
-class Rival:
+class BaselineModel:
     """Another trainer's model.
 
     Args:
@@ -29,7 +29,7 @@ class Rival:
     logits: Callable[[Tensor], Tensor]
 
 
-def llama(shape: Architecture, vocab_size: int, context_length: int) -> Rival:
+def llama(shape: Architecture, vocab_size: int, context_length: int) -> BaselineModel:
     """Hugging Face's Llama with torch's own fused attention.
 
     Raises:
@@ -52,10 +52,10 @@ def llama(shape: Architecture, vocab_size: int, context_length: int) -> Rival:
             use_cache=False,
         )
     )
-    return Rival(model, lambda tokens: model(tokens).logits)
+    return BaselineModel(model, lambda tokens: model(tokens).logits)
 
 
-def litgpt(shape: Architecture, vocab_size: int, context_length: int) -> Rival:
+def litgpt(shape: Architecture, vocab_size: int, context_length: int) -> BaselineModel:
     """litgpt's GPT as it builds Llamas.
 
     Raises:
@@ -81,10 +81,10 @@ def litgpt(shape: Architecture, vocab_size: int, context_length: int) -> Rival:
     )
     if shape.tied_embeddings:
         model.lm_head.weight = model.transformer.wte.weight
-    return Rival(model, model)
+    return BaselineModel(model, model)
 
 
-RIVALS = {"Hugging Face Llama, SDPA": llama, "litgpt GPT": litgpt}
+BASELINE_MODELS = {"Hugging Face Llama, SDPA": llama, "litgpt GPT": litgpt}
 
 
 def stepper(model: nn.Module, logits: Callable[[Tensor], Tensor], device: torch.device) -> Step:

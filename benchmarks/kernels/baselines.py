@@ -1,6 +1,6 @@
 """Other implementations of the same functions, each imported only if it is there.
 
-A peer that cannot be had is listed with the reason; it is never a silent gap in a table.
+A baseline that cannot be had is listed with the reason; it is never a silent gap in a table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ AttentionRun = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 NormRun = Callable[[Tensor, Tensor], Tensor]
 
 
-class Peer(NamedTuple):
+class AttentionBaseline(NamedTuple):
     """`run(q, k, v, sink)` in SDPA's layout; `sink` tells whether it takes one."""
 
     name: str
@@ -25,9 +25,9 @@ class Peer(NamedTuple):
     run: AttentionRun
 
 
-def attention_peers(device: torch.device) -> tuple[list[Peer], dict[str, str]]:
-    """(the peers at hand, why the others are not)."""
-    peers, missing = [], {}
+def attention_baselines(device: torch.device) -> tuple[list[AttentionBaseline], dict[str, str]]:
+    """(the baselines at hand, why the others are not)."""
+    baselines, missing = [], {}
     for name, sink, build in (
         ("SDPA flash", False, lambda: _sdpa("FLASH_ATTENTION")),
         ("SDPA cuDNN", False, lambda: _sdpa("CUDNN_ATTENTION")),
@@ -38,24 +38,24 @@ def attention_peers(device: torch.device) -> tuple[list[Peer], dict[str, str]]:
         try:
             if device.type != "cuda" and name != "SDPA flash":
                 raise ImportError(f"runs on a GPU only, this is {device.type}")
-            peers.append(Peer(name, sink, build()))
+            baselines.append(AttentionBaseline(name, sink, build()))
         except ImportError as reason:
             missing[name] = str(reason)
-    return peers, missing
+    return baselines, missing
 
 
-def norm_peers(device: torch.device) -> tuple[dict[str, NormRun], dict[str, str]]:
-    """RMSNorm without a gate: (the peers at hand, why the others are not)."""
-    peers: dict[str, NormRun] = {"torch RMSNorm": lambda x, weight: F.rms_norm(x, weight.shape, weight, 1e-6)}
+def norm_baselines(device: torch.device) -> tuple[dict[str, NormRun], dict[str, str]]:
+    """RMSNorm without a gate: (the baselines at hand, why the others are not)."""
+    baselines: dict[str, NormRun] = {"torch RMSNorm": lambda x, weight: F.rms_norm(x, weight.shape, weight, 1e-6)}
     missing = {}
     try:
         if device.type != "cuda":
             raise ImportError(f"runs on a GPU only, this is {device.type}")
         liger = importlib.import_module("liger_kernel.transformers.functional").liger_rms_norm
-        peers["Liger RMSNorm"] = lambda x, weight: liger(x, weight, 1e-6)
+        baselines["Liger RMSNorm"] = lambda x, weight: liger(x, weight, 1e-6)
     except ImportError as reason:
         missing["Liger RMSNorm"] = str(reason)
-    return peers, missing
+    return baselines, missing
 
 
 def _sdpa(backend: str) -> AttentionRun:
