@@ -10,8 +10,10 @@ SEEDS ?=
 VARIANTS ?=
 STEPS ?=
 LAUNCH ?=
-# How far the GPU report goes: minutes, stages (a,d), a .tar.gz of all it writes; GPU_REPORT_DRY=1 tries it without a GPU.
-BUDGET ?= 30
+# How far the GPU report goes: minutes, the minutes after which this machine ends a command, stages (a,d), a .tar.gz of
+# all it writes; GPU_REPORT_DRY=1 tries it without a GPU.
+BUDGET ?= 8
+LIMIT ?=
 STAGES ?=
 ARCHIVE ?=
 GPU_REPORT_DRY ?=
@@ -65,14 +67,16 @@ format: $(VENV)/.installed  ## let ruff format the code
 kernel-report: $(VENV)/.installed  ## compile every pinned kernel for sm_80, sm_90, sm_100 without a GPU
 	$(BIN)/python -m benchmarks.kernels.compile_report --output $(RUNS)/kernel-report
 
-bench-kernels: $(VENV)/.installed  ## time the kernels beside their baselines (needs a GPU; DRY=--dry: tiny, without)
-	$(BIN)/python -m benchmarks.kernels --output $(RUNS)/kernel-bench $(DRY)
-
 # A bare GPU machine has no .venv, and none is built there: its own Python has torch.
 REPORT_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
+report_gpu = PYTHONPATH=.:kernels $(REPORT_PYTHON) -m benchmarks.gpu_report --budget $(BUDGET) $(if $(LIMIT),--limit $(LIMIT)) $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(GPU_REPORT_DRY),--dry)
+
 gpu-report:  ## measure all that has to be known of a GPU (BUDGET= minutes; GPU_REPORT_DRY=1: tiny, without one)
-	PYTHONPATH=.:kernels $(REPORT_PYTHON) -m benchmarks.gpu_report --output $(RUNS)/gpu-report --budget $(BUDGET) $(if $(STAGES),--stages $(STAGES)) $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(GPU_REPORT_DRY),--dry)
+	$(report_gpu) --output $(RUNS)/gpu-report $(if $(STAGES),--stages $(STAGES))
+
+bench-kernels:  ## of that report only the kernels beside their baselines, and the ranking of their tiles
+	$(report_gpu) --output $(RUNS)/bench-kernels --stages b,c
 
 test-oldest: .venv-oldest/.installed  ## the kernel tests on the oldest supported torch and Triton
 	.venv-oldest/bin/python -m pytest -q tests/kernels tests/benchmarks/kernels

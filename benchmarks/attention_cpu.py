@@ -4,7 +4,6 @@ The contestants take turns in one process; what counts is the median of the rati
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from sink_kernels import attention
 from torch import Tensor
 
-from sinks.record.provenance import provenance
+from benchmarks.turns import in_turns, print_provenance
 
 SHAPES = ((16, 1, 64, 128), (8, 4, 256, 64), (2, 4, 1024, 64))
 
@@ -53,13 +52,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s); ratios to SDPA, median of {repeats} turns")
     for dtype in (torch.bfloat16, torch.float32):
         for shape in SHAPES:
-            functions = contestants(shape, dtype)
-            seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
-            for turn in range(repeats + 2):
-                for name, function in functions.items():
-                    taken = function()
-                    if turn >= 2:
-                        seconds[name].append(taken)
+            seconds = in_turns(contestants(shape, dtype), repeats)
             for name, values in seconds.items():
                 pairs = list(zip(values, seconds["SDPA"], strict=True))
                 forward, backward = (statistics.median(a[i] / b[i] for a, b in pairs) for i in (0, 1))
@@ -68,8 +61,7 @@ def main() -> None:
                     f"{'x'.join(map(str, shape)):>14} {str(dtype).removeprefix('torch.'):<9} {name:<18} "
                     f"forward {forward:.2f}  backward {backward:.2f}  both {whole:.2f}"
                 )
-    kept = ("commit", "dirty", "versions", "device", "threads")
-    print(json.dumps({k: v for k, v in provenance().items() if k in kept}))
+    print_provenance()
 
 
 if __name__ == "__main__":

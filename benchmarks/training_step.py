@@ -1,23 +1,22 @@
 """`make bench`: a training step at the text-cpu size, in one process.
 
-Beside Hugging Face's Llama of the same shape, and with statistics beside without. The contestants take turns, step by
-step, so that a noisy machine is noisy for all; what counts is the median of the ratios of a turn.
+Beside Hugging Face's Llama of the same shape, and with statistics beside without. What counts is the median of the
+ratios of a turn.
 """
 
 import argparse
-import json
+import functools
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
 
 from benchmarks.gpu_report import recipe
-from benchmarks.gpu_report.baselines import llama, sampled, stepper
+from benchmarks.gpu_report.baselines import Step, llama, sampled, stepper
+from benchmarks.turns import in_turns, print_provenance
 from sinks.callbacks.groups import GROUPS
 from sinks.families import Baseline, CausalLM
 from sinks.models.decoder import Architecture
-from sinks.record.provenance import provenance
 
 CPU = torch.device("cpu")
 VOCAB_SIZE, CONTEXT_LENGTH, BATCH_SIZE = 4096, 256, 8
@@ -56,17 +55,16 @@ def statistics_cost(repeats: int) -> None:
     print(f"overhead of training with statistics at interval 50: {100 * extra['all groups'] / 50:.2f} %")
 
 
-def interleaved(steps: dict[str, Callable[[torch.Tensor], None]], repeats: int) -> dict[str, list[float]]:
+def interleaved(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]:
     """Seconds of each step, taken in turns."""
     rows = torch.randint(0, VOCAB_SIZE, (BATCH_SIZE, CONTEXT_LENGTH + 1))
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 2):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step(rows)
-            if turn >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+
+    def timed(step: Step) -> float:
+        start = time.perf_counter()
+        step(rows)
+        return time.perf_counter() - start
+
+    return in_turns({name: functools.partial(timed, step) for name, step in steps.items()}, repeats)
 
 
 def main() -> None:
@@ -92,9 +90,7 @@ def main() -> None:
         )
     print(f"tokens per second over Llama's: {statistics.median(ratios):.3f} (median of {repeats} pairs)")
     statistics_cost(options.statistics_repeats)
-    print(
-        json.dumps({k: v for k, v in provenance().items() if k in ("commit", "dirty", "versions", "device", "threads")})
-    )
+    print_provenance()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Stage a: the kernels on this machine against the reference in float64, with the table's own tiles."""
 
-import contextlib
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -10,8 +9,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_report.stage_context import StageContext
-from benchmarks.kernels.checks import attention_checks, make_call, norm_checks
+from benchmarks.kernels.checks import Check, attention_checks, make_call, norm_checks, poisoned_memory, wrong
 from benchmarks.kernels.measure import reason_of
+from benchmarks.tables import table
 
 Case = dict[str, Any]
 
@@ -91,27 +91,15 @@ def check(case: Case, device: str) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """torch.empty gives NaN: what a kernel forgets to write cannot pass for a result."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
 def run(context: StageContext) -> Iterator[dict[str, Any]]:
     """Every case until time is up."""
     todo = cases(context.dry)
     rows: list[dict[str, Any]] = []
 
     def result() -> dict[str, Any]:
-        wrong = [row for row in rows if row.get("refused") or not all(c["passed"] for c in row["checks"].values())]
         return {
             "rows": rows,
-            "faults": [f"{row['case']}: {_wrong(row)}" for row in wrong],
+            "faults": [f"{row['case']}: {_wrong(row)}" for row in rows if _wrong(row)],
             "left_out": [f"{len(todo) - len(rows)} of {len(todo)} cases"] if len(rows) < len(todo) else [],
         }
 
@@ -132,30 +120,26 @@ def run(context: StageContext) -> Iterator[dict[str, Any]]:
 
 
 def _wrong(row: dict[str, Any]) -> str:
-    if "refused" in row:
-        return row["refused"]
-    worst = [f"{n} {c['error']:.1e} over {c['limit']:.1e}" for n, c in row["checks"].items() if not c["passed"]]
-    return ", ".join(worst)
+    checks = {name: Check(c["error"], c["limit"]) for name, c in row.get("checks", {}).items()}
+    return row.get("refused") or wrong(checks)
 
 
 def markdown(result: dict[str, Any]) -> str:
     """How many cases are right, each case's error nearest to its limit, and what is wrong."""
     rows = result["rows"]
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        if "refused" in row:
+            return [row["case"], row["refused"], "", "", "WRONG"]
+        name, worst = max(row["checks"].items(), key=lambda item: item[1]["error"] / item[1]["limit"])
+        errors = [f"{worst['error']:.1e}", f"{worst['limit']:.1e}"]
+        return [row["case"], name, *errors, "WRONG" if _wrong(row) else "right"]
+
     lines = [
         "# a. Kernels against the reference in float64",
         "",
         f"{len(rows) - len(result['faults'])} of {len(rows)} cases right: output, every gradient, every statistic and "
         "the key mass, relative to float64 on the same rounded inputs; limits as in tests/kernels.",
-        "",
-        "| case | nearest to its limit | error | limit | |",
-        "|---|---|---|---|---|",
+        *table("case | nearest to its limit | error | limit | ", map(cells, sorted(rows, key=lambda row: row["case"]))),
     ]
-    for row in sorted(rows, key=lambda row: row["case"]):
-        if "refused" in row:
-            lines.append(f"| {row['case']} | {row['refused']} | | | WRONG |")
-            continue
-        name, worst = max(row["checks"].items(), key=lambda item: item[1]["error"] / item[1]["limit"])
-        verdict = "right" if all(c["passed"] for c in row["checks"].values()) else "WRONG"
-        lines.append(f"| {row['case']} | {name} | {worst['error']:.1e} | {worst['limit']:.1e} | {verdict} |")
-    lines += [f"\nNot reached in time: {what}." for what in result["left_out"]]
     return "\n".join(lines) + "\n"

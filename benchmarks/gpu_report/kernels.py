@@ -3,28 +3,18 @@
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.gpu_report.results import origin
 from benchmarks.gpu_report.stage_context import StageContext
 from benchmarks.kernels import attention, norm
 from benchmarks.kernels.measure import Bench, roofs
-from benchmarks.kernels.report import markdown as tables
+from benchmarks.kernels.results import markdown as tables
 
 HEAD_DIMS = (128, 64, 256)  # the most used first
 
 
 def run(context: StageContext) -> Iterator[dict[str, Any]]:
     """Roofs, attention by head dimension, GatedNorm; row by row until time is up."""
-    known = origin()
     bench = Bench(context.device, context.dry)
-    result: dict[str, Any] = {
-        "provenance": {"device": known["device"], "commit": known["commit"], "date": known["started"]}
-        | {name: known["versions"][name] for name in ("torch", "triton")},
-        "roofs": roofs(bench),
-        "missing_baselines": {},
-        "rows": [],
-        "faults": [],
-        "left_out": [],
-    }
+    result: dict[str, Any] = {"roofs": roofs(bench), "missing": {}, "rows": [], "faults": [], "left_out": []}
     yield result
     first, *rest = HEAD_DIMS[:1] if context.dry else HEAD_DIMS
     parts = [
@@ -38,9 +28,7 @@ def run(context: StageContext) -> Iterator[dict[str, Any]]:
             continue
         for row in rows:
             if row["table"] == "missing baselines":
-                result["missing_baselines"] |= {
-                    baseline: reason for baseline, reason in row.items() if baseline != "table"
-                }
+                result["missing"] |= row["missing"]
                 continue
             result["rows"].append(row)
             if "refused" in row and row.get("ours", row.get("contestant") == "sink_kernels"):
@@ -53,6 +41,5 @@ def run(context: StageContext) -> Iterator[dict[str, Any]]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The tables of `python -m benchmarks.kernels`."""
-    text = tables(result).replace("# Kernel benchmarks", "# b. The kernels beside their baselines", 1)
-    return text + "".join(f"\nNot reached in time: {what}.\n" for what in result["left_out"])
+    """A table each for attention, key_mass and the norm."""
+    return "# b. The kernels beside their baselines\n\n" + tables(result["rows"], result["roofs"])

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from benchmarks.gpu_report.fit import fit
 from benchmarks.gpu_report.recipe import layered, over
 from benchmarks.gpu_report.stage_context import StageContext
+from benchmarks.tables import number, table
 from sinks.data.module import TokenData
 from sinks.data.order import identity_order
 from sinks.parallel.leaving import leave
@@ -187,30 +188,23 @@ def markdown(result: dict[str, Any]) -> str:
         "in the same steps. "
         + ("" if processes > 1 else "**One process: the paths run, but nothing is sent between GPUs.** ")
         + "Distances: largest relative difference of what is logged from the one process alone.",
-        "",
-        "| | processes | tokens/s | of linear | peak GB | loss distance | gradient norm distance | validation loss "
-        "| first-token mass |",
-        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in result["rows"]:
-        if "refused" in row:
-            lines.append(f"| {row['name']} | {row['processes']} | {row['refused']} | | | | | | |")
-            continue
-        found = row["summary"]
-        memory = max(row["peak_memory_gb"], default=None)
-        lines.append(
-            f"| {row['name']} | {row['processes']} | {found['tokens_per_second']:,.0f} "
-            f"| {_or_dash(row.get('scaling'), '.2f')} "
-            f"| {_or_dash(memory, '.1f')} | {_or_dash(row.get('losses_distance'), '.1e')} "
-            f"| {_or_dash(row.get('gradient_norms_distance'), '.1e')} | {found['val_loss']:.5f} "
-            f"| {_or_dash(found['first_token_mass'], '.5f')} |"
-        )
-    lines += [f"\nNot reached in time: {what}." for what in result["left_out"]]
+    lines += table(
+        " | processes | tokens/s | of linear | peak GB | loss distance | gradient norm distance | validation loss "
+        "| first-token mass",
+        map(_cells, result["rows"]),
+    )
     return "\n".join(lines) + "\n"
 
 
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _cells(row: dict[str, Any]) -> list[Any]:
+    cells = [row["name"], row["processes"]]
+    if "refused" in row:
+        return [*cells, row["refused"]]
+    found, memory = row["summary"], max(row["peak_memory_gb"], default=None)
+    cells += [f"{found['tokens_per_second']:,.0f}", number(row.get("scaling"), ".2f"), number(memory, ".1f")]
+    cells += [number(row.get(f"{name}_distance"), ".1e") for name in ("losses", "gradient_norms")]
+    return [*cells, f"{found['val_loss']:.5f}", number(found["first_token_mass"], ".5f")]
 
 
 def main() -> None:

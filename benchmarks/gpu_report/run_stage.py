@@ -28,13 +28,14 @@ def main(arguments: list[str] | None = None) -> int:
     folder = options.output / "work" / options.file
     folder.mkdir(parents=True, exist_ok=True)
     context = StageContext(options.output, folder, options.dry, options.minutes, started + options.limit)
+    known = origin()
     record: dict[str, Any] = {
         "stage": options.file,
         "fingerprint": options.fingerprint,
         "dry": options.dry,
         "minutes": options.minutes,
         "limit_s": options.limit,
-        "provenance": origin(),
+        "provenance": known,
     }
     result: dict[str, Any] = {}
     stage: Any = None
@@ -42,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     def write(state: str, error: str | None = None) -> None:
         seconds = time.monotonic() - started
         text = stage.markdown(result) if stage is not None and result else f"# {options.file}\n"
+        text += "".join(f"\nNot measured: {name} ({why}).\n" for name, why in result.get("missing", {}).items())
+        text += "".join(f"\nNot reached in time: {what}.\n" for what in result.get("left_out", ()))
+        text += f"\nMeasured on {known['device']}, commit {known['commit']}, {known['started']}.\n"
         if options.dry:
             text += "\nA dry run: tiny sizes, to see that all runs. No number here says anything about speed.\n"
         if error is not None:

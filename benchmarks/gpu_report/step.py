@@ -15,6 +15,7 @@ from benchmarks.gpu_report.goals import LARGE
 from benchmarks.gpu_report.recipe import architecture, build, layered, over
 from benchmarks.gpu_report.stage_context import StageContext
 from benchmarks.kernels.measure import Bench, reason_of, roofs
+from benchmarks.tables import number, table
 from sinks.families import CausalLM
 from sinks.models.decoder import Architecture
 from sinks.models.execution import Execution
@@ -332,29 +333,18 @@ def markdown(result: dict[str, Any]) -> str:
         f"{INTERVAL} steps.",
     ]
     for name in dict.fromkeys(row["width"] for row in result["rows"]):
-        lines += [
-            "",
-            f"## {name}",
-            "",
-            "| | parameters | feed-forward | tokens/s | to baseline | MFU | of measured | peak MiB | statistics |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
-        for row in result["rows"]:
-            if row["width"] != name:
-                continue
-            if "refused" in row:
-                lines.append(f"| {row['name']} | {row['refused']} | | | | | | | |")
-                continue
-            lines.append(
-                f"| {row['name']} | {row['parameters'] / 1e6:.1f} M | {row.get('ffn_hidden', '')} "
-                f"| {row['tokens_per_second']:,.0f} | {row['to_baseline']:.3f} | {_percent(row['mfu'])} "
-                f"| {_percent(row['of_measured_rate'])} | {'-' if row['peak_mib'] is None else round(row['peak_mib'])} "
-                f"| {_percent(row.get('statistics_overhead'), 2)} |"
-            )
-    lines += [f"\nNot measured: {name} ({reason})." for name, reason in result["missing"].items()]
-    lines += [f"\nNot reached in time: {what}." for what in result["left_out"]]
+        lines += ["", f"## {name}"]
+        lines += table(
+            " | parameters | feed-forward | tokens/s | to baseline | MFU | of measured | peak MiB | statistics",
+            (_cells(row) for row in result["rows"] if row["width"] == name),
+        )
     return "\n".join(lines) + "\n"
 
 
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{100 * value:.{digits}f} %"
+def _cells(row: dict[str, Any]) -> list[Any]:
+    if "refused" in row:
+        return [row["name"], row["refused"]]
+    cells = [row["name"], f"{row['parameters'] / 1e6:.1f} M", row.get("ffn_hidden", "")]
+    cells += [f"{row['tokens_per_second']:,.0f}", f"{row['to_baseline']:.3f}", number(row["mfu"], ".1%")]
+    cells += [number(row["of_measured_rate"], ".1%"), number(row["peak_mib"], ".0f")]
+    return [*cells, number(row.get("statistics_overhead"), ".2%")]

@@ -3,15 +3,15 @@
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import torch
-from sink_kernels.tiles import CANDIDATES, Tile, tile_for
+from sink_kernels.tiles import CANDIDATES, Tile
 
 from benchmarks.gpu_report.stage_context import StageContext
 from benchmarks.kernels import tiles
-from benchmarks.kernels.checks import attention_checks, make_call
+from benchmarks.kernels.checks import attention_checks, make_call, wrong
 from benchmarks.kernels.measure import Bench, reason_of
+from benchmarks.tables import number, table
 
 HEAD_DIMS = (128, 64, 256)  # the most used first
 # Timings of one tile differ by about this much: what gains less is left as it is.
@@ -46,41 +46,32 @@ def best(ranked: list[dict[str, Any]], reason_against: Callable[[dict[str, Any]]
     """
     own = next(row for row in ranked if row["chosen"])
     answer = {name: own[name] for name in ("kernel", "head_dim")} | {"now": own["tile"], "now_ms": own.get("ms")}
-    wrong: dict[str, str] = {}
+    rejected: dict[str, str] = {}
     for row in ranked:
         worth_it = "ms" not in own or row.get("ms", float("inf")) < (1 - NOISE) * own["ms"]
         if row is own or "ms" not in row or not worth_it:
             continue
         reason = reason_against(row)
         if reason is None:
-            return answer | {"best": row["tile"], "best_ms": row["ms"], "wrong": wrong}
-        wrong[str(row["tile"])] = reason
-    return answer | {"best": own["tile"], "best_ms": own.get("ms"), "wrong": wrong}
+            return answer | {"best": row["tile"], "best_ms": row["ms"], "wrong": rejected}
+        rejected[str(row["tile"])] = reason
+    return answer | {"best": own["tile"], "best_ms": own.get("ms"), "wrong": rejected}
 
 
 def reason_against(row: dict[str, Any], dry: bool, device: str) -> str | None:
     """What is wrong with what a tile computes, on a text of several ragged tiles; None if nothing is."""
-    from sink_kernels import triton_attention
-
-    tile = Tile(*row["tile"])
     dtype = torch.float32 if dry else torch.bfloat16
-
-    def patched(name: str, width: int, of: torch.dtype, capability: tuple[int, int]) -> Tile:
-        return tile if name == row["kernel"] else tile_for(name, width, of, capability)
-
     call = make_call(
         "learnable_sink", heads=1 if dry else 4, tokens=60 if dry else 600, head_dim=row["head_dim"], dtype=dtype
     )
-    with mock.patch.object(triton_attention, "tile_for", patched):
+    with tiles.replaced(row["kernel"], Tile(*row["tile"])):
         try:
-            checks = attention_checks(call.to(device), dtype)
+            return wrong(attention_checks(call.to(device), dtype)) or None
         except Exception as failure:
             return reason_of(failure)
-    wrong = [f"{name} {c.error:.1e} over {c.limit:.1e}" for name, c in checks.items() if not c.passed]
-    return ", ".join(wrong) or None
 
 
-def table(result: dict[str, Any]) -> str:
+def entries(result: dict[str, Any]) -> str:
     """The best tiles as lines of a table in `sink_kernels/tiles.py`."""
     return "".join(
         f'    ("{row["kernel"]}", {row["head_dim"]}): Tile({", ".join(map(str, row["best"]))}),\n'
@@ -97,25 +88,23 @@ def markdown(result: dict[str, Any]) -> str:
         "Entries for `kernels/sink_kernels/tiles.py`:",
         "",
         "```python",
-        table(result).rstrip(),
+        entries(result).rstrip(),
         "```",
-        "",
-        "| kernel | D | now: rows, columns, warps, stages | ms | best | ms | faster but wrong |",
-        "|---|---|---|---|---|---|---|",
     ]
-    for row in result["best"]:
-        wrong = "; ".join(f"{tile}: {why}" for tile, why in row["wrong"].items()) or "-"
-        lines.append(
-            f"| {row['kernel']} | {row['head_dim']} | {row['now']} | {_ms(row['now_ms'])} | {row['best']} | "
-            f"{_ms(row['best_ms'])} | {wrong} |"
-        )
-    lines += ["", "Every tile, the fastest first:", "", "| kernel | D | tile | ms |", "|---|---|---|---|"]
-    for row in result["rows"]:
-        outcome = row.get("refused") or _ms(row["ms"])
-        lines.append(f"| {row['kernel']} | {row['head_dim']} | {row['tile']} | {outcome} |")
-    lines += [f"\nNot reached in time: {what}." for what in result["left_out"]]
+    lines += table(
+        "kernel | D | now: rows, columns, warps, stages | ms | best | ms | faster but wrong",
+        (
+            (row["kernel"], row["head_dim"], row["now"], number(row["now_ms"], ".3f"), row["best"],
+             number(row["best_ms"], ".3f"), "; ".join(f"{tile}: {why}" for tile, why in row["wrong"].items()) or "-")
+            for row in result["best"]
+        ),
+    )  # fmt: skip
+    lines += ["", "Every tile, the fastest first:"]
+    lines += table(
+        "kernel | D | tile | ms",
+        (
+            (row["kernel"], row["head_dim"], row["tile"], row.get("refused") or f"{row['ms']:.3f}")
+            for row in result["rows"]
+        ),
+    )
     return "\n".join(lines) + "\n"
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -14,6 +14,7 @@ from benchmarks.gpu_report.recipe import layered, over
 from benchmarks.gpu_report.stage_context import StageContext
 from benchmarks.gpu_report.text import InstalledText, prepare
 from benchmarks.kernels.measure import reason_of
+from benchmarks.tables import number, table
 from sinks.callbacks import RunRecorder
 from sinks.data.module import TokenData
 from sinks.record import RunFolder
@@ -131,31 +132,33 @@ def markdown(result: dict[str, Any]) -> str:
         f"learning rate {optimization['lr']}, weight decay {optimization['weight_decay']}, one seed. "
         "Families train for equal times, so compare them at equal tokens. Below a Sink^0.3 of "
         f"{INFORMATIVE} in the baseline, what the others do to sinks says nothing.",
-        "",
-        f"| family | tokens | epochs | loss | Sink^0.3 | M tokens until {INFORMATIVE} "
-        "| first-token mass, strongest head | residual-sink score | max over median | tokens/s | MFU "
-        "| waiting for data |",
-        "|---" * 12 + "|",
     ]
+    lines += table(
+        f"family | tokens | epochs | loss | Sink^0.3 | M tokens until {INFORMATIVE} | first-token mass, strongest head "
+        "| residual-sink score | max over median | tokens/s | MFU | waiting for data",
+        (_cells(run, text["train_tokens"]) for run in result["runs"]),
+    )
     for run in result["runs"]:
-        found = run["summary"]
-        name = run["family"] + (" (diverged)" if found["diverged"] else "")
-        lines.append(
-            f"| {name} | {found['tokens'] / 1e6:.1f} M | {found['tokens'] / text['train_tokens']:.2f} "
-            f"| {_number(found['val_loss'])} | {_number(found['sink_ratio_0.3'])} | {emergence(run['curves'])} "
-            f"| {_number(found['first_token_mass_max_head'])} | {_number(found['residual_sink_score'], 1)} "
-            f"| {_number(found['residual_max_over_median'], 1)} | {found['tokens_per_second']:,.0f} "
-            f"| {_number(found.get('mfu'), 3)} | {100 * found.get('data_wait_share', float('nan')):.2f} % |"
-        )
-    for run in result["runs"]:
-        lines += ["", f"## {run['family']} over tokens", "", "| M tokens | " + " | ".join(CURVES) + " |"]
-        lines.append("|---" * (len(CURVES) + 1) + "|")
         found = run["curves"]
-        for i in thinned(len(found["tokens"])):
-            cells = [_number(found[name][i]) for name in CURVES]
-            lines.append(f"| {found['tokens'][i] / 1e6:.1f} | " + " | ".join(cells) + " |")
-    lines += [f"\nNot reached in time: {what}." for what in result["left_out"]]
+        lines += ["", f"## {run['family']} over tokens"]
+        lines += table(
+            " | ".join(["M tokens", *CURVES]),
+            (
+                [f"{found['tokens'][i] / 1e6:.1f}", *(number(found[name][i], ".3f") for name in CURVES)]
+                for i in thinned(len(found["tokens"]))
+            ),
+        )
     return "\n".join(lines) + "\n"
+
+
+def _cells(run: dict[str, Any], train_tokens: int) -> list[str]:
+    found = run["summary"]
+    cells = [run["family"] + (" (diverged)" if found["diverged"] else ""), f"{found['tokens'] / 1e6:.1f} M"]
+    cells += [f"{found['tokens'] / train_tokens:.2f}", number(found["val_loss"], ".3f")]
+    cells += [number(found["sink_ratio_0.3"], ".3f"), emergence(run["curves"])]
+    forms = {"first_token_mass_max_head": ".3f", "residual_sink_score": ".1f", "residual_max_over_median": ".1f"}
+    cells += [number(found[name], form) for name, form in (forms | {"tokens_per_second": ",.0f"}).items()]
+    return [*cells, number(found.get("mfu"), ".3f"), f"{100 * found.get('data_wait_share', float('nan')):.2f} %"]
 
 
 def emergence(curves: dict[str, list[float]]) -> str:
@@ -168,7 +171,3 @@ def thinned(count: int, most: int = 20) -> list[int]:
     """Indices of at most `most` of `count` points, evenly spaced, the last among them."""
     wanted = min(count, most)
     return [count - 1 - (wanted - 1 - i) * (count - 1) // max(1, wanted - 1) for i in range(wanted)]
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

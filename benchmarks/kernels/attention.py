@@ -1,7 +1,6 @@
 """Attention: ours with each feature on and off, against the baselines, over lengths and head dimensions."""
 
-from __future__ import annotations
-
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,10 +9,8 @@ from sink_kernels import STATISTICS, attention, key_mass
 from torch import Tensor
 
 from benchmarks.kernels.baselines import AttentionBaseline, attention_baselines
-from benchmarks.kernels.measure import Bench, reason_of, worst_relative_error
+from benchmarks.kernels.measure import Bench, attempt, gate
 
-# Against float64, output and gradients of q, k, v in bfloat16; twice what a textbook implementation shows.
-TOLERANCE = 2e-2
 _GATE_TOKENS = 384
 
 
@@ -51,7 +48,7 @@ def shapes(bench: Bench) -> list[Shape]:
 def rows(bench: Bench) -> Iterator[dict[str, Any]]:
     """One row of results a contestant and shape, then `key_mass`."""
     baselines, missing = attention_baselines(bench.device)
-    yield {"table": "missing baselines", **missing}
+    yield {"table": "missing baselines", "missing": missing}
     contestants = _ours() + [_of_baseline(baseline, sink=False) for baseline in baselines]
     contestants += [_of_baseline(baseline, sink=True) for baseline in baselines if baseline.sink]
     for shape in shapes(bench):
@@ -62,37 +59,34 @@ def rows(bench: Bench) -> Iterator[dict[str, Any]]:
                 "ours": contestant.ours,
                 "features": list(contestant.features),
                 **shape._asdict(),
-                **_measure(bench, contestant, shape),
+                **attempt(measure, bench, contestant, shape),
             }
-        yield {"table": "key_mass", "ours": True, **shape._asdict(), **_attempt_key_mass(bench, shape)}
+        yield {"table": "key_mass", "ours": True, **shape._asdict(), **attempt(_key_mass, bench, shape)}
 
 
 def _ours() -> list[Contestant]:
-    def contestant(*features: str) -> Contestant:
-        stats = {"first_key_mass": ("first_key_mass",), "statistics": STATISTICS}
-        taken: Any = next((stats[feature] for feature in features if feature in stats), ())
-
-        def run(inputs: dict[str, Tensor]) -> Tensor:
-            result: Any = attention(
-                inputs["q"],
-                inputs["k"],
-                inputs["v"],
-                normalizer="learnable_sink" if "sink" in features else "softmax",
-                sink=inputs["sink"] if "sink" in features else None,
-                gate=inputs["gate"] if "gate" in features else None,
-                stats=taken,
-            )
-            return result[0] if taken else result
-
-        return Contestant("sink_kernels", features, True, run)
-
+    combinations = ("", "sink", "gate", "sink first_key_mass", "sink gate statistics")
     return [
-        contestant(),
-        contestant("sink"),
-        contestant("gate"),
-        contestant("sink", "first_key_mass"),
-        contestant("sink", "gate", "statistics"),
+        Contestant("sink_kernels", features, True, functools.partial(_attention, features=features))
+        for features in (tuple(combination.split()) for combination in combinations)
     ]
+
+
+def _attention(inputs: dict[str, Tensor], features: tuple[str, ...], **more: Any) -> Tensor:
+    """Our attention with some of its features; the output alone."""
+    stats: Any = STATISTICS if "statistics" in features else tuple(f for f in features if f in STATISTICS)
+    with_sink = "sink" in features
+    result: Any = attention(
+        inputs["q"],
+        inputs["k"],
+        inputs["v"],
+        normalizer="learnable_sink" if with_sink else "softmax",
+        sink=inputs["sink"] if with_sink else None,
+        gate=inputs["gate"] if "gate" in features else None,
+        stats=stats,
+        **more,
+    )
+    return result[0] if stats else result
 
 
 def _of_baseline(baseline: AttentionBaseline, sink: bool) -> Contestant:
@@ -104,68 +98,25 @@ def _of_baseline(baseline: AttentionBaseline, sink: bool) -> Contestant:
 
 def _inputs(bench: Bench, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
     """q, k, v, gate as slices of a projection would lie in memory: [B, T, H, D], transposed."""
-    generator = torch.Generator(bench.device).manual_seed(0)
-
-    def randn(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator, device=bench.device)
-
-    inputs = {}
-    for name in ("q", "k", "v", "gate"):
-        values = randn(shape.batch, shape.tokens, shape.heads, shape.head_dim).to(torch.bfloat16).to(dtype)
-        inputs[name] = values.transpose(1, 2).requires_grad_()
-    inputs["sink"] = randn(shape.heads).requires_grad_()
-    return inputs
+    size = (shape.batch, shape.tokens, shape.heads, shape.head_dim)
+    *projected, sink = bench.randn(size, size, size, size, (shape.heads,), dtype=dtype)
+    inputs = dict(zip(("q", "k", "v", "gate"), (x.transpose(1, 2).requires_grad_() for x in projected), strict=True))
+    return inputs | {"sink": sink.float().requires_grad_()}
 
 
-def _gradients(out: Tensor, inputs: dict[str, Tensor]) -> list[Tensor]:
-    generator = torch.Generator(out.device).manual_seed(1)
-    grad = torch.randn(out.shape, generator=generator, device=out.device).to(torch.bfloat16).to(out.dtype)
-    return [out, *torch.autograd.grad(out, [inputs["q"], inputs["k"], inputs["v"]], grad)]
-
-
-def error_of(bench: Bench, contestant: Contestant, shape: Shape) -> float:
-    """Worst relative error of output, dq, dk, dv against the reference in float64, on a short text of few heads."""
+def measure(bench: Bench, contestant: Contestant, shape: Shape) -> dict[str, Any]:
+    """Its error on a short text of few heads, and if that is right its times and speeds."""
     short = Shape(1, 2, min(shape.tokens, _GATE_TOKENS), shape.head_dim)
     own, exact = _inputs(bench, short), _inputs(bench, short, torch.float64)
-    has_sink = "sink" in contestant.features
-    expected = attention(
-        exact["q"],
-        exact["k"],
-        exact["v"],
-        normalizer="learnable_sink" if has_sink else "softmax",
-        sink=exact["sink"] if has_sink else None,
-        gate=exact["gate"] if "gate" in contestant.features else None,
-        backend="reference",
-    )
-    return worst_relative_error(_gradients(contestant.run(own), own), _gradients(expected, exact))
-
-
-def _measure(bench: Bench, contestant: Contestant, shape: Shape) -> dict[str, Any]:
-    try:
-        error = error_of(bench, contestant, shape)
-        if error > TOLERANCE:
-            return {"error": error, "refused": f"wrong: relative error {error:.1e}, the limit is {TOLERANCE:.0e}"}
-        inputs = _inputs(bench, shape)
-        times = bench.forward_and_backward(lambda: contestant.run(inputs), [inputs["q"], inputs["k"], inputs["v"]])
-    # Whoever refuses a shape or runs out of memory does so in its own way; the table says so and goes on.
-    except Exception as failure:
-        return {"refused": reason_of(failure)}
-    forward, backward = times["forward_ms"], times["backward_ms"]
-    assert forward is not None
-    assert backward is not None
-    return {
-        "error": error,
-        **times,
-        "forward_tflops": shape.forward_flops / forward / 1e9,
-        "backward_tflops": 2.5 * shape.forward_flops / backward / 1e9,
-    }
-
-
-def _attempt_key_mass(bench: Bench, shape: Shape) -> dict[str, Any]:
-    try:
-        return _key_mass(bench, shape)
-    except Exception as failure:
-        return {"refused": reason_of(failure)}
+    features = tuple(feature for feature in contestant.features if feature in ("sink", "gate"))
+    expected = _attention(exact, features, backend="reference")
+    row = gate(contestant.run(own), [own[n] for n in "qkv"], expected, [exact[n] for n in "qkv"])
+    if "refused" in row:
+        return row
+    inputs = _inputs(bench, shape)
+    row |= bench.forward_and_backward(lambda: contestant.run(inputs), [inputs[name] for name in "qkv"])
+    flops = {"forward": shape.forward_flops, "backward": 2.5 * shape.forward_flops}
+    return row | {f"{way}_tflops": count / row[f"{way}_ms"] / 1e9 for way, count in flops.items()}
 
 
 def _key_mass(bench: Bench, shape: Shape) -> dict[str, Any]:

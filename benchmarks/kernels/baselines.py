@@ -3,8 +3,6 @@
 A baseline that cannot be had is listed with the reason; it is never a silent gap in a table.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,12 +1,13 @@
 """What the kernels are held to: random calls, and the errors of a call against the reference in float64.
 
-The tests run it under Triton's interpreter, `python -m benchmarks.gpu_report` on a GPU.
+The tests run it under Triton's interpreter, `make gpu-report` on a GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,22 @@ ATTENTION_TOLERANCES = {
 }
 # (output, gradients)
 NORM_TOLERANCES = {torch.float32: (2e-6, 1e-5), torch.float16: (6e-4, 2e-3), torch.bfloat16: (4e-3, 8e-3)}
+
+
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty gives NaN: what a kernel forgets to write cannot pass for a result."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def wrong(checks: Mapping[str, Check]) -> str:
+    """The checks that did not pass, each with its error and limit; empty if all did."""
+    return ", ".join(f"{name} {c.error:.1e} over {c.limit:.1e}" for name, c in checks.items() if not c.passed)
 
 
 class Check(NamedTuple):
@@ -123,9 +140,13 @@ def out_and_grads(call: Call, function: Callable[..., Any], **more: Any) -> tupl
     """The output of `function` and the gradient of each tensor for one fixed random dOut."""
     out = call.run(function, **more)
     out = out[0] if isinstance(out, tuple) else out
-    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16).to(out)
-    names, tensors = zip(*call.tensors.items(), strict=True)
-    return out.detach(), dict(zip(names, torch.autograd.grad(out, tensors, grad), strict=True))
+    return out.detach(), dict(zip(call.tensors, gradients(out, list(call.tensors.values())), strict=True))
+
+
+def gradients(out: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradient of each input for one fixed random dOut, rounded once so that every dtype sees the same numbers."""
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    return torch.autograd.grad(out, list(inputs), grad.to(out))
 
 
 def attention_checks(call: Call, dtype: torch.dtype) -> dict[str, Check]:
@@ -200,8 +221,7 @@ def norm_and_grads(inputs: Sequence[Tensor], **options: Any) -> tuple[Tensor, tu
     """The output of GatedNorm and the gradient of each input for one fixed random dy."""
     y = run_norm(inputs, **options)
     y = y[0] if isinstance(y, tuple) else y
-    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
-    return y.detach(), torch.autograd.grad(y, list(inputs), grad.to(y))
+    return y.detach(), gradients(y, inputs)
 
 
 def norm_checks(

@@ -8,8 +8,6 @@ Utilisation is a model, not a measurement: cycles of one hot-loop iteration for 
 units and the issue slots of one SM, from "nothing overlaps" to "all overlaps".
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import json
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.kernels.sass import Code, Loop, read
+from benchmarks.tables import table
 
 
 class Gpu(NamedTuple):
@@ -259,22 +258,23 @@ def markdown(report: dict[str, Any]) -> str:
         f"Triton {report['triton']}, torch {report['torch']}, {report['date']}, {report['seconds']} s.",
         "Nothing here was measured on a GPU; utilisation is modelled, from no overlap to full overlap.",
         "Spills: inside the hot loop / in the whole kernel.",
-        "",
-        "| kernel | GPU | D | features | tile, warps, stages | registers | shared KB | CTAs/SM | tensor-core "
-        "| loop instructions | special | spills | utilisation | gates |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in report["rows"]:
-        tile, hot = row["tile"], row["hot_loop"]
-        used = " - ".join(f"{share:.2f}" for share in row["utilisation"]) or "-"
-        lines.append(
-            f"| {row['kernel']} | {row['gpu']} | {row['width']} | {' '.join(row['features']) or '-'} "
-            f"| {tile['rows']} x {tile['columns']}, {tile['warps']}, {tile['stages']} | {row['registers']} "
-            f"| {row['shared_bytes'] / 1024:.0f} | {row['ctas_an_sm']} | {row['tensor_core_instructions']} "
-            f"| {hot['instructions']} | {hot['special']} | {hot['spills']} / {row['spills']} "
-            f"| {used} | {'; '.join(row['violations']) or 'pass'} |"
-        )
+    lines += table(
+        "kernel | GPU | D | features | tile, warps, stages | registers | shared KB | CTAs/SM | tensor-core "
+        "| loop instructions | special | spills | utilisation | gates",
+        map(_cells, report["rows"]),
+    )
     return "\n".join(lines) + "\n"
+
+
+def _cells(row: dict[str, Any]) -> list[Any]:
+    tile, hot = row["tile"], row["hot_loop"]
+    cells = [row["kernel"], row["gpu"], row["width"], " ".join(row["features"]) or "-"]
+    cells += [f"{tile['rows']} x {tile['columns']}, {tile['warps']}, {tile['stages']}", row["registers"]]
+    cells += [f"{row['shared_bytes'] / 1024:.0f}", row["ctas_an_sm"], row["tensor_core_instructions"]]
+    cells += [hot["instructions"], hot["special"], f"{hot['spills']} / {row['spills']}"]
+    used = " - ".join(f"{share:.2f}" for share in row["utilisation"]) or "-"
+    return [*cells, used, "; ".join(row["violations"]) or "pass"]
 
 
 def main(arguments: list[str] | None = None) -> int:

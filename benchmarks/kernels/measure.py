@@ -1,6 +1,4 @@
-"""Time, peak memory, and the roofs of the machine at hand."""
-
-from __future__ import annotations
+"""Time, peak memory, and the roofs of the machine that measures."""
 
 import statistics
 import time
@@ -9,6 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from benchmarks.kernels.checks import gradients, relative_error
+
+# Against float64, output and gradients in bfloat16; twice what a textbook implementation shows.
+TOLERANCE = 2e-2
 
 
 class Bench(NamedTuple):
@@ -42,26 +45,27 @@ class Bench(NamedTuple):
         torch.cuda.synchronize(self.device)
         return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
 
-    def forward_and_backward(self, run: Callable[[], Tensor], inputs: Sequence[Tensor]) -> dict[str, float | None]:
+    def forward_and_backward(self, run: Callable[[], Tensor], inputs: Sequence[Tensor]) -> dict[str, Any]:
         """Times of both passes and the peak memory of one after the other."""
         grad = torch.randn_like(run())
-
-        def step() -> None:
-            torch.autograd.grad(run(), inputs, grad)
-
         out = run()
         return {
             "forward_ms": self.milliseconds(run),
             "backward_ms": self.milliseconds(lambda: torch.autograd.grad(out, inputs, grad, retain_graph=True)),
-            "peak_mib": self.peak_mebibytes(step),
+            "peak_mib": self.peak_mebibytes(lambda: torch.autograd.grad(run(), inputs, grad)),
         }
+
+    def randn(self, *sizes: Sequence[int], dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+        """The same random tensors whenever it is called, rounded to bfloat16, whatever their dtype."""
+        generator = torch.Generator(self.device).manual_seed(0)
+        tensors = (torch.randn(*size, generator=generator, device=self.device) for size in sizes)
+        return [tensor.to(torch.bfloat16).to(dtype) for tensor in tensors]
 
 
 def roofs(bench: Bench) -> dict[str, float]:
     """Measured, not from a data sheet: TFLOP/s of a large bfloat16 product, GB/s of a large copy."""
     side = 256 if bench.dry else 8192
-    a = torch.randn(side, side, device=bench.device, dtype=torch.bfloat16)
-    b = torch.randn(side, side, device=bench.device, dtype=torch.bfloat16)
+    a, b = bench.randn((side, side), (side, side))
     source = torch.empty(2**18 if bench.dry else 2**30, device=bench.device, dtype=torch.uint8)
     target = torch.empty_like(source)
     return {
@@ -70,16 +74,23 @@ def roofs(bench: Bench) -> dict[str, float]:
     }
 
 
+def attempt(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What is measured, or why it could not be: whoever refuses a shape is a row of the table, and the others go on."""
+    try:
+        return measure(*arguments)
+    except Exception as failure:
+        return {"refused": reason_of(failure)}
+
+
 def reason_of(failure: Exception) -> str:
     """An exception as one short cell of a table."""
     lines = str(failure).splitlines()
     return f"{type(failure).__name__}: {lines[0][:100] if lines else ''}"
 
 
-def worst_relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest relative Frobenius error among pairs; infinite where anything is not a number."""
-    errors = []
-    for own, exact in zip(actual, expected, strict=True):
-        error = (own.double() - exact.double()).norm() / exact.double().norm().clamp_min(1e-30)
-        errors.append(float("inf") if error.isnan() else error.item())
-    return max(errors)
+def gate(out: Tensor, inputs: Sequence[Tensor], exact: Tensor, exact_inputs: Sequence[Tensor]) -> dict[str, Any]:
+    """Worst relative error of an output and the gradients of its inputs; `refused` where it is over the tolerance."""
+    own, expected = [out, *gradients(out, inputs)], [exact, *gradients(exact, exact_inputs)]
+    error = max(map(relative_error, own, expected))
+    wrong = {"refused": f"wrong: relative error {error:.1e}, the limit is {TOLERANCE:.0e}"}
+    return {"error": error} | (wrong if error > TOLERANCE else {})

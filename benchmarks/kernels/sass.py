@@ -1,7 +1,5 @@
 """Reading a GPU's machine code as nvdisasm prints it: instructions, innermost loops, spills, tensor-core work."""
 
-from __future__ import annotations
-
 import re
 from typing import NamedTuple
 

@@ -92,11 +92,9 @@ def close(triton_device: str) -> dict[str, float]:
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """torch.empty gives NaN: what a kernel forgets to write cannot pass for a result."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    with checks.poisoned_memory():
+        assert torch.empty(3).isnan().all()
+        yield
 
 
 @pytest.fixture

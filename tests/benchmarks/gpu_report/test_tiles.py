@@ -20,7 +20,7 @@ def test_the_fastest_tile_that_is_right_is_best() -> None:
     found = tiles.best(ranked, lambda row: "output 1e+00" if row["tile"] == FASTEST else None)
     assert found["best"] == FAST
     assert found["wrong"] == {str(FASTEST): "output 1e+00"}
-    assert tiles.table({"best": [found]}) == '    ("forward", 64): Tile(64, 64, 4, 3),\n'
+    assert tiles.entries({"best": [found]}) == '    ("forward", 64): Tile(64, 64, 4, 3),\n'
 
 
 def test_a_tile_that_is_faster_by_noise_does_not_replace_the_tables_own() -> None:
