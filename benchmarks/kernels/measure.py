@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch._dynamo
 from torch import Tensor
 
 from benchmarks.kernels.checks import gradients, relative_error
@@ -72,6 +73,14 @@ def roofs(bench: Bench) -> dict[str, float]:
         "matmul_tflops": 2 * side**3 / bench.milliseconds(lambda: a @ b) / 1e9,
         "copy_gbs": 2 * source.numel() / bench.milliseconds(lambda: target.copy_(source)) / 1e6,
     }
+
+
+def compile_alike() -> None:
+    """Everything compiled for its own shapes: none with a shape left open, or left to eager execution unseen."""
+    torch._dynamo.reset()
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    torch._dynamo.config.recompile_limit = 256
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 def attempt(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:

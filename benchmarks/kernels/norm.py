@@ -28,7 +28,7 @@ def rows(bench: Bench) -> Iterator[dict[str, Any]]:
         "torch eager": (True, _unfused),
     }
     if bench.device.type == "cuda":
-        contestants["torch.compile"] = (True, torch.compile(_unfused))
+        contestants["torch.compile"] = (True, torch.compile(_unfused, dynamic=False))
     for name, baseline in baselines.items():
         contestants[name] = (False, lambda x, weight, *_, run=baseline: run(x, weight))
     for count, width in shapes(bench.dry):

@@ -54,9 +54,10 @@ def test_every_stage_passes_and_measures_something(folder: Path) -> None:
         "key_mass",
     }
     rows = {row["name"]: row for row in found["d"]["rows"]}
-    assert {"baseline", "gated-both", "Hugging Face Llama, SDPA", "Hugging Face Llama, SDPA, compiled"} <= rows.keys()
+    llama = "Hugging Face Llama, SDPA"
+    assert {"baseline", "gated-both", llama, f"{llama}, layers compiled"} <= rows.keys()
     assert not [row for row in rows.values() if "refused" in row]
-    assert rows["Hugging Face Llama, SDPA"]["parameters"] == rows["baseline"]["parameters"]
+    assert rows[llama]["parameters"] == rows["baseline"]["parameters"]
     assert "statistics_overhead" in rows["baseline"]
     for run in found["e"]["runs"]:
         assert run["curves"]["tokens"] == [2 * 4 * 24, 4 * 4 * 24]

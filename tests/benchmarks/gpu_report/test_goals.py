@@ -56,7 +56,7 @@ def test_statistics_count_where_they_cost_most() -> None:
 def test_rivals_are_met_at_every_width_compiled_and_not() -> None:
     rows = [
         row("Hugging Face Llama, SDPA", 0.8, baseline_model=True, compiled=False),
-        row("Hugging Face Llama, SDPA, compiled", 0.98, baseline_model=True, compiled=True),
+        row("Hugging Face Llama, SDPA, layers compiled", 0.98, baseline_model=True, compiled=True),
         row("litgpt GPT, compiled", 1.02, width="60m", baseline_model=True, compiled=True),
     ]
     assert verdict(LLAMA, rows) == ("reached", f"1.250 times the tokens/s of Hugging Face Llama, SDPA at {LARGE}")
