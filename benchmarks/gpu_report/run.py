@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import math
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from sinks.record.provenance import PACKAGES
 
 # What a stage may take over its time before it is ended: the longest single compilation.
 GRACE_S = 60.0
+# What is kept of a machine's limit for ending the last stage and writing the report.
+CLOSING_S = 10.0
 # Large, or readable only with the live model.
 NOT_ARCHIVED = (".bin", ".safetensors")
 
@@ -40,19 +43,28 @@ class Report:
         budget: minutes for everything.
         dry: tiny sizes, also without a GPU.
         archive: .tar.gz of the folder, renewed after every stage; None for none.
+        limit: minutes from `started` after which the machine ends the command; None where it does not.
+        started: `time.monotonic()` of the command.
 
     Raises:
-        UserError: if there is neither a GPU nor `dry`, or the budget is not above zero.
+        UserError: if there is neither a GPU nor `dry`, or the budget is not above zero and within the limit.
     """
 
     folder: Path
     budget: float
     dry: bool
     archive: Path | None = None
+    limit: float | None = None
+    started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         if not self.budget > 0:
-            raise UserError(f"--budget is {self.budget:g} minutes, but must be above 0: give e.g. 30")
+            raise UserError(f"--budget is {self.budget:g} minutes, but must be above 0: give e.g. 8")
+        if self.limit is not None and self.budget > self.limit:
+            raise UserError(
+                f"--budget is {self.budget:g} minutes, but --limit ends the command after {self.limit:g}: "
+                f"give a budget of at most {self.limit:g}"
+            )
         if not self.dry and not torch.cuda.is_available():
             raise UserError(
                 "no GPU is at hand, and timings of a CPU would mislead: try the report with --dry (GPU_REPORT_DRY=1)"
@@ -85,11 +97,12 @@ class Report:
         failed = False
         not_run: dict[str, str] = {}
         planned = shares(stages, self.budget)
+        last = math.inf if self.limit is None else self.started + 60 * self.limit - GRACE_S - CLOSING_S
         for stage in stages:
             minutes = planned[stage.letter]
             # Time that earlier stages left, or did not need because they were done, is this one's too.
             end += 60 * minutes
-            left = end - time.monotonic()
+            left = min(end, last) - time.monotonic()
             fingerprint = self.fingerprint(stage, minutes)
             before = Results(self.folder, stage.file).read()
             if before is not None and done(before, fingerprint, left):

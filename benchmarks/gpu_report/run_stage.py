@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     results = Results(options.output, options.file)
     folder = options.output / "work" / options.file
     folder.mkdir(parents=True, exist_ok=True)
-    context = StageContext(options.output, folder, options.dry, options.minutes, started + options.limit)
+    context = StageContext(folder, options.dry, options.minutes, started + options.limit)
     known = origin()
     record: dict[str, Any] = {
         "stage": options.file,

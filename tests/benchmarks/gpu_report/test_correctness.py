@@ -35,7 +35,7 @@ def test_a_wrong_kernel_is_a_fault_and_told(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(correctness, "cases", lambda dry: DRY_CASES[:2])
     wrong = {"output": Check(0.5, 1e-3), "lse": Check(1e-9, 1e-6)}
     monkeypatch.setattr(correctness, "attention_checks", lambda call, dtype: wrong)
-    result = list(correctness.run(StageContext(tmp_path, tmp_path, True, 1.0, float("inf"))))[-1]
+    result = list(correctness.run(StageContext(tmp_path, True, 1.0, float("inf"))))[-1]
     assert len(result["faults"]) == 2
     assert "output 5.0e-01 over 1.0e-03" in result["faults"][0]
     assert "| WRONG |" in correctness.markdown(result)

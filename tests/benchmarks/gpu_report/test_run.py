@@ -113,6 +113,38 @@ def test_a_stage_over_its_time_is_ended_with_all_it_started(tmp_path: Path, monk
     assert f"child {record['result']['child']}" in (tmp_path / f"{HANGING.file}.md").read_text()
 
 
+def test_a_hanging_stage_ends_and_is_reported_before_the_machines_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "GRACE_S", 8.0)
+    monkeypatch.setattr(running, "CLOSING_S", 2.0)
+    started = time.monotonic()
+    report = Report(tmp_path / "out", 0.3, dry=True, archive=tmp_path / "report.tar.gz", limit=0.3)
+    assert report.run([HANGING, QUICK]) == 1
+    assert time.monotonic() - started < 18
+    record = result(tmp_path / "out", HANGING)
+    assert record["state"] == "killed"
+    assert not alive(record["result"]["child"])
+    assert f"{QUICK.file} | not run" in (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "report.tar.gz").is_file()
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_stage_is_asked_to_end_a_grace_before_the_machines_limit(tmp_path: Path) -> None:
+    Report(tmp_path, 5, dry=True, limit=5).run([LONG])
+    assert result(tmp_path, LONG)["limit_s"] == pytest.approx(300 - running.GRACE_S - running.CLOSING_S, abs=5)
+    # With a grace to spare the limit changes nothing.
+    Report(tmp_path, 8, dry=True, limit=9.5).run([QUICK])
+    assert result(tmp_path, QUICK)["limit_s"] == pytest.approx(480, abs=5)
+
+
+def test_a_budget_above_the_limit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--output", str(tmp_path / "out"), "--dry", "--budget", "30", "--limit", "9.5"]) == 2
+    expected = "error: --budget is 30 minutes, but --limit ends the command after 9.5: give a budget of at most 9.5\n"
+    assert capsys.readouterr().err == expected
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_the_budget_does_not_reach_is_said_to_be_not_run(tmp_path: Path) -> None:
     assert Report(tmp_path, 0.04, dry=True).run([QUICK]) == 0
     assert not (tmp_path / f"{QUICK.file}.json").exists()
