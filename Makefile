@@ -10,8 +10,10 @@ SEEDS ?=
 VARIANTS ?=
 STEPS ?=
 LAUNCH ?=
-# How far the GPU report goes: minutes, stages (a,d), a .tar.gz of all it writes; GPU_REPORT_DRY=1 tries it without a GPU.
-BUDGET ?= 30
+# How far the GPU report goes: minutes, the minutes after which this machine ends a command, stages (a,d), a .tar.gz of
+# all it writes; GPU_REPORT_DRY=1 tries it without a GPU.
+BUDGET ?= 8
+LIMIT ?=
 STAGES ?=
 ARCHIVE ?=
 GPU_REPORT_DRY ?=
@@ -63,19 +65,21 @@ format: $(VENV)/.installed  ## let ruff format the code
 	$(BIN)/ruff check --fix .
 
 kernel-report: $(VENV)/.installed  ## compile every pinned kernel for sm_80, sm_90, sm_100 without a GPU
-	$(BIN)/python -m sink_kernels.compile_report --output $(RUNS)/kernel-report
-
-bench-kernels: $(VENV)/.installed  ## time the kernels beside their peers (needs a GPU; DRY=--dry: tiny, without)
-	$(BIN)/python -m sink_kernels.bench --output $(RUNS)/kernel-bench $(DRY)
+	$(BIN)/python -m benchmarks.kernels.compile_report --output $(RUNS)/kernel-report
 
 # A bare GPU machine has no .venv, and none is built there: its own Python has torch.
 REPORT_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
+report_gpu = PYTHONPATH=.:kernels $(REPORT_PYTHON) -m benchmarks.gpu_report --budget $(BUDGET) $(if $(LIMIT),--limit $(LIMIT)) $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(GPU_REPORT_DRY),--dry)
+
 gpu-report:  ## measure all that has to be known of a GPU (BUDGET= minutes; GPU_REPORT_DRY=1: tiny, without one)
-	PYTHONPATH=.:kernels $(REPORT_PYTHON) -m sinks.gpu_report --output $(RUNS)/gpu-report --budget $(BUDGET) $(if $(STAGES),--stages $(STAGES)) $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(GPU_REPORT_DRY),--dry)
+	$(report_gpu) --output $(RUNS)/gpu-report $(if $(STAGES),--stages $(STAGES))
+
+bench-kernels:  ## of that report only the kernels beside their baselines, and the ranking of their tiles
+	$(report_gpu) --output $(RUNS)/bench-kernels --stages b,c
 
 test-oldest: .venv-oldest/.installed  ## the kernel tests on the oldest supported torch and Triton
-	.venv-oldest/bin/python -m pytest -q tests/kernels
+	.venv-oldest/bin/python -m pytest -q tests/kernels tests/benchmarks/kernels
 
 .venv-oldest/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
@@ -84,8 +88,8 @@ test-oldest: .venv-oldest/.installed  ## the kernel tests on the oldest supporte
 	@touch $@
 
 bench: $(VENV)/.installed  ## time a training step beside Hugging Face's Llama, and what statistics cost
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.attention_cpu
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.training_step
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.attention_cpu
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training_step
 
 clean:  ## remove runs and caches, keep .venv
 	rm -rf $(RUNS) .pytest_cache .mypy_cache .ruff_cache

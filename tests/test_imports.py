@@ -1,5 +1,6 @@
 """What a bare GPU machine can import, and what the distribution ships."""
 
+import re
 import subprocess
 import sys
 import time
@@ -42,4 +43,17 @@ def test_a_built_wheel_holds_both_packages(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for expected in ("sinks/cli/__init__.py", "sinks/py.typed", "sinks/report/report.html.j2", "sink_kernels/py.typed"):
         assert expected in names
-    assert not [n for n in names if n.startswith(("tests", "kernels", "experiments"))]
+    assert not [n for n in names if n.startswith(("tests", "kernels", "experiments", "benchmarks"))]
+
+
+def test_nothing_that_is_shipped_imports_what_is_not() -> None:
+    shipped = [*(ROOT / "sinks").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
+    of_others = re.compile(r"^\s*(from|import) (benchmarks|tests)\b", re.MULTILINE)
+    assert not [file for file in shipped if of_others.search(file.read_text(encoding="utf-8"))]
+
+
+def test_kernel_benchmarks_import_nothing_of_sinks() -> None:
+    """The oldest supported torch and a bare GPU machine check the kernels without the suite's dependencies."""
+    modules = [f"benchmarks.kernels.{file.stem}" for file in (ROOT / "benchmarks" / "kernels").glob("[a-z]*.py")]
+    code = f"import sys, {', '.join(modules)}; assert not [m for m in sys.modules if m.split('.')[0] == 'sinks']"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,6 +1,6 @@
 """The tile table: block sizes, warps and stages of each attention kernel. Checked in; nothing is tuned at run time.
 
-Chosen by the offline compile report (`python -m sink_kernels.compile_report`) on what Triton 3.6 makes of them: the
+Chosen by the offline compile report (`make kernel-report`) on what Triton 3.6 makes of them: the
 best modelled utilisation without a spill inside the hot loop, some registers left for statistics and windows. Not yet
 ranked by a run on a GPU.
 """
@@ -56,7 +56,7 @@ _AMPERE: dict[tuple[str, int], Tile] = _HOPPER | {
     ("key_mass", 256): Tile(64, 32, 8, 2),
 }
 
-# What `python -m sink_kernels.bench --tiles` ranks on a GPU beside the table's own: no spill in the hot loop on sm_90.
+# What `make gpu-report STAGES=c` ranks on a GPU beside the table's own: no spill in the hot loop on sm_90.
 CANDIDATES: dict[tuple[str, int], tuple[Tile, ...]] = {
     ("forward", 64): (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(128, 64, 4, 2)),
     ("forward", 128): (Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(128, 64, 8, 2)),

@@ -1,11 +1,12 @@
 """TensorBoard maps: layer x head first-token mass, site x dimension magnitude, and histograms of the residual."""
 
+from typing import Any
+
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from sinks.record import Statistics
 from sinks.stats import functional
@@ -43,7 +44,7 @@ def write_maps(trainer: lightning.Trainer, statistics: Statistics, histograms: d
             add_histogram(writer, f"residual/{site}", counts, step)
 
 
-def add_histogram(writer: SummaryWriter, tag: str, counts: Tensor, step: int) -> None:
+def add_histogram(writer: Any, tag: str, counts: Tensor, step: int) -> None:
     """A raw histogram of |h|, one bin per octave, from the fixed log-spaced counts."""
     octaves = counts.view(-1, functional.HISTOGRAM_BINS_PER_OCTAVE).sum(1).double()
     first = functional.HISTOGRAM_OCTAVES[0]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,9 @@ def around(
     if not fitting:
         found["logger"] = False
     elif logger in (None, True):
-        found["logger"] = [EventLogger(directory), RunFolderLogger(directory)]
+        # A bare GPU machine may be without TensorBoard.
+        events = [EventLogger(directory)] if find_spec("tensorboard") else []
+        found["logger"] = [*events, RunFolderLogger(directory)]
     elif logger is not False:
         found["logger"] = [*_listed(logger), RunFolderLogger(directory)]
     callbacks = _listed(options.get("callbacks"))
@@ -130,7 +133,7 @@ def train(
     options = {"max_steps": max_steps} | dict(trainer or {})
     given = {"run": {"dir": str(folder), "variant": variant}} | dict(sections or {})
     sections_of = {"model": section_of(model, "vocab_size", "context_length"), "data": section_of(data)}
-    config = {"seed_everything": seed} | sections_of | {"trainer": options}
+    config = {"seed_everything": seed} | sections_of | {"trainer": {k: _written(v) for k, v in options.items()}}
     own = [make(**given.get(name, {})) for name, make in SECTIONS.items()]
     checkpoints = RunCheckpoints(**given.get("checkpoints", {}))
     lightning.seed_everything(seed, verbose=False)
@@ -138,6 +141,12 @@ def train(
     wrapped["callbacks"] += [*callbacks, *own, *(make() for make in ALWAYS)]
     built = lightning.Trainer(**TRAINER_DEFAULTS | options | wrapped)
     return run(built, model, data, config, yaml.safe_dump(config, sort_keys=False))
+
+
+def _written(value: Any) -> Any:
+    """An option of the trainer as config.yaml holds it: an object by its class."""
+    plain = value is None or isinstance(value, (bool, int, float, str, list, dict))
+    return value if plain else f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def run(

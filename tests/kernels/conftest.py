@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from sink_kernels import checks
-from sink_kernels.checks import Call
 from torch import Tensor
+
+from benchmarks.kernels import checks
+from benchmarks.kernels.checks import Call
 
 # Triton decides at its import whether kernels are compiled or interpreted.
 if not torch.cuda.is_available() and "triton" not in sys.modules:
@@ -91,11 +92,9 @@ def close(triton_device: str) -> dict[str, float]:
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """torch.empty gives NaN: what a kernel forgets to write cannot pass for a result."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    with checks.poisoned_memory():
+        assert torch.empty(3).isnan().all()
+        yield
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sink_kernels import STATISTICS, attention, attention_op
-from sink_kernels.checks import attention_checks
 from sink_kernels.tiles import Tile
+
+from benchmarks.kernels.checks import attention_checks
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),

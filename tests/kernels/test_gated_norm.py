@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sink_kernels import gated_norm, gated_norm_op
-from sink_kernels.checks import NORM_TOLERANCES, make_norm_inputs, norm_checks
-from sink_kernels.checks import norm_and_grads as gradients
-from sink_kernels.checks import run_norm as run
+
+from benchmarks.kernels.checks import NORM_TOLERANCES, make_norm_inputs, norm_checks
+from benchmarks.kernels.checks import norm_and_grads as gradients
+from benchmarks.kernels.checks import run_norm as run
 
 # shape of x, rank, PreAffine, offset
 CASES = [

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from sink_kernels import tiles
-from sink_kernels.checks import attention_checks, norm_checks
+from benchmarks.kernels.checks import attention_checks, norm_checks
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has the instructions themselves"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from sink_kernels import STATISTICS, attention, attention_op, gated_norm, gated_norm_op, key_mass, tiles
-from sink_kernels.checks import make_norm_inputs
+from benchmarks.kernels.checks import make_norm_inputs
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),

@@ -1,0 +1,134 @@
+"""A training step of ours and of others' models of the same shape, with what training does around it."""
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sinks.families import CausalLM
+from sinks.models.decoder import Architecture
+from sinks.observe import Reader, sites_of
+from sinks.observe.groups import GROUPS
+
+Step = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class BaselineModel:
+    """Another trainer's model.
+
+    Args:
+        model: on the CPU, float32.
+        logits: token ids [B, T] -> logits [B, T, V].
+        layers: compiled one by one where the model would not be compiled well as a whole.
+    """
+
+    model: nn.Module
+    logits: Callable[[Tensor], Tensor]
+    layers: Iterable[nn.Module] = ()
+
+    def compile(self, **options: Any) -> str:
+        """Compile it with torch.compile's options, and say what was compiled."""
+        for part in self.layers or [self.model]:
+            part.compile(**options)
+        return "layers compiled" if self.layers else "compiled"
+
+
+def llama(shape: Architecture, vocab_size: int, context_length: int) -> BaselineModel:
+    """Hugging Face's Llama with torch's own fused attention.
+
+    Raises:
+        ImportError: if transformers is not installed.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=shape.d_model,
+            intermediate_size=shape.ffn_hidden,
+            num_hidden_layers=shape.n_layers,
+            num_attention_heads=shape.n_heads,
+            num_key_value_heads=shape.n_kv_heads or shape.n_heads,
+            head_dim=shape.head_dim or shape.d_model // shape.n_heads,
+            max_position_embeddings=context_length,
+            tie_word_embeddings=shape.tied_embeddings,
+            attn_implementation="sdpa",
+            use_cache=False,
+        )
+    )
+    # Traced before torch 2.14, transformers never leaves out the T x T mask, and SDPA then no longer takes its fused
+    # causal kernels; outside the trace it passes None to the layers.
+    return BaselineModel(model, lambda tokens: model(tokens).logits, model.model.layers)
+
+
+def litgpt(shape: Architecture, vocab_size: int, context_length: int) -> BaselineModel:
+    """litgpt's GPT as it builds Llamas.
+
+    Raises:
+        ImportError: if litgpt is not installed.
+    """
+    package: Any = importlib.import_module("litgpt")
+    model = package.GPT(
+        package.Config(
+            block_size=context_length,
+            padded_vocab_size=vocab_size,
+            n_layer=shape.n_layers,
+            n_embd=shape.d_model,
+            n_head=shape.n_heads,
+            n_query_groups=shape.n_kv_heads or shape.n_heads,
+            head_size=shape.head_dim or shape.d_model // shape.n_heads,
+            intermediate_size=shape.ffn_hidden,
+            rotary_percentage=1.0,
+            parallel_residual=False,
+            bias=False,
+            norm_class_name="RMSNorm",
+            mlp_class_name="LLaMAMLP",
+        )
+    )
+    if shape.tied_embeddings:
+        model.lm_head.weight = model.transformer.wte.weight
+    return BaselineModel(model, model)
+
+
+BASELINE_MODELS = {"Hugging Face Llama, SDPA": llama, "litgpt GPT": litgpt}
+
+
+def stepper(model: nn.Module, logits: Callable[[Tensor], Tensor], device: torch.device) -> Step:
+    """One optimiser step on rows [B, T + 1] in bfloat16 autocast, clipping included."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step(rows: Tensor) -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            predicted = logits(rows[:, :-1])
+        F.cross_entropy(predicted.flatten(0, 1).float(), rows[:, 1:].flatten()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def sampled(step: Step, model: CausalLM, groups: Collection[str] = tuple(GROUPS)) -> Step:
+    """A step on which statistics are read: listening for the forward, totals moved to the host.
+
+    Args:
+        step: of the same model.
+        model: whose sites are read.
+        groups: of statistics that are read.
+    """
+    reader = Reader(sites_of(model), groups)
+
+    def run(rows: Tensor) -> None:
+        reader.start()
+        hook = model.register_forward_hook(lambda *_: reader.stop())
+        step(rows)
+        hook.remove()
+        reader.choose_dimensions(reader.totals())
+        reader.forget()
+
+    return run

@@ -1,0 +1,145 @@
+"""Stage a: the kernels on this machine against the reference in float64, with the table's own tiles."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_report.stage_context import StageContext
+from benchmarks.kernels.checks import Check, attention_checks, make_call, norm_checks, poisoned_memory, wrong
+from benchmarks.kernels.measure import reason_of
+from benchmarks.tables import table
+
+Case = dict[str, Any]
+
+PROCESSES = 8  # a case is mostly Triton compiling
+GATES = (None, "head", "element")
+NORMALIZERS = ("softmax", "off_by_one", "learnable_sink", "sigmoid")
+HEAD_DIMS = (128, 64, 256, 96, 32)
+
+
+def cases(dry: bool) -> list[Case]:
+    """The most used first. 300 tokens are several tiles and a ragged one, in every tile of the table."""
+    if dry:
+        return [
+            {"kernel": "attention", "dtype": "float32", "normalizer": "learnable_sink", "head_dim": 16, "tokens": 40,
+             "gate": "element", "heads": 2, "kv_heads": 1},
+            {"kernel": "attention", "dtype": "float16", "normalizer": "sigmoid", "head_dim": 16, "tokens": 40,
+             "gate": "head", "heads": 1, "kv_heads": 1},
+            {"kernel": "norm", "dtype": "float32", "shape": [40, 64], "rank": 4, "pre_affine": True},
+        ]  # fmt: skip
+    found: list[Case] = []
+    for dtype in ("bfloat16", "float32", "float16"):
+        for i, head_dim in enumerate(HEAD_DIMS):
+            for j, normalizer in enumerate(NORMALIZERS):
+                # Every gate with every normaliser and every head dimension, without the whole product.
+                gates = GATES if dtype == "bfloat16" and head_dim in (64, 128) else GATES[(i + j) % 3 :][:1]
+                found += [
+                    {"kernel": "attention", "dtype": dtype, "normalizer": normalizer, "head_dim": head_dim,
+                     "tokens": 300, "gate": gate, "heads": 4, "kv_heads": 4 if (i + j) % 2 else 1, "batch": 2}
+                    for gate in gates
+                ]  # fmt: skip
+        plain = {"kernel": "attention", "dtype": dtype, "head_dim": 64, "heads": 2, "kv_heads": 2, "tokens": 300}
+        found += [
+            plain | {"normalizer": "learnable_sink", "gate": "head", "window": 100},
+            plain | {"normalizer": "softmax", "gate": None, "softcap": 5.0},
+            plain | {"normalizer": "sigmoid", "gate": None, "window": 64, "softcap": 5.0},
+            plain | {"normalizer": "softmax", "gate": None, "tokens": 1},
+        ]
+        found += [
+            {"kernel": "norm", "dtype": dtype, "shape": shape, "rank": rank, "pre_affine": pre_affine}
+            for shape, rank, pre_affine in (
+                ([2, 300, 768], 16, False),
+                ([500, 2048], 16, True),
+                ([300, 1000], 40, True),
+            )
+        ]
+    return found
+
+
+def describe(case: Case) -> str:
+    """A case in a few words."""
+    if case["kernel"] == "norm":
+        shape = " x ".join(map(str, case["shape"]))
+        return f"GatedNorm {case['dtype']} {shape} rank {case['rank']}" + (" PreAffine" if case["pre_affine"] else "")
+    parts = [case["normalizer"], case["dtype"], f"D {case['head_dim']}", f"T {case['tokens']}"]
+    parts += [f"{case['heads']}/{case['kv_heads']} heads"]
+    parts += [f"{case['gate']} gate"] if case["gate"] else []
+    parts += [f"{name} {case[name]}" for name in ("window", "softcap") if name in case]
+    return " ".join(parts)
+
+
+def check(case: Case, device: str) -> dict[str, Any]:
+    """The case with the errors and limits of everything it computes, or with the reason why it could not."""
+    options = dict(case)
+    kernel, dtype = options.pop("kernel"), getattr(torch, options.pop("dtype"))
+    try:
+        with poisoned_memory():
+            if kernel == "norm":
+                found = norm_checks(**options, dtype=dtype, device=device, eps=1e-5, offset=0.5)
+            else:
+                found = attention_checks(make_call(**options, dtype=dtype).to(device), dtype)
+    # A kernel that does not compile or launch is an answer, and the other cases go on.
+    except Exception as failure:
+        return {"case": describe(case), "refused": reason_of(failure)}
+    return {
+        "case": describe(case),
+        "checks": {name: {"error": c.error, "limit": c.limit, "passed": c.passed} for name, c in found.items()},
+    }
+
+
+def run(context: StageContext) -> Iterator[dict[str, Any]]:
+    """Every case until time is up."""
+    todo = cases(context.dry)
+    rows: list[dict[str, Any]] = []
+
+    def result() -> dict[str, Any]:
+        return {
+            "rows": rows,
+            "faults": [f"{row['case']}: {_wrong(row)}" for row in rows if _wrong(row)],
+            "left_out": [f"{len(todo) - len(rows)} of {len(todo)} cases"] if len(rows) < len(todo) else [],
+        }
+
+    if context.device.type != "cuda":
+        for case in todo:
+            rows.append(check(case, str(context.device)))
+            yield result()
+        return
+    processes = min(PROCESSES, os.cpu_count() or 1)
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(check, case, str(context.device)) for case in todo]
+        for future in as_completed(futures):
+            rows.append(future.result())
+            yield result()
+            if context.late:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
+
+
+def _wrong(row: dict[str, Any]) -> str:
+    checks = {name: Check(c["error"], c["limit"]) for name, c in row.get("checks", {}).items()}
+    return row.get("refused") or wrong(checks)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """How many cases are right, each case's error nearest to its limit, and what is wrong."""
+    rows = result["rows"]
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        if "refused" in row:
+            return [row["case"], row["refused"], "", "", "WRONG"]
+        name, worst = max(row["checks"].items(), key=lambda item: item[1]["error"] / item[1]["limit"])
+        errors = [f"{worst['error']:.1e}", f"{worst['limit']:.1e}"]
+        return [row["case"], name, *errors, "WRONG" if _wrong(row) else "right"]
+
+    lines = [
+        "# a. Kernels against the reference in float64",
+        "",
+        f"{len(rows) - len(result['faults'])} of {len(rows)} cases right: output, every gradient, every statistic and "
+        "the key mass, relative to float64 on the same rounded inputs; limits as in tests/kernels.",
+        *table("case | nearest to its limit | error | limit | ", map(cells, sorted(rows, key=lambda row: row["case"]))),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,72 @@
+"""One stage in a process of its own: what it breaks, a CUDA context say, the next one finds whole."""
+
+import argparse
+import importlib
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_report.results import Results, origin
+from benchmarks.gpu_report.stage_context import StageContext
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the stage of a module and write its files: at every result it yields, and at the end."""
+    started = time.monotonic()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_report.run_stage", description=__doc__)
+    parser.add_argument("module", help="import path of the stage")
+    parser.add_argument("file", help="name of its files")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--limit", type=float, required=True, help="seconds until it should end")
+    parser.add_argument("--fingerprint", required=True)
+    parser.add_argument("--dry", action="store_true")
+    options = parser.parse_args(arguments)
+
+    results = Results(options.output, options.file)
+    folder = options.output / "work" / options.file
+    folder.mkdir(parents=True, exist_ok=True)
+    context = StageContext(folder, options.dry, options.minutes, started + options.limit)
+    known = origin()
+    record: dict[str, Any] = {
+        "stage": options.file,
+        "fingerprint": options.fingerprint,
+        "dry": options.dry,
+        "minutes": options.minutes,
+        "limit_s": options.limit,
+        "provenance": known,
+    }
+    result: dict[str, Any] = {}
+    stage: Any = None
+
+    def write(state: str, error: str | None = None) -> None:
+        seconds = time.monotonic() - started
+        text = stage.markdown(result) if stage is not None and result else f"# {options.file}\n"
+        text += "".join(f"\nNot measured: {name} ({why}).\n" for name, why in result.get("missing", {}).items())
+        text += "".join(f"\nNot reached in time: {what}.\n" for what in result.get("left_out", ()))
+        text += f"\nMeasured on {known['device']}, commit {known['commit']}, {known['started']}.\n"
+        if options.dry:
+            text += "\nA dry run: tiny sizes, to see that all runs. No number here says anything about speed.\n"
+        if error is not None:
+            text += f"\nFailed:\n\n```\n{error.rstrip()}\n```\n"
+        results.write(record | {"state": state, "seconds": seconds, "error": error, "result": result}, text)
+
+    try:
+        stage = importlib.import_module(options.module)
+        for grown in stage.run(context):
+            result = grown
+            write("running")
+        if result.get("faults"):
+            write("failed", "\n".join(result["faults"]))
+            return 1
+        write("out of time" if result.get("left_out") else "done")
+    except Exception:
+        write("failed", traceback.format_exc())
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

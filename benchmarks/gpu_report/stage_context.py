@@ -1,0 +1,38 @@
+"""What a stage is given."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """Where, how thoroughly and until when a stage measures.
+
+    Args:
+        folder: folder of the stage's own, for what is no result.
+        dry: tiny sizes, to see that all runs; also without a GPU.
+        minutes: its share of the budget.
+        deadline: `time.monotonic()` at which it takes on nothing more.
+    """
+
+    folder: Path
+    dry: bool
+    minutes: float
+    deadline: float
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def seconds_left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    @property
+    def late(self) -> bool:
+        return self.seconds_left <= 0

@@ -1,0 +1,110 @@
+"""Stage c: the candidate tiles ranked, and the best ones as entries of `sink_kernels/tiles.py`."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from sink_kernels.tiles import CANDIDATES, Tile
+
+from benchmarks.gpu_report.stage_context import StageContext
+from benchmarks.kernels import tiles
+from benchmarks.kernels.checks import attention_checks, make_call, wrong
+from benchmarks.kernels.measure import Bench, reason_of
+from benchmarks.tables import number, table
+
+HEAD_DIMS = (128, 64, 256)  # the most used first
+# Timings of one tile differ by about this much: what gains less is left as it is.
+NOISE = 0.01
+
+
+def run(context: StageContext) -> Iterator[dict[str, Any]]:
+    """Every tile of every kernel timed, the fastest of each checked against float64 before it counts as best."""
+    head_dims = (64,) if context.dry else HEAD_DIMS
+    result: dict[str, Any] = {"rows": [], "best": [], "left_out": []}
+    for head_dim in head_dims:
+        wanted = [kernel for kernel, width in CANDIDATES if width == head_dim]
+        rows = tiles.rows(Bench(context.device, context.dry, (head_dim,)))
+        for kernel, of_kernel in itertools.groupby(rows, key=lambda row: row["kernel"]) if not context.late else ():
+            ranked = list(of_kernel)
+            wanted.remove(kernel)
+            result["rows"] += ranked
+            result["best"].append(best(ranked, lambda row: reason_against(row, context.dry, str(context.device))))
+            yield result
+            if context.late:
+                break
+        result["left_out"] += [f"{kernel} D {head_dim}" for kernel in wanted]
+    yield result
+
+
+def best(ranked: list[dict[str, Any]], reason_against: Callable[[dict[str, Any]], str | None]) -> dict[str, Any]:
+    """The fastest tile that computes what it should; the table's own unless another is faster by more than noise.
+
+    Args:
+        ranked: rows of one kernel and head dimension, the fastest first.
+        reason_against: row -> why its tile must not be used, None if nothing speaks against it.
+    """
+    own = next(row for row in ranked if row["chosen"])
+    answer = {name: own[name] for name in ("kernel", "head_dim")} | {"now": own["tile"], "now_ms": own.get("ms")}
+    rejected: dict[str, str] = {}
+    for row in ranked:
+        worth_it = "ms" not in own or row.get("ms", float("inf")) < (1 - NOISE) * own["ms"]
+        if row is own or "ms" not in row or not worth_it:
+            continue
+        reason = reason_against(row)
+        if reason is None:
+            return answer | {"best": row["tile"], "best_ms": row["ms"], "wrong": rejected}
+        rejected[str(row["tile"])] = reason
+    return answer | {"best": own["tile"], "best_ms": own.get("ms"), "wrong": rejected}
+
+
+def reason_against(row: dict[str, Any], dry: bool, device: str) -> str | None:
+    """What is wrong with what a tile computes, on a text of several ragged tiles; None if nothing is."""
+    dtype = torch.float32 if dry else torch.bfloat16
+    call = make_call(
+        "learnable_sink", heads=1 if dry else 4, tokens=60 if dry else 600, head_dim=row["head_dim"], dtype=dtype
+    )
+    with tiles.replaced(row["kernel"], Tile(*row["tile"])):
+        try:
+            return wrong(attention_checks(call.to(device), dtype)) or None
+        except Exception as failure:
+            return reason_of(failure)
+
+
+def entries(result: dict[str, Any]) -> str:
+    """The best tiles as lines of a table in `sink_kernels/tiles.py`."""
+    return "".join(
+        f'    ("{row["kernel"]}", {row["head_dim"]}): Tile({", ".join(map(str, row["best"]))}),\n'
+        for row in sorted(result["best"], key=lambda row: (row["kernel"], row["head_dim"]))
+    )
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The ranking, and the table to put in place of the old one."""
+    lines = [
+        "# c. Tiles",
+        "",
+        f"Half precision; the table's own stays unless another is faster by more than {NOISE:.0%} and right.",
+        "Entries for `kernels/sink_kernels/tiles.py`:",
+        "",
+        "```python",
+        entries(result).rstrip(),
+        "```",
+    ]
+    lines += table(
+        "kernel | D | now: rows, columns, warps, stages | ms | best | ms | faster but wrong",
+        (
+            (row["kernel"], row["head_dim"], row["now"], number(row["now_ms"], ".3f"), row["best"],
+             number(row["best_ms"], ".3f"), "; ".join(f"{tile}: {why}" for tile, why in row["wrong"].items()) or "-")
+            for row in result["best"]
+        ),
+    )  # fmt: skip
+    lines += ["", "Every tile, the fastest first:"]
+    lines += table(
+        "kernel | D | tile | ms",
+        (
+            (row["kernel"], row["head_dim"], row["tile"], row.get("refused") or f"{row['ms']:.3f}")
+            for row in result["rows"]
+        ),
+    )
+    return "\n".join(lines) + "\n"

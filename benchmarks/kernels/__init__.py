@@ -1,0 +1,1 @@
+"""The kernels' correctness checks, benchmarks beside their baselines, and offline compile report."""

@@ -1,0 +1,244 @@
+"""What the kernels are held to: random calls, and the errors of a call against the reference in float64.
+
+The tests run it under Triton's interpreter, `make gpu-report` on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from sink_kernels import attention_op
+from sink_kernels.attention import attention
+from sink_kernels.gated_norm import gated_norm
+from sink_kernels.key_mass import key_mass
+from sink_kernels.options import STATISTICS, Options
+from sink_kernels.validation import validate_scores
+from torch import Tensor
+
+# (output, gradients, sink's gradient against the sum of its terms, statistics), relative to float64.
+ATTENTION_TOLERANCES = {
+    torch.float32: (2e-6, 5e-6, 1e-5, 2e-6),
+    torch.float16: (6e-4, 1e-3, 5e-3, 2e-6),
+    torch.bfloat16: (4e-3, 6e-3, 5e-3, 2e-6),
+}
+# (output, gradients)
+NORM_TOLERANCES = {torch.float32: (2e-6, 1e-5), torch.float16: (6e-4, 2e-3), torch.bfloat16: (4e-3, 8e-3)}
+
+
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty gives NaN: what a kernel forgets to write cannot pass for a result."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def wrong(checks: Mapping[str, Check]) -> str:
+    """The checks that did not pass, each with its error and limit; empty if all did."""
+    return ", ".join(f"{name} {c.error:.1e} over {c.limit:.1e}" for name, c in checks.items() if not c.passed)
+
+
+class Check(NamedTuple):
+    """A relative error and the largest that is right."""
+
+    error: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error < self.limit
+
+
+class Call(NamedTuple):
+    """The tensors of one attention call and its remaining keyword arguments."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    sink: Tensor | None
+    gate: Tensor | None
+    options: dict[str, Any]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What can receive a gradient, by name."""
+        named = {"q": self.q, "k": self.k, "v": self.v, "sink": self.sink, "gate": self.gate}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def cast(self, dtype: torch.dtype) -> Call:
+        """Detached copies of `dtype` (the sink at least float32) that require gradients."""
+        at_least = {"sink": torch.promote_types(dtype, torch.float32)}
+        copies = {
+            name: x.detach().to(at_least.get(name, dtype)).clone().requires_grad_() for name, x in self.tensors.items()
+        }
+        return Call(copies["q"], copies["k"], copies["v"], copies.get("sink"), copies.get("gate"), dict(self.options))
+
+    def to(self, device: str | torch.device) -> Call:
+        """The same call on another device."""
+        moved: dict[str, Any] = {name: x.to(device) for name, x in self.tensors.items()}
+        return self._replace(**moved)
+
+    def run(self, function: Callable[..., Any], **more: Any) -> Any:
+        """Call `function`, an attention, on these tensors and options."""
+        return function(self.q, self.k, self.v, sink=self.sink, gate=self.gate, **self.options, **more)
+
+    def settled(self) -> Options:
+        """The options with every default filled in."""
+        given = {"bias": None, "clip": None, "scale": None, "window": None, "softcap": None, **self.options}
+        return validate_scores(self.q, self.k, **given)
+
+
+def make_call(
+    normalizer: str = "softmax",
+    *,
+    batch: int = 1,
+    heads: int = 2,
+    kv_heads: int | None = None,
+    tokens: int = 33,
+    head_dim: int = 16,
+    dtype: torch.dtype = torch.float32,
+    gate: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Call:
+    """Random inputs on the CPU with everything `normalizer` needs; `gate` is None, "head" or "element"."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    q = randn(batch, heads, tokens, head_dim).to(dtype)
+    k = randn(batch, kv_heads or heads, tokens, head_dim).to(dtype)
+    v = randn(batch, kv_heads or heads, tokens, head_dim).to(dtype)
+    sink = randn(heads) + 1.0 if normalizer == "learnable_sink" else None
+    gates = {None: None, "head": randn(batch, heads, tokens).to(dtype), "element": randn(*q.shape).to(dtype)}
+    if normalizer == "sigmoid":
+        options.setdefault("bias", -math.log(tokens))
+    if normalizer == "clipped_softmax":
+        options.setdefault("clip", (-0.03, 1.02))
+    return Call(q, k, v, sink, gates[gate], {"normalizer": normalizer, **options})
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Frobenius norm of the difference over that of `expected`; NaN anywhere is infinite."""
+    actual, expected = actual.double(), expected.double()
+    return _finite((actual - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+def _finite(error: Tensor) -> float:
+    return math.inf if error.isnan() else error.item()
+
+
+def out_and_grads(call: Call, function: Callable[..., Any], **more: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """The output of `function` and the gradient of each tensor for one fixed random dOut."""
+    out = call.run(function, **more)
+    out = out[0] if isinstance(out, tuple) else out
+    return out.detach(), dict(zip(call.tensors, gradients(out, list(call.tensors.values())), strict=True))
+
+
+def gradients(out: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradient of each input for one fixed random dOut, rounded once so that every dtype sees the same numbers."""
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    return torch.autograd.grad(out, list(inputs), grad.to(out))
+
+
+def attention_checks(call: Call, dtype: torch.dtype) -> dict[str, Check]:
+    """Output, every gradient, every statistic and the key mass of the Triton attention in `dtype`.
+
+    A GPU multiplies float32 in three TF32 passes and approximates exp, hence its wider limits.
+    """
+    own, exact = call.cast(dtype), call.cast(torch.float64)
+    of_out, of_grads, of_sink, of_stats = ATTENTION_TOLERANCES[dtype]
+    if call.q.device.type == "cuda":
+        of_stats = 1e-3 if call.options["normalizer"] == "sigmoid" else 1e-5
+        of_out, of_grads = 5 * of_out, 5 * of_grads
+    out, grads = out_and_grads(own, attention, backend="triton")
+    expected, expected_grads = out_and_grads(exact, attention, backend="reference")
+    checks = {"output": Check(relative_error(out, expected), of_out)}
+    # Where a query sees one key alone, dq and dk are zero but for rounding.
+    one_key = call.q.shape[2] == 1 or call.options.get("window") == 1
+    floor = 0.1 * expected_grads["v"].norm() if one_key else torch.tensor(1e-30, device=out.device)
+    for name, grad in grads.items():
+        exact_grad = expected_grads[name]
+        scale = expected.abs().sum() + 1 if name == "sink" else exact_grad.norm().clamp_min(floor)
+        error = _finite((grad.double() - exact_grad).norm() / scale)
+        checks[f"gradient of {name}"] = Check(error, of_sink if name == "sink" else of_grads)
+
+    _, stats = own.run(attention, backend="triton", stats=STATISTICS)
+    _, expected_stats = exact.run(attention, backend="reference", stats=STATISTICS)
+    for name, value in stats.items():
+        scale = expected_stats[name].abs().max().clamp_min(1.0)
+        checks[name] = Check(_finite((value - expected_stats[name]).abs().max() / scale), 4 * of_stats)
+    flat = attention_op.flat(own.settled())
+    mass = attention_op.key_mass(own.q.detach(), own.k.detach(), stats["lse"], *flat)
+    exact_mass = key_mass(exact.q, exact.k, expected_stats["lse"], **call.options)
+    return checks | {"key mass": Check(relative_error(mass, exact_mass), 4 * of_stats)}
+
+
+def make_norm_inputs(
+    shape: Sequence[int],
+    rank: int,
+    pre_affine: bool,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    parameters: torch.dtype | None = None,
+) -> list[Tensor]:
+    """x [..., D], gain [D], w_down [rank, D], w_up [D, rank]; with `pre_affine` its gain [D]. All require gradients."""
+    generator = torch.Generator().manual_seed(0)
+    width = shape[-1]
+
+    def randn(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator)
+
+    # One channel with a massive activation and a small gain, as in trained models.
+    x = randn(*shape) * 2
+    x[..., 3] *= 50
+    weight = 1 + 0.1 * randn(width)
+    weight[3] = 0.05
+    tensors = [x, weight, 0.2 * randn(rank, width), 0.5 * randn(width, rank)]
+    tensors += [1 + 0.3 * randn(width)] if pre_affine else []
+    # Rounded once, so that every dtype sees the same numbers.
+    tensors = [tensor.to(torch.bfloat16).to(device) for tensor in tensors]
+    dtypes = [dtype] + [parameters or dtype] * 4
+    return [tensor.to(to).requires_grad_() for tensor, to in zip(tensors, dtypes, strict=False)]
+
+
+def run_norm(inputs: Sequence[Tensor], **options: Any) -> Any:
+    """GatedNorm of what `make_norm_inputs` made."""
+    names = ("x", "weight", "w_down", "w_up", "pre_affine")
+    arguments: dict[str, Any] = dict(zip(names, inputs, strict=False))
+    return gated_norm(**arguments, **options)
+
+
+def norm_and_grads(inputs: Sequence[Tensor], **options: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The output of GatedNorm and the gradient of each input for one fixed random dy."""
+    y = run_norm(inputs, **options)
+    y = y[0] if isinstance(y, tuple) else y
+    return y.detach(), gradients(y, inputs)
+
+
+def norm_checks(
+    shape: Sequence[int], rank: int, pre_affine: bool, dtype: torch.dtype, device: str | torch.device, **options: Any
+) -> dict[str, Check]:
+    """Output, every gradient and every statistic of the Triton GatedNorm in `dtype`."""
+    own = make_norm_inputs(shape, rank, pre_affine, dtype, device)
+    exact = make_norm_inputs(shape, rank, pre_affine, torch.float64, device)
+    of_y, of_grads = NORM_TOLERANCES[dtype]
+    y, grads = norm_and_grads(own, backend="triton", **options)
+    expected, expected_grads = norm_and_grads(exact, backend="reference", **options)
+    checks = {"output": Check(relative_error(y, expected), of_y)}
+    names = ("x", "gain", "w_down", "w_up", "pre_affine")
+    for name, grad, exact_grad in zip(names, grads, expected_grads, strict=False):
+        checks[f"gradient of {name}"] = Check(relative_error(grad, exact_grad), of_grads)
+    _, stats = run_norm(own, backend="triton", stats=("absmax", "fourth_moment"), **options)
+    _, expected_stats = run_norm(exact, stats=("absmax", "fourth_moment"), **options)
+    return checks | {
+        name: Check(relative_error(value, expected_stats[name]), 4 * of_y) for name, value in stats.items()
+    }

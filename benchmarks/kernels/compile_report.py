@@ -1,0 +1,320 @@
+"""What the compiler makes of every pinned kernel, without a GPU: `make kernel-report`.
+
+Compiles each configuration to a cubin for sm_80, sm_90 and sm_100 with the tools inside the Triton wheel, reads
+registers, shared memory and the hot loop's machine code, and fails (exit 1) on a violated gate: a spill inside the hot
+loop (head dimension up to 128), shared memory over the GPU's limit, no tensor-core instruction.
+
+Utilisation is a model, not a measurement: cycles of one hot-loop iteration for the tensor cores, the special-function
+units and the issue slots of one SM, from "nothing overlaps" to "all overlaps".
+"""
+
+import argparse
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.kernels.sass import Code, Loop, read
+from benchmarks.tables import table
+
+
+class Gpu(NamedTuple):
+    """What the report must know of a GPU generation."""
+
+    capability: int
+    shared_limit: int
+    shared_an_sm: int
+    flops_a_clock: int
+
+
+GPUS = {
+    "sm_80": Gpu(80, 163 * 1024, 164 * 1024, 2048),
+    "sm_90": Gpu(90, 227 * 1024, 228 * 1024, 4096),
+    "sm_100": Gpu(100, 227 * 1024, 228 * 1024, 8192),
+}
+# Matrix products of [queries, D] x [D, keys] in one iteration of the hot loop.
+_PRODUCTS = {"forward": 2, "backward_keys": 4, "backward_queries": 3, "key_mass": 1}
+_NORM_KERNELS = ("gated_norm_forward", "gated_norm_backward_rows", "gated_norm_backward_channels")
+_NORM_RANK = 16
+_NORMALIZERS = {"softmax": 0, "off_by_one": 2, "sigmoid": 3}
+_GATES = {"head_gate": 1, "gate": 2}
+
+
+class Config(NamedTuple):
+    """One pinned configuration: kernel, GPU, head dimension (for the norm the model's width), features compiled in."""
+
+    kernel: str
+    gpu: str
+    width: int
+    features: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.kernel, f"d{self.width}", *self.features, self.gpu])
+
+
+def pinned() -> list[Config]:
+    """Every configuration of the report; attention carries a learnable sink unless it names another normaliser."""
+    kernels = ("forward", "backward_keys", "backward_queries")
+    configs = [Config(kernel, gpu, dim) for gpu in GPUS for dim in (64, 128) for kernel in kernels]
+    configs += [Config(kernel, "sm_90", 256) for kernel in kernels]
+    configs += [Config("key_mass", "sm_90", dim) for dim in (64, 128)]
+    configs += [Config("forward", "sm_90", dim, ("gate",)) for dim in (64, 128)]
+    configs += [Config("forward", "sm_90", dim, ("gate", "statistics")) for dim in (64, 128)]
+    configs += [Config(kernel, "sm_90", 128, ("window",)) for kernel in kernels]
+    configs += [Config("forward", "sm_90", 64, ("sigmoid",)), Config("forward", "sm_90", 128, ("softcap",))]
+    configs += [Config("backward_keys", "sm_90", 128, ("gqa",))]
+    configs += [Config(kernel, "sm_90", 2048) for kernel in _NORM_KERNELS]
+    configs += [Config(kernel, "sm_90", 2048, ("pre_affine",)) for kernel in _NORM_KERNELS]
+    return configs
+
+
+def compile_config(config: Config, tile: Any = None) -> dict[str, Any]:
+    """Compile one configuration and return its row of the report; `tile` replaces the table's."""
+    kernel, constants, table_tile = _norm(config) if config.kernel in _NORM_KERNELS else _attention(config, tile)
+    tile = tile or table_tile
+    started = time.perf_counter()
+    compiled = _compile(kernel, constants, config.gpu, tile.warps, tile.stages)
+    seconds = time.perf_counter() - started
+    resources, code = _disassemble(compiled.asm["cubin"])
+    flops = 2 * _PRODUCTS.get(config.kernel, 0) * tile.rows * tile.columns * config.width
+    return _row(config, tile._asdict(), compiled.metadata.shared, resources, code, flops, seconds)
+
+
+def _attention(config: Config, tile: Any) -> tuple[Any, dict[str, Any], Any]:
+    """(kernel, compile-time constants, tile) of an attention kernel in bfloat16."""
+    import torch
+    from sink_kernels import tiles, triton_backward, triton_forward, triton_key_mass
+
+    kernel = {
+        "forward": triton_forward.attention_forward_kernel,
+        "backward_rows": triton_backward.attention_backward_rows_kernel,
+        "backward_keys": triton_backward.attention_backward_keys_kernel,
+        "backward_queries": triton_backward.attention_backward_queries_kernel,
+        "key_mass": triton_key_mass.key_mass_kernel,
+    }[config.kernel]
+    capability = divmod(GPUS[config.gpu].capability, 10)
+    if config.kernel == "backward_rows":
+        tile = tiles.Tile(tiles.ROWS_A_BLOCK, 0, 4, 1)
+    tile = tile or tiles.tile_for(config.kernel, config.width, torch.bfloat16, capability)
+    constants = {
+        "D": config.width,
+        "BD": config.width,
+        "BM": tile.rows,
+        "BN": tile.columns,
+        "GROUP": 4 if "gqa" in config.features else 1,
+        "NORM": next((_NORMALIZERS[name] for name in config.features if name in _NORMALIZERS), 1),
+        "GATE": next((_GATES[name] for name in config.features if name in _GATES), 0),
+        "FIRST": "statistics" in config.features,
+        "ROWS": "statistics" in config.features,
+        "WINDOW": "window" in config.features,
+        "CAP": "softcap" in config.features,
+        "FAST": True,
+        "PRECISION": "ieee",
+    }
+    return kernel, constants, tile
+
+
+def _norm(config: Config) -> tuple[Any, dict[str, Any], Any]:
+    """(kernel, compile-time constants, tile) of a GatedNorm kernel in bfloat16; its tile is rows by channels."""
+    from sink_kernels import triton_gated_norm
+    from sink_kernels.tiles import norm_tile_for
+
+    tile = norm_tile_for(config.kernel.removeprefix("gated_norm_"), _NORM_RANK)
+    constants = {
+        "R": _NORM_RANK,
+        "BR": _NORM_RANK,
+        "BM": tile.rows,
+        "BK": tile.columns,
+        "EVEN": True,
+        "PRE": "pre_affine" in config.features,
+        "STATS": "statistics" in config.features,
+        "HALF": True,
+        "FAST": True,
+        "PRECISION": "ieee",
+    }
+    return getattr(triton_gated_norm, f"{config.kernel}_kernel"), constants, tile
+
+
+_FLOAT_POINTERS = {"p_sink", "p_lse", "p_first", "p_entropy", "p_max", "p_delta", "p_dsink", "p_mass"}
+_FLOAT_POINTERS |= {"p_weight", "p_pre", "p_down", "p_up", "p_rstd", "p_h", "p_dh", "p_c", "p_absmax", "p_fourth"}
+_FLOAT_POINTERS |= {"p_dweight", "p_dpre", "p_ddown", "p_dup"}
+
+
+def _compile(kernel: Any, constants: dict[str, Any], gpu: str, warps: int, stages: int) -> Any:
+    """Compile as the JIT would: aligned pointers, strides and lengths divisible by 16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature: dict[str, str] = {}
+    constexprs: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    for index, name in enumerate(kernel.arg_names):
+        if kernel.params[index].is_constexpr:
+            signature[name] = "constexpr"
+            constexprs[(index,)] = constants[name]
+        elif name.startswith("p_"):
+            signature[name] = "*fp32" if name in _FLOAT_POINTERS else "*bf16"
+        elif name in ("scale", "softcap", "bias", "eps", "offset"):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32"
+        if signature[name] != "constexpr" and (name.startswith(("p_", "s_")) or name in ("T", "M", "D")):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constexprs, attributes)
+    target = GPUTarget("cuda", GPUS[gpu].capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+
+
+def _disassemble(cubin: bytes) -> tuple[dict[str, int], Code]:
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = subprocess.run([tools / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True)
+        listing = subprocess.run([tools / "nvdisasm", "-c", path], capture_output=True, text=True, check=True)
+    resources = {}
+    for name in ("REG", "STACK"):
+        found = re.search(rf"{name}:(\d+)", usage.stdout)
+        resources[name] = int(found.group(1)) if found else 0
+    return resources, read(listing.stdout)
+
+
+def _row(
+    config: Config,
+    tile: dict[str, int],
+    shared: int,
+    resources: dict[str, int],
+    code: Code,
+    flops: int,
+    seconds: float,
+) -> dict[str, Any]:
+    gpu = GPUS[config.gpu]
+    hot = code.hot_loop or Loop(0, 0, 0, 0)
+    row = {
+        "name": config.name,
+        "kernel": config.kernel,
+        "gpu": config.gpu,
+        "width": config.width,
+        "features": list(config.features),
+        "tile": tile,
+        "registers": resources["REG"],
+        "stack_bytes": resources["STACK"],
+        "shared_bytes": shared,
+        "ctas_an_sm": ctas_an_sm(resources["REG"], shared, tile["warps"], gpu),
+        "tensor_core_instructions": code.tensor_core,
+        "async_copies": code.async_copies,
+        "spills": code.spills,
+        "hot_loop": hot._asdict(),
+        "utilisation": utilisation(hot, tile["warps"], flops, gpu),
+        "compile_seconds": round(seconds, 2),
+    }
+    row["violations"] = violations(row)
+    return row
+
+
+def ctas_an_sm(registers: int, shared: int, warps: int, gpu: Gpu) -> int:
+    """Programs that fit on one SM: 64 K registers in lots of 256 a warp, 1 KB of shared memory each kept back."""
+    a_warp = (registers * 32 + 255) // 256 * 256
+    return min(65536 // (a_warp * warps), gpu.shared_an_sm // (shared + 1024), 64 // warps, 32)
+
+
+def utilisation(loop: Loop, warps: int, flops: int, gpu: Gpu) -> list[float]:
+    """Share of the tensor cores' peak, [nothing overlaps, all overlaps]; empty where memory is the limit."""
+    if flops == 0:
+        return []
+    tensor = flops / gpu.flops_a_clock
+    rest = max(loop.special * warps * 32 / 16, loop.instructions * warps / 4)
+    return [round(tensor / (tensor + rest), 2), round(tensor / max(tensor, rest), 2)]
+
+
+def violations(row: dict[str, Any]) -> list[str]:
+    """The gates a row does not pass, each in a sentence."""
+    found = []
+    limit = GPUS[row["gpu"]].shared_limit
+    if row["shared_bytes"] > limit:
+        found.append(f"{row['shared_bytes']} bytes of shared memory, the limit is {limit}: take a smaller tile")
+    if row["tensor_core_instructions"] == 0:
+        found.append("no tensor-core instruction: check the operand types of tl.dot")
+    if row["hot_loop"]["spills"] and row["width"] != 256:
+        found.append(f"{row['hot_loop']['spills']} spills inside the hot loop: take a smaller tile or more warps")
+    return found
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a table."""
+    lines = [
+        "# Offline compile report",
+        "",
+        f"Triton {report['triton']}, torch {report['torch']}, {report['date']}, {report['seconds']} s.",
+        "Nothing here was measured on a GPU; utilisation is modelled, from no overlap to full overlap.",
+        "Spills: inside the hot loop / in the whole kernel.",
+    ]
+    lines += table(
+        "kernel | GPU | D | features | tile, warps, stages | registers | shared KB | CTAs/SM | tensor-core "
+        "| loop instructions | special | spills | utilisation | gates",
+        map(_cells, report["rows"]),
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: dict[str, Any]) -> list[Any]:
+    tile, hot = row["tile"], row["hot_loop"]
+    cells = [row["kernel"], row["gpu"], row["width"], " ".join(row["features"]) or "-"]
+    cells += [f"{tile['rows']} x {tile['columns']}, {tile['warps']}, {tile['stages']}", row["registers"]]
+    cells += [f"{row['shared_bytes'] / 1024:.0f}", row["ctas_an_sm"], row["tensor_core_instructions"]]
+    cells += [hot["instructions"], hot["special"], f"{hot['spills']} / {row['spills']}"]
+    used = " - ".join(f"{share:.2f}" for share in row["utilisation"]) or "-"
+    return [*cells, used, "; ".join(row["violations"]) or "pass"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder for compile_report.json and .md")
+    parser.add_argument("--only", default="", help="compile the configurations whose name contains this")
+    options = parser.parse_args(arguments)
+    configs = [config for config in pinned() if options.only in config.name]
+    if not configs:
+        print(f"no configuration contains {options.only!r}: leave --only out to see them all", file=sys.stderr)
+        return 2
+    # The interpreter replaces the compiler wherever triton is imported afterwards.
+    os.environ.pop("TRITON_INTERPRET", None)
+    # The default of this flag changes with Triton 3.10; the table was chosen with fusion on.
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    import torch
+    import triton
+
+    started = time.perf_counter()
+    rows = []
+    for config in configs:
+        row = compile_config(config)
+        rows.append(row)
+        print(
+            f"{config.name}: {row['registers']} registers, {row['hot_loop']['spills']} spills in the loop, "
+            f"{'; '.join(row['violations']) or 'pass'}",
+            flush=True,
+        )
+    report = {
+        "triton": triton.__version__,
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+        "seconds": round(time.perf_counter() - started),
+        "rows": rows,
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "compile_report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (options.output / "compile_report.md").write_text(markdown(report))
+    return 1 if any(row["violations"] for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

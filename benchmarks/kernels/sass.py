@@ -1,0 +1,77 @@
+"""Reading a GPU's machine code as nvdisasm prints it: instructions, innermost loops, spills, tensor-core work."""
+
+import re
+from typing import NamedTuple
+
+_LABEL = re.compile(r"\s*(\.L_x?_?\w+):")
+_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
+_BRANCH_TARGET = re.compile(r"\(?(\.L_x?_?\w+)")
+_TENSOR_CORE = re.compile(r"(HGMMA|HMMA|QGMMA|IMMA|UTC\w*MMA)(\.|$)")
+
+
+class Loop(NamedTuple):
+    """Instruction counts of one innermost loop."""
+
+    instructions: int
+    tensor_core: int
+    special: int
+    spills: int
+
+
+class Code(NamedTuple):
+    """Instruction counts of a kernel and its innermost loops."""
+
+    instructions: int
+    tensor_core: int
+    async_copies: int
+    spills: int
+    loops: list[Loop]
+
+    @property
+    def hot_loop(self) -> Loop | None:
+        """The tensor-core loop without masks: the shortest of those that do the most tensor-core work."""
+        working = [loop for loop in self.loops if loop.tensor_core]
+        return min(working, key=lambda loop: loop.instructions, default=None)
+
+
+def read(text: str) -> Code:
+    """Count in the output of `nvdisasm -c`."""
+    operations: list[str] = []
+    operands: list[str] = []
+    labels: dict[str, int] = {}
+    for line in text.splitlines():
+        if label := _LABEL.match(line):
+            labels[label.group(1)] = len(operations)
+        elif instruction := _INSTRUCTION.match(line):
+            operations.append(instruction.group(1))
+            operands.append(instruction.group(2))
+    spans = []
+    for index, (operation, operand) in enumerate(zip(operations, operands, strict=True)):
+        target = _BRANCH_TARGET.search(operand) if operation.split(".")[0] == "BRA" else None
+        start = labels.get(target.group(1)) if target else None
+        if start is not None and start <= index:
+            spans.append((start, index + 1))
+    innermost = [
+        span
+        for span in spans
+        if not any(other != span and span[0] <= other[0] and other[1] <= span[1] for other in spans)
+    ]
+    return Code(
+        instructions=len(operations),
+        tensor_core=_tensor_core(operations),
+        async_copies=_count(operations, "LDGSTS", "UTMALDG", "UBLKCP"),
+        spills=_count(operations, "LDL", "STL"),
+        loops=[
+            Loop(stop - start, _tensor_core(body), _count(body, "MUFU"), _count(body, "LDL", "STL"))
+            for start, stop in innermost
+            for body in [operations[start:stop]]
+        ],
+    )
+
+
+def _tensor_core(operations: list[str]) -> int:
+    return sum(_TENSOR_CORE.match(operation) is not None for operation in operations)
+
+
+def _count(operations: list[str], *names: str) -> int:
+    return sum(operation.split(".")[0] in names for operation in operations)

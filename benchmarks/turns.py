@@ -1,0 +1,20 @@
+"""What `make bench` measures with: contestants in turns, so that a noisy machine is noisy for all."""
+
+import json
+from collections.abc import Callable
+from typing import TypeVar
+
+from sinks.record.provenance import provenance
+
+T = TypeVar("T")
+
+
+def in_turns(contestants: dict[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
+    """What each contestant returned, one value a turn, after two turns to warm up."""
+    turns = [{name: run() for name, run in contestants.items()} for _ in range(repeats + 2)]
+    return {name: [turn[name] for turn in turns[2:]] for name in contestants}
+
+
+def print_provenance() -> None:
+    """One line of JSON: which code ran where."""
+    print(json.dumps({k: provenance()[k] for k in ("commit", "dirty", "versions", "device", "threads")}))

@@ -1,1 +1,0 @@
-"""`python -m sinks.gpu_report`: what has to be known of a GPU, measured in minutes on a bare machine."""

@@ -1,0 +1,207 @@
+"""Budget, resumption and failure, with stages that measure nothing."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu_report import run as running
+from benchmarks.gpu_report import run_stage
+from benchmarks.gpu_report.__main__ import main
+from benchmarks.gpu_report.run import Report
+from benchmarks.gpu_report.stages import STAGES, Stage, chosen, shares
+from sinks.errors import UserError
+from tests.benchmarks.gpu_report.fakes.quick import runs
+
+QUICK = Stage("a", "correctness", "tests.benchmarks.gpu_report.fakes.quick", least=0.05, weight=1)
+FAILING = Stage("d", "step", "tests.benchmarks.gpu_report.fakes.failing", least=0.05, weight=1)
+HANGING = Stage("b", "kernels", "tests.benchmarks.gpu_report.fakes.hanging", least=0.05, weight=1)
+LONG = Stage("c", "tiles", "tests.benchmarks.gpu_report.fakes.long", least=0.05, weight=1)
+TRAINING = Stage("e", "training", "tests.benchmarks.gpu_report.fakes.quick", least=0.05, weight=1)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers forked from this process, which has imported torch, in place of new interpreters."""
+
+    def in_a_fork(command: list[str], seconds: float, output: int, environment: dict[str, str]) -> int | None:
+        process = os.fork()
+        if process == 0:
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            sys.stdout = sys.stderr = os.fdopen(output, "w")
+            code = run_stage.main(command[3:])
+            sys.stdout.flush()
+            os._exit(code)
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+    monkeypatch.setattr(running, "in_a_group", in_a_fork)
+
+
+def result(folder: Path, stage: Stage) -> dict[str, Any]:
+    return json.loads((folder / f"{stage.file}.json").read_text())
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # A child that nobody has waited for is a zombie, and dead.
+    return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.usefixtures("forked")
+def test_what_is_done_is_not_run_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert Report(tmp_path, 10, dry=True).run([QUICK]) == 0
+    assert runs(tmp_path / "work" / QUICK.file) == 1
+    record = result(tmp_path, QUICK)
+    assert (record["state"], record["result"]) == ("done", {"answer": 42})
+    assert {"commit", "versions", "device", "gpus", "started"} <= record["provenance"].keys()
+    assert "is 42." in (tmp_path / f"{QUICK.file}.md").read_text()
+    assert "## The answer" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("forked")
+def test_other_code_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Report(tmp_path, 10, dry=True).run([QUICK])
+    monkeypatch.setattr(running, "sources", list)
+    Report(tmp_path, 10, dry=True).run([QUICK])
+    assert runs(tmp_path / "work" / QUICK.file) == 2
+
+
+@pytest.mark.usefixtures("forked")
+def test_another_budget_trains_again_and_measures_nothing_else_again(tmp_path: Path) -> None:
+    for budget in (10, 20):
+        Report(tmp_path, budget, dry=True).run([QUICK, TRAINING])
+    assert runs(tmp_path / "work" / QUICK.file) == 1
+    assert runs(tmp_path / "work" / TRAINING.file) == 2
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_stage_that_fails_leaves_its_error_and_the_next_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert Report(tmp_path, 10, dry=True).run([FAILING, QUICK]) == 1
+    record = result(tmp_path, FAILING)
+    assert record["state"] == "failed"
+    assert record["error"].rstrip().endswith("RuntimeError: an illegal | memory access")
+    assert record["result"] == {"half": "measured"}
+    assert "an illegal" in (tmp_path / f"{FAILING.file}.md").read_text()
+    assert result(tmp_path, QUICK)["state"] == "done"
+    assert "failed: RuntimeError: an illegal / memory access |" in (tmp_path / "report.md").read_text()
+    assert "RuntimeError" in capsys.readouterr().err
+    # It is tried again, and what was done is not.
+    assert Report(tmp_path, 10, dry=True).run([FAILING, QUICK]) == 1
+    assert runs(tmp_path / "work" / QUICK.file) == 1
+
+
+def test_a_stage_over_its_time_is_ended_with_all_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "GRACE_S", 1.0)
+    started = time.monotonic()
+    assert Report(tmp_path, 0.3, dry=True).run([HANGING, QUICK]) == 1
+    assert time.monotonic() - started < 60
+    record = result(tmp_path, HANGING)
+    assert record["state"] == "killed"
+    assert "over its time" in record["error"]
+    assert not alive(record["result"]["child"])
+    assert f"child {record['result']['child']}" in (tmp_path / f"{HANGING.file}.md").read_text()
+
+
+def test_a_hanging_stage_ends_and_is_reported_before_the_machines_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "GRACE_S", 8.0)
+    monkeypatch.setattr(running, "CLOSING_S", 2.0)
+    started = time.monotonic()
+    report = Report(tmp_path / "out", 0.3, dry=True, archive=tmp_path / "report.tar.gz", limit=0.3)
+    assert report.run([HANGING, QUICK]) == 1
+    assert time.monotonic() - started < 18
+    record = result(tmp_path / "out", HANGING)
+    assert record["state"] == "killed"
+    assert not alive(record["result"]["child"])
+    assert f"{QUICK.file} | not run" in (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "report.tar.gz").is_file()
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_stage_is_asked_to_end_a_grace_before_the_machines_limit(tmp_path: Path) -> None:
+    Report(tmp_path, 5, dry=True, limit=5).run([LONG])
+    assert result(tmp_path, LONG)["limit_s"] == pytest.approx(300 - running.GRACE_S - running.CLOSING_S, abs=5)
+    # With a grace to spare the limit changes nothing.
+    Report(tmp_path, 8, dry=True, limit=9.5).run([QUICK])
+    assert result(tmp_path, QUICK)["limit_s"] == pytest.approx(480, abs=5)
+
+
+def test_a_budget_above_the_limit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--output", str(tmp_path / "out"), "--dry", "--budget", "30", "--limit", "9.5"]) == 2
+    expected = "error: --budget is 30 minutes, but --limit ends the command after 9.5: give a budget of at most 9.5\n"
+    assert capsys.readouterr().err == expected
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_budget_does_not_reach_is_said_to_be_not_run(tmp_path: Path) -> None:
+    assert Report(tmp_path, 0.04, dry=True).run([QUICK]) == 0
+    assert not (tmp_path / f"{QUICK.file}.json").exists()
+    assert "not run: 0.0 minutes are left for it, it needs 0.05" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("forked")
+def test_what_ran_out_of_time_is_run_again_with_more(tmp_path: Path) -> None:
+    states, limits = [], []
+    for budget in (0.5, 0.5, 5):
+        assert Report(tmp_path, budget, dry=True).run([LONG]) == 0
+        record = result(tmp_path, LONG)
+        states.append(record["state"])
+        limits.append(record["limit_s"])
+    assert states == ["out of time", "out of time", "done"]
+    assert limits[0] == pytest.approx(limits[1], abs=1)
+
+
+@pytest.mark.usefixtures("forked")
+def test_an_archive_holds_the_report(tmp_path: Path) -> None:
+    import tarfile
+
+    archive = tmp_path / "given" / "report.tar.gz"
+    Report(tmp_path / "report", 10, dry=True, archive=archive).run([QUICK])
+    with tarfile.open(archive) as stream:
+        names = set(stream.getnames())
+    assert {f"gpu-report/{name}" for name in ("report.md", f"{QUICK.file}.json", f"{QUICK.file}.md")} <= names
+
+
+@pytest.mark.parametrize("budget", [0.5, 1, 4, 9.5, 10, 30, 240])
+def test_shares_fill_the_budget_from_the_most_valuable_on(budget: float) -> None:
+    stages = chosen(None)
+    given = shares(stages, budget)
+    reached = [given[stage.letter] > 0 for stage in stages]
+    assert reached == sorted(reached, reverse=True)
+    assert all(given[stage.letter] >= stage.least for stage, got in zip(stages, reached, strict=True) if got)
+    assert sum(given.values()) == pytest.approx(budget if any(reached) else 0)
+    assert all(reached) == (budget >= sum(stage.least for stage in stages))
+
+
+def test_stages_are_chosen_by_letters_in_order_of_value() -> None:
+    assert [stage.letter for stage in chosen("f,e,a")] == ["a", "e", "f"]
+    assert len(STAGES) <= 6
+    with pytest.raises(UserError, match=r"'x'.*a \(correctness\).*a,d"):
+        chosen("a,x")
+
+
+def test_without_a_gpu_only_a_dry_run_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--output", str(tmp_path / "out"), "--dry", "--budget", "0"]) == 2
+    assert "--budget is 0 minutes" in capsys.readouterr().err
+    monkeypatch.setattr("benchmarks.gpu_report.__main__.NEEDED", ("torch", "no_such_package"))
+    assert main(["--output", str(tmp_path / "out")]) == 2
+    assert "has no no_such_package: name a Python that has" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["--output", str(tmp_path / "out")]) == 2
+    assert "no GPU is at hand" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,59 @@
+"""The benchmarks at tiny sizes: everything runs, the gate bites, no baseline goes missing silently."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.kernels import attention as bench_attention
+from benchmarks.kernels import norm as bench_norm
+from benchmarks.kernels import tiles as bench_tiles
+from benchmarks.kernels.measure import Bench, attempt, roofs
+from benchmarks.kernels.results import markdown
+
+DRY = Bench(torch.device("cuda" if torch.cuda.is_available() else "cpu"), dry=True)
+
+
+def test_dry_rows_make_tables():
+    rows = [row for part in (bench_attention, bench_norm) for row in part.rows(DRY)]
+    missing = {name for row in rows for name in row.get("missing", ())}
+    measured = {row["contestant"] for row in rows if "contestant" in row}
+    everyone = {"sink_kernels", "SDPA flash", "SDPA cuDNN", "FlexAttention, lse rescale", "FlashAttention-4"}
+    everyone |= {"fla parallel_attn", "torch eager", "torch RMSNorm", "Liger RMSNorm"}
+    assert everyone <= measured | missing
+    assert not any("refused" in row for row in rows)
+    assert all(row["error"] < 2e-2 for row in rows if "error" in row)
+    tables = markdown(rows, roofs(DRY))
+    assert "## Attention, causal" in tables
+    assert "## GatedNorm" in tables
+
+
+def test_a_wrong_contestant_is_not_timed():
+    wrong = bench_attention.Contestant("wrong", (), False, lambda inputs: inputs["q"] + inputs["k"] + inputs["v"])
+    row = bench_attention.measure(DRY, wrong, bench_attention.Shape(1, 2, 48, 32))
+    assert row["refused"].startswith("wrong")
+    assert "forward_ms" not in row
+
+
+def test_a_peer_that_raises_is_a_row_and_not_the_end():
+    def run(inputs):
+        raise RuntimeError("no such shape")
+
+    contestant = bench_attention.Contestant("baseline", (), False, run)
+    row = attempt(bench_attention.measure, DRY, contestant, bench_attention.Shape(1, 2, 48, 32))
+    assert row == {"refused": "RuntimeError: no such shape"}
+
+
+def test_flops_are_counted_over_the_causal_half():
+    assert bench_attention.Shape(8, 16, 4096, 128).forward_flops == 4 * 8 * 16 * 4096**2 * 128 / 2
+
+
+@pytest.mark.usefixtures("triton_device")
+def test_tiles_are_ranked_fastest_first():
+    rows = list(bench_tiles.rows(DRY))
+    kernels = ("forward", "backward_keys", "backward_queries", "key_mass")
+    assert {row["kernel"] for row in rows} == set(kernels)
+    for kernel in kernels:
+        ranked = [row for row in rows if row["kernel"] == kernel]
+        assert sum(row["chosen"] for row in ranked) == 1
+        assert [row["ms"] for row in ranked] == sorted(row["ms"] for row in ranked)

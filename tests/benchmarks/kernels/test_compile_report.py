@@ -1,0 +1,106 @@
+"""The offline compile report: its gates, and the compiler's word on what the interpreter lets pass."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.kernels import compile_report
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is Linux only")
+
+ROW = {
+    "gpu": "sm_90",
+    "width": 128,
+    "shared_bytes": 1000,
+    "tensor_core_instructions": 8,
+    "hot_loop": {"spills": 0},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shared_bytes": 300_000}, "300000 bytes of shared memory, the limit is 232448"),
+        ({"tensor_core_instructions": 0}, "no tensor-core instruction"),
+        ({"hot_loop": {"spills": 3}}, "3 spills inside the hot loop"),
+    ],
+)
+def test_gates(change, message):
+    assert compile_report.violations(ROW) == []
+    (violation,) = compile_report.violations({**ROW, **change})
+    assert message in violation
+
+
+def test_spills_are_only_reported_at_head_dimension_256():
+    assert compile_report.violations({**ROW, "width": 256, "hot_loop": {"spills": 3}}) == []
+
+
+def test_at_most_forty_configurations_each_named_once():
+    names = [config.name for config in compile_report.pinned()]
+    assert len(names) == len(set(names)) <= 40
+
+
+def test_programs_an_sm():
+    gpu = compile_report.GPUS["sm_90"]
+    assert compile_report.ctas_an_sm(128, 40 * 1024, 4, gpu) == 4
+    assert compile_report.ctas_an_sm(64, 100 * 1024, 4, gpu) == 2
+    assert compile_report.ctas_an_sm(32, 1024, 32, gpu) == 2
+
+
+def test_writes_its_tables_without_a_gpu(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.kernels.compile_report",
+        "--only",
+        "key_mass-d64",
+        "--output",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "compile_report.json").read_text())
+    (row,) = report["rows"]
+    assert row["name"] == "key_mass-d64-sm_90"
+    assert row["hot_loop"]["tensor_core"] > 0
+    assert row["violations"] == []
+    assert "| key_mass | sm_90 | 64 |" in (tmp_path / "compile_report.md").read_text()
+
+
+def test_an_unknown_selection_is_refused(tmp_path, capsys):
+    assert compile_report.main(["--only", "backwards", "--output", str(tmp_path)]) == 2
+    assert "no configuration contains 'backwards'" in capsys.readouterr().err
+
+
+def test_features_outside_the_report_compile_too():
+    """The interpreter accepts a variable that changes its type in a loop; the compiler does not."""
+    script = """
+import os
+os.environ.pop("TRITON_INTERPRET", None)
+from benchmarks.kernels.compile_report import Config, compile_config
+for kernel, width, features in [
+    ("forward", 64, ("softmax", "head_gate", "statistics", "window")),
+    ("forward", 32, ("off_by_one", "gate", "statistics", "softcap")),
+    ("forward", 32, ("sigmoid", "statistics", "window")),
+    ("backward_keys", 32, ("sigmoid", "softcap", "window", "gqa")),
+    ("backward_queries", 32, ("sigmoid", "softcap", "window")),
+    ("backward_rows", 64, ("head_gate",)),
+    ("backward_rows", 64, ("gate", "softmax")),
+    ("key_mass", 32, ("sigmoid", "softcap", "window")),
+    ("gated_norm_forward", 256, ("statistics",)),
+]:
+    compile_config(Config(kernel, "sm_90", width, features))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
+def test_the_interpreter_is_left_alone():
+    command = "from benchmarks.kernels import compile_report; import sys; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", command], check=True)

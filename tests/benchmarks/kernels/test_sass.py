@@ -1,0 +1,40 @@
+"""Counting in machine code, on a listing small enough to count by hand."""
+
+from __future__ import annotations
+
+from benchmarks.kernels.sass import Loop, read
+
+LISTING = """
+.text.kernel:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/                   STL [R1], R4 ;
+.L_x_1:
+        /*0020*/                   LDGSTS.E.BYPASS.128 [R5], desc[UR4][R2.64] ;
+.L_x_2:
+        /*0030*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24 ;
+        /*0040*/                   LDL R4, [R1] ;
+        /*0050*/              @!P1 MUFU.EX2 R9, R9 ;
+        /*0060*/                   FADD R4, R4, R9 ;
+        /*0070*/               @P0 BRA `(.L_x_2) ;
+        /*0080*/              @!P2 BRA `(.L_x_1) ;
+.L_x_3:
+        /*0090*/                   UTCHMMA gdesc[UR6], gdesc[UR8], tmem[UR9] ;
+        /*00a0*/               @P3 BRA `(.L_x_3) ;
+        /*00b0*/               @P4 BRA `(.L_x_4) ;
+.L_x_4:
+        /*00c0*/                   EXIT ;
+"""
+
+
+def test_counts_innermost_loops_spills_and_tensor_core_work():
+    code = read(LISTING)
+    assert code.instructions == 13
+    assert code.tensor_core == 2
+    assert code.async_copies == 1
+    assert code.spills == 2
+    assert code.loops == [Loop(5, 1, 1, 1), Loop(2, 1, 0, 0)]
+    assert code.hot_loop == Loop(2, 1, 0, 0)
+
+
+def test_a_kernel_without_loops_has_no_hot_one():
+    assert read("        /*0000*/                   EXIT ;").hot_loop is None
