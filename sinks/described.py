@@ -1,4 +1,4 @@
-"""Objects that remember what they were built from, so that a run started in Python can be written as a configuration."""
+"""Objects that remember what they were built from, so that a run started in Python has a configuration."""
 
 import dataclasses
 import functools
@@ -17,7 +17,9 @@ class Described:
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls)
         given = inspect.signature(cls).bind_partial(*args, **kwargs).arguments
-        object.__setattr__(self, "init_args", {k: v for k, v in given.items() if k != "kwargs"} | given.get("kwargs", {}))
+        object.__setattr__(
+            self, "init_args", {k: v for k, v in given.items() if k != "kwargs"} | given.get("kwargs", {})
+        )
         return self
 
 

@@ -15,7 +15,7 @@ def validation_follows(trainer: lightning.Trainer) -> bool:
 
 
 def dump_checkpoint(trainer: lightning.Trainer) -> dict[str, Any]:
-    """The whole state of a run, of which a sharded strategy holds a part on each rank; `save_checkpoint` also writes."""
+    """The whole state of a run, a part on each rank of a sharded strategy; `save_checkpoint` also writes."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
 
@@ -57,7 +57,7 @@ class NoCheckpointOptions:
 
 
 class MeshStrategy(ModelParallelStrategy):
-    """Lightning's strategy of a device mesh of two dimensions, whose data-parallel size and mesh a subclass may give."""
+    """Lightning's strategy of a device mesh of two dimensions; a subclass gives data-parallel size and mesh."""
 
     def data_parallel_size(self) -> int:
         """Processes that read different data."""

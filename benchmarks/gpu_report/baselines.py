@@ -1,7 +1,7 @@
 """A training step of ours and of others' models of the same shape, with what training does around it."""
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 

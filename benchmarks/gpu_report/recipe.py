@@ -21,10 +21,8 @@ from sinks.runs import train
 EXPERIMENTS = ROOT / "experiments"
 Section = dict[str, Any]
 # Where short names are looked up, and the arguments of a model that are classes.
-SUITE = ("sinks.families", "sinks.families.optimizers") + tuple(
-    f"sinks.models.{name}"
-    for name in ("norms", "gated_norm", "clips", "normalizers", "attention_gates", "attention", "feed_forward")
-)
+MODELS = ("norms", "gated_norm", "clips", "normalizers", "attention_gates", "attention", "feed_forward")
+SUITE = ["sinks.families", "sinks.families.optimizers", *(f"sinks.models.{name}" for name in MODELS)]
 AXES = ("optimizer", "mixer", "normalizer", "attention_gate", "norm", "head_norm", "residual_clip", "feed_forward")
 
 

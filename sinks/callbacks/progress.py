@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import Callback
 from sinks.callbacks.recorder import RunRecorder
 from sinks.callbacks.statistics import SinkStatistics
 
-
 SHOWN = {"attention/first_token_mass_max_head": "first-token mass {:.2f}", "residual/sink_score": "R {:.1f}"}
 
 

@@ -1,6 +1,8 @@
-"""The properties, one function each: silent where it holds, `Broken` where it does not, `NotTried` where it cannot be."""
+"""The properties, one function each: `Broken` where it does not hold, `NotTried` where there is nothing to try."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -159,32 +161,31 @@ def reading_changes_nothing(subject: Subject) -> None:
     same(read, unread, "the output while statistics are read", 0.0)
 
 
-def _records(subject: Subject) -> tuple[Tensor, list[tuple[Site, AttentionRecord | NormRecord]], list[Attention]]:
+def _records(subject: Subject) -> tuple[list[tuple[Site, AttentionRecord | NormRecord]], list[Attention]]:
     """Records of one forward pass of every norm and attention site, in float64; and the attention layers."""
     model = subject.model(dtype=torch.float64)
-    tokens = subject.tokens(model)
     found: list[tuple[Site, AttentionRecord | NormRecord]] = []
     sites = [site for site in sites_of(model) if site.kind in ("norm", "attention")]
     fields = ("first_token_mass", "learned_sink_mass", "key_mass", "entropy", "max_logit")
+
+    def take(site: Site, record: Any) -> None:
+        found.append((site, record))
+        if isinstance(record, AttentionRecord):
+            assert record.key_mass is None or record.key_mass.dim() == 3  # computed now, while the forward runs
+
     for site in sites:
-        site.listen(lambda record, site=site: (found.append((site, record)), _computed(record)), fields)
-    model(tokens)
+        site.listen(partial(take, site), fields)
+    model(subject.tokens(model))
     for site in sites:
         site.listen(None)
     layers = [block.attention for block in blocks_of(model) if isinstance(block.attention, Attention)]
-    return tokens, found, layers
-
-
-def _computed(record: AttentionRecord | NormRecord) -> None:
-    """Make what is computed when asked, while the forward runs."""
-    if isinstance(record, AttentionRecord):
-        assert record.key_mass is None or record.key_mass.dim() == 3
+    return found, layers
 
 
 @torch.no_grad()
 def norms_are_as_reported(subject: Subject) -> None:
     """What a norm says of its inside is what it did: the RMS, the gate, the output."""
-    _, found, _ = _records(subject)
+    found, _ = _records(subject)
     records = [(site.name, record) for site, record in found if isinstance(record, NormRecord)]
     if not records:
         raise NotTried("the model has no norm site")
@@ -203,7 +204,7 @@ def norms_are_as_reported(subject: Subject) -> None:
 @torch.no_grad()
 def maps_give_the_output(subject: Subject) -> None:
     """Attention maps are causal, and times the values they are the output of attention."""
-    _, found, layers = _records(subject)
+    found, layers = _records(subject)
     if not layers:
         raise NotTried("no layer has attention weights")
     for (site, record), layer in zip(_attention(found), layers, strict=True):
@@ -212,16 +213,16 @@ def maps_give_the_output(subject: Subject) -> None:
             raise Broken(f"the attention map of {site.name} looks into the future")
         if layer.normalizer.learned_values:
             continue
-        assert record.q is not None and record.k is not None and record.v is not None
-        out, _ = layer.normalizer.attend(record.q, record.k, record.v, None)
-        values = record.v.repeat_interleave(weights.shape[1] // record.v.shape[1], dim=1)
+        q, k, v = _projections(record)
+        out, _ = layer.normalizer.attend(q, k, v, None)
+        values = v.repeat_interleave(weights.shape[1] // v.shape[1], dim=1)
         same(weights @ values, out, f"the map times the values at {site.name}", EXACT)
 
 
 @torch.no_grad()
 def attention_is_as_reported(subject: Subject) -> None:
     """Masses, entropy and key mass are those of the attention maps."""
-    _, found, layers = _records(subject)
+    found, layers = _records(subject)
     if not layers:
         raise NotTried("no layer has attention weights")
     for (site, record), layer in zip(_attention(found), layers, strict=True):
@@ -244,7 +245,13 @@ def attention_is_as_reported(subject: Subject) -> None:
         for name, expected in dense.items():
             reported = getattr(record, name)
             if reported is not None:
-                same(reported.double(), expected, f"{name} at {site.name} and that of the attention map", CLOSE, floor=1.0)
+                same(
+                    reported.double(),
+                    expected,
+                    f"{name} at {site.name} and that of the attention map",
+                    CLOSE,
+                    floor=1.0,
+                )
 
 
 def _attention(found: list[tuple[Site, AttentionRecord | NormRecord]]) -> list[tuple[Site, AttentionRecord]]:
@@ -253,8 +260,14 @@ def _attention(found: list[tuple[Site, AttentionRecord | NormRecord]]) -> list[t
 
 def _weights(record: AttentionRecord, layer: Attention) -> Tensor:
     """Attention weights [B, H, T, T] of a record's queries and keys, by attending to one-hot values."""
-    assert record.q is not None and record.k is not None and record.v is not None
-    return layer.weights_of(record.q, record.k, record.v)
+    return layer.weights_of(*_projections(record))
+
+
+def _projections(record: AttentionRecord) -> tuple[Tensor, Tensor, Tensor]:
+    assert record.q is not None
+    assert record.k is not None
+    assert record.v is not None
+    return record.q, record.k, record.v
 
 
 PROPERTIES: dict[str, Callable[[Subject], None]] = {

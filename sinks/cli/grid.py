@@ -34,11 +34,14 @@ def read_ablation(file: Path) -> dict[str, Any]:
     for name, variant in ablation["variants"].items():
         stated(file, name, variant)
         if ("measured" in variant) != ("needs" in variant):
-            raise UserError(f"{file}: variant {name} must have both or neither of needs (a variant) and measured (options)")
+            raise UserError(
+                f"{file}: variant {name} must have both or neither of needs (a variant) and measured (options)"
+            )
         for option, source in variant.get("measured", {}).items():
             if not isinstance(source, dict) or "key" not in source:
                 raise UserError(
-                    f"{file}: variant {name} measures {option} as {source!r}: give {{key: KEY OF summary.json, times: NUMBER}}"
+                    f"{file}: variant {name} measures {option} as {source!r}, but must name a key of summary.json: "
+                    "give e.g. {key: residual_p999, times: 0.5}"
                 )
     return ablation
 

@@ -65,7 +65,9 @@ def configuration_files(arguments: list[str]) -> dict[int, Path]:
             at = place if attached else place + 1
             file = Path(value if attached else arguments[at] if at < len(arguments) else "")
             if not file.is_file():
-                raise UserError(f"there is no configuration file {file}: check the path, relative to {Path.cwd().name}/")
+                raise UserError(
+                    f"there is no configuration file {file}: check the path, relative to {Path.cwd().name}/"
+                )
             found[at] = file
     return found
 

@@ -250,9 +250,7 @@ class CausalLM(Described, lightning.LightningModule):
         check_coverage(optimizer, groups)
         self._guard = SkipGuard(optimizer)
         max_steps = self.trainer.max_steps
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.optimization.factor(step, max_steps)
-        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimization.factor(step, max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

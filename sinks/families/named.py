@@ -115,8 +115,8 @@ class Clipped(CausalLM):
         if residual == "stream":
             if residual_threshold is None:
                 raise UserError(
-                    "residual clipping has no threshold: give --model.residual_threshold, e.g. half of residual_p999 in "
-                    "a finished baseline's summary.json"
+                    "residual clipping has no threshold: give --model.residual_threshold, e.g. half of residual_p999 "
+                    "in a finished baseline's summary.json"
                 )
             residual_clip = partial(Clamp, threshold=residual_threshold)
         super().__init__(

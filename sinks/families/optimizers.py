@@ -61,8 +61,8 @@ def parameter_groups(model: nn.Module, options: GroupOptions) -> Groups:
         for name in no_decay:
             if name not in own:
                 raise UserError(
-                    f"{type(module).__name__}.no_decay has {name!r}, but its parameters are {', '.join(own) or 'none'}: "
-                    "name one of them"
+                    f"{type(module).__name__}.no_decay has {name!r}, but its parameters are "
+                    f"{', '.join(own) or 'none'}: name one of them"
                 )
         for name, parameter in own.items():
             if parameter in seen or not parameter.requires_grad:

@@ -74,9 +74,7 @@ class GatedNorm(Norm):
         self.gate_tap = Tap("gate")
         self.offset = logit(initial_gate, "initial_gate") if activation == "sigmoid" else 0.0
         self.activation = ACTIVATIONS[activation]
-        self.one_kernel = (
-            activation == "sigmoid" and granularity == "elementwise" and type(self).gate is GatedNorm.gate
-        )
+        self.one_kernel = activation == "sigmoid" and granularity == "elementwise" and type(self).gate is GatedNorm.gate
 
     def gate(self, y: Tensor) -> Tensor:
         """Gate values [B, T, D], or [B, T, 1] if tensorwise, of the norm's output y [B, T, D]."""
@@ -91,8 +89,8 @@ class GatedNorm(Norm):
 
     @property
     def _fused(self) -> bool:
-        """Whether the kernel computes what the modules would: it reads their weights, and whatever wraps or replaces one
-        of them, a quantizer say, would be passed over."""
+        """Whether the kernel computes what the modules would: it reads their weights, past whatever wraps or replaces
+        one of them, such as a quantizer."""
         plain = type(self.down) is type(self.up) is Linear and type(self.norm) in (RMSNorm, PreAffine)
         return self.one_kernel and plain and self.gate_tap.edit is None
 

@@ -10,7 +10,8 @@ class Sublayer(nn.Module):
     """[B, T, D] -> [B, T, D], added to the residual stream.
 
     `kind` names the part in counts of parameters and operations. A subclass whose operations are not all products with
-    its `nn.Linear` weights says so in `flops_per_token`; one that tensor parallelism can split says how in `shard_plan`.
+    its `nn.Linear` weights says so in `flops_per_token`; one that tensor parallelism can split says how in
+    `shard_plan`.
     """
 
     kind = "other"

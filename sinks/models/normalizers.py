@@ -81,7 +81,7 @@ class Normalizer(nn.Module):
         return attention(q, k, v, gate=gate, stats=stats, **self.options())
 
     def key_mass(self, q: Tensor, k: Tensor, lse: Tensor) -> Tensor | None:
-        """Mass each key receives [B, H, T] float32, from the statistic `lse` of the same call; None: not defined here."""
+        """Mass each key receives [B, H, T] float32, from `lse` of the same call; None: not defined here."""
         return key_mass(q, k, lse, **{name: value for name, value in self.options().items() if name != "sink"})
 
     def flops_per_token(self, tokens: int) -> float:

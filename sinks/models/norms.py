@@ -23,8 +23,8 @@ class Norm(nn.Module):
 
     `gain` [D]: what a channel is multiplied by, the common 1 / rms aside. `divided` [B, T, D], `weight` [D] and
     `normalized` [B, T, D]: what an RMSNorm divides by its RMS, its gain, and what comes out. `gate` [B, T, D] or
-    [B, T, 1] and `normed` [B, T, D]: a gate and what it multiplies. `clipped` [B, T, D] bool: which values are cut. What
-    is not handed over is absent from the statistics.
+    [B, T, 1] and `normed` [B, T, D]: a gate and what it multiplies. `clipped` [B, T, D] bool: which values are cut.
+    What is not handed over is absent from the statistics.
 
     Args:
         d_model: width D of the residual stream.

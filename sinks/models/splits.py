@@ -11,9 +11,9 @@ class Split(NamedTuple):
             sees only its own heads' part of the gradient; "added": a bias added once per process before outputs are
             summed.
         unit: what is divided, for error messages, e.g. `n_heads`; empty where nothing is.
-        count: how many of it there are.
+        units: how many of it there are.
     """
 
     how: Literal["rows", "columns", "shared", "added"]
     unit: str = ""
-    count: int = 0
+    units: int = 0

@@ -1,7 +1,7 @@
 """Named places at which statistics are read and interventions act.
 
-A tap is an identity, a report hands over what only a listener needs. Unlike hooks they survive torch.compile, activation
-checkpointing, DDP and FSDP2; unlike returned tensors they cost nothing while nobody listens.
+A tap is an identity, a report hands over what only a listener needs. Unlike hooks they survive torch.compile,
+activation checkpointing, DDP and FSDP2; unlike returned tensors they cost nothing while nobody listens.
 """
 
 import difflib

@@ -8,7 +8,7 @@ from torch import nn
 from sinks.models.attention import Attention
 from sinks.models.clips import ResidualClip
 from sinks.models.norms import NormSite
-from sinks.observe.records import AttentionRecord, ClipRecord, NormRecord, Record
+from sinks.observe.records import AttentionRecord, ClipRecord, NormRecord
 
 Kind = Literal["norm", "attention", "clip"]
 Listener = Callable[[Any], None]  # of a record of the site's kind

@@ -1,11 +1,13 @@
 """From the moments of all sites to arrays over sites, and to the scalars that are logged."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sinks.observe.groups import GROUPS
+from sinks.observe.sites import Kind
 from sinks.record import Statistics
 from sinks.stats import functional
 from sinks.stats.moments import Moments
@@ -76,7 +78,7 @@ SCALARS = {
 
 
 def summarize(
-    moments: dict[Key, Moments], sites: dict[str, list[str]], dimensions: dict[str, Tensor], step: int
+    moments: dict[Key, Moments], sites: Mapping[Kind, list[str]], dimensions: dict[str, Tensor], step: int
 ) -> tuple[dict[str, float], Statistics]:
     """Scalars under `group/name`, and arrays [1, sites, ...].
 

@@ -18,6 +18,7 @@ from sinks.errors import UserError
 from sinks.models.decoder import Block, Decoder
 from sinks.models.splits import Split
 
+
 class _Enter(torch.autograd.Function):
     """Identity, whose gradient is summed over the processes: each holds a part of the paths that lead on."""
 
@@ -72,9 +73,9 @@ def check_divisible(decoder: Decoder, size: int) -> None:
                     "give tensor_parallel_size 1"
                 )
         for split in plan.values():
-            if split.unit and split.count % size:
+            if split.unit and split.units % size:
                 raise UserError(
-                    f"tensor_parallel_size is {size}, but must divide {split.unit} = {split.count}: give a divisor of "
+                    f"tensor_parallel_size is {size}, but must divide {split.unit} = {split.units}: give a divisor of "
                     "all of n_heads, n_kv_heads and ffn_hidden"
                 )
 

@@ -13,11 +13,11 @@ import torch.distributed.checkpoint as dcp
 import sinks.callbacks.checkpoints
 import sinks.parallel.checkpoint_io
 from sinks.cli import main
-from sinks.runs import load_run
 from sinks.parallel.checkpoint_io import read_checkpoint
 from sinks.parallel.plain_shards import INDEX
 from sinks.record import RunFolder
 from sinks.record.atomic import PARTIAL, discard, replacing
+from sinks.runs import load_run
 from tests.cli.small import SMALL, fit, weights, without_clocks
 from tests.faults.processes import start_ranks
 

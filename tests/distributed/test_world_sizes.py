@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from sinks.runs import load_run
 from sinks.record import RunFolder
+from sinks.runs import load_run
 from tests.cli.small import ROOT, small
 from tests.distributed.seen import digest, seen
 

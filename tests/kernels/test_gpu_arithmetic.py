@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from sink_kernels import tiles
+
 from benchmarks.kernels.checks import attention_checks, norm_checks
 
 pytestmark = [

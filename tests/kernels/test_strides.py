@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from sink_kernels import STATISTICS, attention, attention_op, gated_norm, gated_norm_op, key_mass, tiles
+
 from benchmarks.kernels.checks import make_norm_inputs
 
 pytestmark = [

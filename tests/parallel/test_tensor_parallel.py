@@ -21,6 +21,7 @@ from sinks.stats.moments import add, part_of_heads
 from tests.cli.small import ROOT, small
 from tests.families.variants import ARCHITECTURES, FEED_FORWARDS, SMALL, VARIANTS, build
 
+
 class TemperatureGate(AttentionGate):
     """A user's gate, whose parameter is not known here."""
 
@@ -45,7 +46,9 @@ def test_widths_that_cannot_be_split_are_named() -> None:
 def test_a_parameter_of_unknown_meaning_is_refused() -> None:
     model = CausalLM(11, 12, architecture=SMALL, attention_gate=TemperatureGate)
     model.configure_model()
-    with pytest.raises(UserError, match=r"the parameter attention.gate.temperature is not in its sublayer's shard_plan"):
+    with pytest.raises(
+        UserError, match=r"the parameter attention.gate.temperature is not in its sublayer's shard_plan"
+    ):
         check_divisible(model.decoder, 2)  # type: ignore[arg-type]
 
 

@@ -103,20 +103,14 @@ def gated_outputs(batch: int, length: int, generator: torch.Generator) -> tuple[
 GAIN = torch.linspace(0.2, 1.5, CHANNELS)
 SINKS = torch.tensor([3, 7])
 CASES = {
-    "attention": Case(
-        functional.attention_moments, functional.attention_statistics, masses
-    ),
-    "key_mass": Case(
-        functional.key_mass_moments, functional.key_mass_statistics, key_masses
-    ),
+    "attention": Case(functional.attention_moments, functional.attention_statistics, masses),
+    "key_mass": Case(functional.key_mass_moments, functional.key_mass_statistics, key_masses),
     "attention_row": Case(
         partial(functional.attention_row_moments, sinks=1),
         functional.attention_row_statistics,
         rows,
     ),
-    "value": Case(
-        functional.value_moments, functional.value_statistics, values
-    ),
+    "value": Case(functional.value_moments, functional.value_statistics, values),
     "contribution": Case(
         functional.contribution_moments,
         functional.contribution_statistics,
@@ -127,16 +121,10 @@ CASES = {
         functional.attention_gate_statistics,
         head_gates,
     ),
-    "residual": Case(
-        functional.residual_moments, functional.residual_statistics, residual
-    ),
-    "extreme": Case(
-        functional.extreme_moments, functional.extreme_statistics, masked_residual
-    ),
+    "residual": Case(functional.residual_moments, functional.residual_statistics, residual),
+    "extreme": Case(functional.extreme_moments, functional.extreme_statistics, masked_residual),
     "massive": Case(functional.massive_moments, functional.massive_statistics, residual),
-    "kurtosis": Case(
-        functional.kurtosis_moments, functional.kurtosis_statistics, residual
-    ),
+    "kurtosis": Case(functional.kurtosis_moments, functional.kurtosis_statistics, residual),
     "energy": Case(functional.energy_moments, functional.energy_statistics, residual),
     "sink_dimension": Case(
         functional.sink_dimension_moments,
@@ -150,9 +138,7 @@ CASES = {
         residual,
         (SINKS, GAIN),
     ),
-    "bound": Case(
-        functional.bound_moments, functional.bound_statistics, two_residuals, (GAIN, SINKS)
-    ),
+    "bound": Case(functional.bound_moments, functional.bound_statistics, two_residuals, (GAIN, SINKS)),
     "norm_gate": Case(
         partial(functional.norm_gate_moments, channels=CHANNELS),
         functional.norm_gate_statistics,

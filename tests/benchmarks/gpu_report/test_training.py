@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from benchmarks.gpu_report.fit import fit
+
 from benchmarks.gpu_report.parallel import SkewedTokens
 from benchmarks.gpu_report.recipe import layered, over
 from benchmarks.gpu_report.training import Clock, configuration, curves, emergence, thinned
