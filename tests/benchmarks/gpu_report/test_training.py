@@ -4,10 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.gpu_report.fit import fit
-
 from benchmarks.gpu_report.parallel import SkewedTokens
-from benchmarks.gpu_report.recipe import layered, over
+from benchmarks.gpu_report.recipe import layered, over, train_sections
 from benchmarks.gpu_report.training import Clock, configuration, curves, emergence, thinned
 from sinks.record import RunFolder
 
@@ -27,7 +25,7 @@ def sections(**optimization: float) -> dict[str, Any]:
 def test_the_clock_ends_a_run_without_a_last_step(tmp_path: Path, data: SkewedTokens) -> None:
     endless = sections()
     endless["trainer"] |= {"max_steps": -1, "val_check_interval": 7}
-    summary = fit(RunFolder(tmp_path), endless, data, 0, compile=False, callbacks=[Clock(1.0)])
+    summary = train_sections(tmp_path, endless, data, compile=False, callbacks=[Clock(1.0)])
     steps = summary["steps"]
     assert steps > 7
     assert 1.0 < summary["wall_s"] < 20
@@ -42,7 +40,7 @@ def test_a_run_that_diverges_is_a_result(tmp_path: Path, data: SkewedTokens) -> 
     # Finite, but not once it is squared.
     wild = sections(lr=1e30, warmup_steps=0)
     wild["trainer"] |= {"max_steps": 40}
-    summary = fit(RunFolder(tmp_path), wild, data, 0, compile=False, callbacks=[])
+    summary = train_sections(tmp_path, wild, data, compile=False)
     assert summary["diverged"]
     assert summary["steps"] < 40
 
