@@ -65,7 +65,12 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "ignores a parameter": ({"norm": user.IdleNorm}, {"every parameter learns": "attention_norm.norm.unused"}),
     "a parameter in no group": (
         {"optimizer": user.ForgetfulAdamW},
-        {"every parameter in one group": "let it take every group", "first steps": "", "save and load": "", SHARDED: ""},
+        {
+            "every parameter in one group": "let it take every group",
+            "first steps": "",
+            "save and load": "",
+            SHARDED: "",
+        },
     ),
     "a norm of another formula": (
         {"norm": user.MisreportingNorm},

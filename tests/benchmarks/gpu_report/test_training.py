@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from benchmarks.gpu_report.parallel import SkewedTokens
 from benchmarks.gpu_report.recipe import layered, over, train_sections
 from benchmarks.gpu_report.training import Clock, configuration, curves, emergence, thinned
