@@ -80,7 +80,7 @@ class SinkStatistics(Callback):
         self._resumed_dimensions = {site: torch.tensor(d) for site, d in state_dict["dimensions"].items()}
         self.latest = state_dict["latest"]
         if self._reader is not None:
-            self._reader.dimensions = self._resumed_dimensions
+            self._reader.dimensions = dict(self._resumed_dimensions)
 
     @property
     def reader(self) -> Reader:
@@ -106,7 +106,7 @@ class SinkStatistics(Callback):
         """
         if self._reader is None or self._module is not pl_module:
             self._reader = Reader(sites_of(pl_module), self.groups, self.sink_dimensions, self.patterns)
-            self._reader.dimensions, self._module = self._resumed_dimensions, pl_module
+            self._reader.dimensions, self._module = dict(self._resumed_dimensions), pl_module
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int

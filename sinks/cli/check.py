@@ -60,8 +60,11 @@ def main(command: str, arguments: list[str]) -> None:
     """Run `sinks check`; exits with 1 if a property does not hold."""
     cli = command_line(arguments_of(arguments), run=False, cli=CheckCLI)
     assert isinstance(cli, CheckCLI)
+    import torch
+
     from sinks.checks import check
 
+    torch.set_num_threads(1)  # more would wait for each other longer than such a model takes
     try:
         cli.build()
     except Exception as error:

@@ -43,11 +43,11 @@ class Reader:
     def __init__(
         self,
         sites: Sequence[Site],
-        groups: Collection[str] = tuple(GROUPS),
+        groups: Collection[str] | None = None,
         sink_dimensions: int = 1,
         patterns: Sequence[str] = ("*",),
     ) -> None:
-        for name in groups:
+        for name in groups or ():
             if name not in GROUPS:
                 raise UserError(f"there is no group of statistics {name!r}: groups are {', '.join(GROUPS)}")
         if not sites:
@@ -59,7 +59,7 @@ class Reader:
         self.sink_dimensions = sink_dimensions
         self.dimensions: dict[str, Tensor] = {}
         self.histograms: dict[str, Tensor] = {}  # of |h| at each norm site, of the last summary
-        self.groups = [group for group in GROUPS.values() if group.name in groups]
+        self.groups = [group for group in GROUPS.values() if groups is None or group.name in groups]
         self._sites = [site for site in sites if any(fnmatchcase(site.name, pattern) for pattern in patterns)]
         self._moments: dict[Key, Moments] = {}
 

@@ -101,12 +101,12 @@ def test_nan_at_the_first_step_is_named() -> None:
 
 
 def test_an_override_that_statistics_would_not_follow_is_refused_at_construction() -> None:
-    with pytest.raises(UserError, match="SoftmaxBehindOptions overrides Normalizer.attend"):
+    with pytest.raises(UserError, match=r"SoftmaxBehindOptions overrides Normalizer.attend"):
         user.small(normalizer=user.SoftmaxBehindOptions)
 
 
 def test_a_mixer_and_options_of_attention_are_refused_together() -> None:
-    with pytest.raises(UserError, match="model.normalizer Softpick would be without effect"):
+    with pytest.raises(UserError, match=r"model.normalizer Softpick would be without effect"):
         user.small(mixer=user.RunningMean, normalizer=user.Softpick)
 
 

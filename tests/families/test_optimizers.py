@@ -63,7 +63,7 @@ def test_a_name_that_is_no_parameter_is_refused_at_construction() -> None:
         no_decay = ("temprature",)
 
     with pytest.raises(
-        UserError, match="Misspelled.no_decay has 'temprature', but its parameters are weight, temperature"
+        UserError, match=r"Misspelled.no_decay has 'temprature', but its parameters are weight, temperature"
     ):
         CausalLM(11, 12, architecture=SMALL, norm=Misspelled)
 

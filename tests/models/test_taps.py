@@ -159,7 +159,7 @@ def test_a_reader_sees_what_an_edit_made(tokens: Tensor) -> None:
 def test_an_unknown_site_is_refused_with_the_nearest() -> None:
     with (
         pytest.raises(
-            UserError, match="'blocks.0.attention.norm.inputs' to edit: sites are e.g. blocks.0.attention.norm.input"
+            UserError, match=r"'blocks.0.attention.norm.inputs' to edit: sites are e.g. blocks.0.attention.norm.input"
         ),
         editing(gated(), {"blocks.0.attention.norm.inputs": torch.zeros_like}),
     ):

@@ -34,11 +34,17 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return request.param, fit(folder / request.param / "seed0", "-c", str(file))
 
 
+def rows_of(data: Any) -> torch.Tensor:
+    """All validation rows [N, T + 1]."""
+    rows = data.validation_set()
+    return torch.stack([rows[i] for i in range(len(rows))])
+
+
 def test_it_is_validated_as_it_is_computed(run: tuple[str, RunFolder]) -> None:
     """The loss of the last validation, with statistics on, is that of the loaded model, unread."""
     _, folder = run
     loaded = load_run(folder.path)
-    rows = torch.stack(list(loaded.data.validation_set()))
+    rows = rows_of(loaded.data)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         loss = float(loaded.model.loss(rows))
     assert loss == pytest.approx(folder.summary()["val_loss"], rel=2e-3)
@@ -50,7 +56,7 @@ def test_it_is_validated_as_it_is_computed(run: tuple[str, RunFolder]) -> None:
 def test_its_statistics_are_those_of_what_it_computes(run: tuple[str, RunFolder]) -> None:
     name, folder = run
     loaded = load_run(folder.path)
-    tokens = torch.stack(list(loaded.data.validation_set()))[:, :-1]
+    tokens = rows_of(loaded.data)[:, :-1]
     reader = Reader(sites_of(loaded.model))
     for _ in range(2):
         with reader.reading(), torch.no_grad():
