@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,15 +69,17 @@ def build(section: Section, vocab_size: int, context_length: int, **changes: Any
     Raises:
         UserError: if there is no such class.
     """
-    arguments = dict(section["init_args"])
+    arguments, family = dict(section["init_args"]), class_of(section["class_path"])
+    # A named family may have an option of a name that is an axis of `CausalLM`.
+    own = () if family is CausalLM else inspect.signature(family).parameters
     dataclasses = {"architecture": Architecture, "optimization": Optimization, "execution": Execution}
     for name, value in arguments.items():
         if name in dataclasses:
             values = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
             arguments[name] = dataclasses[name](**values)
-        elif name in AXES and isinstance(value, (str, dict)):
+        elif name in AXES and name not in own:
             arguments[name] = part(value)
-    return class_of(section["class_path"])(vocab_size, context_length, **arguments | changes)
+    return family(vocab_size, context_length, **arguments | changes)
 
 
 def train_sections(

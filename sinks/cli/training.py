@@ -6,7 +6,7 @@ import re
 import threading
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import lightning
 import torch
@@ -20,6 +20,7 @@ import sinks.data.backcopy
 import sinks.data.text
 import sinks.families  # noqa: F401  (its classes resolve by their short names)
 from sinks.callbacks import RunCheckpoints, SinkStatistics
+from sinks.cli.explain import explain
 from sinks.cli.parser import OneLineErrors, checked_configs, one_line
 from sinks.data.module import TokenData
 from sinks.errors import UserError
@@ -32,7 +33,9 @@ from sinks.runs.train import ALWAYS, SECTIONS, TRAINER_DEFAULTS, around, identif
 
 
 class TrainingParser(OneLineErrors, LightningArgumentParser):
-    """Lightning's parser with one-line errors, which for an unknown class name the known ones."""
+    """Lightning's parser with one-line errors, which name the file and the option, and for a class the known ones."""
+
+    arguments: ClassVar[list[str]] = []  # of the command that is being parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         unknown = re.search(r'Parser key "(model|data)".*Expected a dot import path string: (\S+)', message, re.DOTALL)
@@ -41,6 +44,8 @@ class TrainingParser(OneLineErrors, LightningArgumentParser):
             base: type = {"model": CausalLM, "data": TokenData}[section]
             known = sorted(c.__name__ for c in {base, *subclasses(base)} if c is not TokenData)
             message = f"{section} {name!r} is not known: choose one of {', '.join(known)}, or give an import path"
+        elif self.exit_on_error:
+            message = explain(message, self.arguments)
         super().error(message, ex)
 
 
@@ -157,6 +162,7 @@ def command_line(arguments: list[str], run: bool = True, cli: type[TrainingCLI] 
         UserError: for a mistake in the configuration.
     """
     quieten()
+    TrainingParser.arguments = arguments
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
