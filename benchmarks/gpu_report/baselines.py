@@ -99,7 +99,7 @@ BASELINE_MODELS = {"Hugging Face Llama, SDPA": llama, "litgpt GPT": litgpt}
 
 
 def stepper(model: nn.Module, logits: Callable[[Tensor], Tensor], device: torch.device) -> Step:
-    """One optimiser step on rows [B, T + 1] in bfloat16 autocast, clipping included."""
+    """One optimizer step on rows [B, T + 1] in bfloat16 autocast, clipping included."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step(rows: Tensor) -> None:

@@ -35,7 +35,7 @@ def cases(dry: bool) -> list[Case]:
     for dtype in ("bfloat16", "float32", "float16"):
         for i, head_dim in enumerate(HEAD_DIMS):
             for j, normalizer in enumerate(NORMALIZERS):
-                # Every gate with every normaliser and every head dimension, without the whole product.
+                # Every gate with every normalizer and every head dimension, without the whole product.
                 gates = GATES if dtype == "bfloat16" and head_dim in (64, 128) else GATES[(i + j) % 3 :][:1]
                 found += [
                     {"kernel": "attention", "dtype": dtype, "normalizer": normalizer, "head_dim": head_dim,

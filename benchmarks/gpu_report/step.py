@@ -130,29 +130,29 @@ class Runner:
             model.configure_model()
         return stepper(model.to(self.device), model, self.device)
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def seconds(self, steps: list[Step]) -> float:
         """Wall time of steps one after the other."""
-        self.synchronise()
+        self.synchronize()
         start = time.perf_counter()
         for step in steps:
             step(self.rows)
-        self.synchronise()
+        self.synchronize()
         return time.perf_counter() - start
 
     def warm_up(self, step: Step) -> float | None:
         """Compile and settle; the peak of memory in MiB above what was there, None off the GPU."""
         for _ in range(1 if self.dry else 3):
             step(self.rows)
-        self.synchronise()
+        self.synchronize()
         if self.device.type != "cuda":
             return None
         torch.cuda.reset_peak_memory_stats(self.device)
         step(self.rows)
-        self.synchronise()
+        self.synchronize()
         return torch.cuda.max_memory_allocated(self.device) / 2**20
 
     def in_turns(self, *steps: Step) -> list[list[float]]:

@@ -104,13 +104,13 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def prepare(folder: Path, vocab_size: int, most_bytes: int | None = None, processes: int | None = None) -> Path:
-    """Tokenise the installed text in parallel; nothing happens if it is there already.
+    """Tokenize the installed text in parallel; nothing happens if it is there already.
 
     Args:
         folder: that holds such folders.
         vocab_size: number of token ids; the tokenizer may end with fewer entries.
         most_bytes: of text; None for everything.
-        processes: that tokenise; None: one for each core. The result does not depend on it.
+        processes: that tokenize; None: one for each core. The result does not depend on it.
 
     Returns:
         The prepared folder.

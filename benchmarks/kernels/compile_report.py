@@ -4,7 +4,7 @@ Compiles each configuration to a cubin for sm_80, sm_90 and sm_100 with the tool
 registers, shared memory and the hot loop's machine code, and fails (exit 1) on a violated gate: a spill inside the hot
 loop (head dimension up to 128), shared memory over the GPU's limit, no tensor-core instruction.
 
-Utilisation is a model, not a measurement: cycles of one hot-loop iteration for the tensor cores, the special-function
+Utilization is a model, not a measurement: cycles of one hot-loop iteration for the tensor cores, the special-function
 units and the issue slots of one SM, from "nothing overlaps" to "all overlaps".
 """
 
@@ -60,7 +60,7 @@ class Config(NamedTuple):
 
 
 def pinned() -> list[Config]:
-    """Every configuration of the report; attention carries a learnable sink unless it names another normaliser."""
+    """Every configuration of the report; attention carries a learnable sink unless it names another normalizer."""
     kernels = ("forward", "backward_keys", "backward_queries")
     configs = [Config(kernel, gpu, dim) for gpu in GPUS for dim in (64, 128) for kernel in kernels]
     configs += [Config(kernel, "sm_90", 256) for kernel in kernels]
@@ -215,7 +215,7 @@ def _row(
         "async_copies": code.async_copies,
         "spills": code.spills,
         "hot_loop": hot._asdict(),
-        "utilisation": utilisation(hot, tile["warps"], flops, gpu),
+        "utilization": utilization(hot, tile["warps"], flops, gpu),
         "compile_seconds": round(seconds, 2),
     }
     row["violations"] = violations(row)
@@ -228,7 +228,7 @@ def ctas_an_sm(registers: int, shared: int, warps: int, gpu: Gpu) -> int:
     return min(65536 // (a_warp * warps), gpu.shared_an_sm // (shared + 1024), 64 // warps, 32)
 
 
-def utilisation(loop: Loop, warps: int, flops: int, gpu: Gpu) -> list[float]:
+def utilization(loop: Loop, warps: int, flops: int, gpu: Gpu) -> list[float]:
     """Share of the tensor cores' peak, [nothing overlaps, all overlaps]; empty where memory is the limit."""
     if flops == 0:
         return []
@@ -256,12 +256,12 @@ def markdown(report: dict[str, Any]) -> str:
         "# Offline compile report",
         "",
         f"Triton {report['triton']}, torch {report['torch']}, {report['date']}, {report['seconds']} s.",
-        "Nothing here was measured on a GPU; utilisation is modelled, from no overlap to full overlap.",
+        "Nothing here was measured on a GPU; utilization is modeled, from no overlap to full overlap.",
         "Spills: inside the hot loop / in the whole kernel.",
     ]
     lines += table(
         "kernel | GPU | D | features | tile, warps, stages | registers | shared KB | CTAs/SM | tensor-core "
-        "| loop instructions | special | spills | utilisation | gates",
+        "| loop instructions | special | spills | utilization | gates",
         map(_cells, report["rows"]),
     )
     return "\n".join(lines) + "\n"
@@ -273,7 +273,7 @@ def _cells(row: dict[str, Any]) -> list[Any]:
     cells += [f"{tile['rows']} x {tile['columns']}, {tile['warps']}, {tile['stages']}", row["registers"]]
     cells += [f"{row['shared_bytes'] / 1024:.0f}", row["ctas_an_sm"], row["tensor_core_instructions"]]
     cells += [hot["instructions"], hot["special"], f"{hot['spills']} / {row['spills']}"]
-    used = " - ".join(f"{share:.2f}" for share in row["utilisation"]) or "-"
+    used = " - ".join(f"{share:.2f}" for share in row["utilization"]) or "-"
     return [*cells, used, "; ".join(row["violations"]) or "pass"]
 
 
@@ -286,7 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not configs:
         print(f"no configuration contains {options.only!r}: leave --only out to see them all", file=sys.stderr)
         return 2
-    # The interpreter replaces the compiler wherever triton is imported afterwards.
+    # The interpreter replaces the compiler wherever triton is imported afterward.
     os.environ.pop("TRITON_INTERPRET", None)
     # The default of this flag changes with Triton 3.10; the table was chosen with fusion on.
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")

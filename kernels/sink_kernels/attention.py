@@ -70,14 +70,14 @@ def attention(
     stats: Sequence[Statistic] = (),
     backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-    """Causal attention. The formulas of every normaliser stand in `sink_kernels.reference`.
+    """Causal attention. The formulas of every normalizer stand in `sink_kernels.reference`.
 
     Args:
         q: queries [B, H, T, D], any strides.
         k: keys [B, Hkv, T, D]; H must be a multiple of Hkv (grouped-query attention without repeating heads).
         v: values [B, Hkv, T, D].
         normalizer: "softmax"; "off_by_one" (a sink logit fixed at 0); "learnable_sink" (a logit per head, `sink`);
-            "sigmoid" (no normalisation, needs `bias`); "clipped_softmax" (needs `clip`). Or a function of the causal
+            "sigmoid" (no normalization, needs `bias`); "clipped_softmax" (needs `clip`). Or a function of the causal
             scores [B, H, T, T], float32 or wider and -inf where forbidden, that returns the weights, of the same shape
             and not negative; what it puts on forbidden keys does not count. Computed by "reference" alone.
         sink: logit per head [H], float32, any value; -inf is plain softmax.
@@ -105,7 +105,7 @@ def attention(
         entropy: of the row's weights in nats, the sink's included.
         max_logit: largest s_ij; neither the sink nor the sigmoid's bias counts.
     The rows of sigmoid, clipped_softmax and a function need not sum to 1: first_key_mass and entropy are those of the
-    row *renormalised* to sum to 1, a proxy. A clipped row or a function's may be empty: both are then 0.
+    row *renormalized* to sum to 1, a proxy. A clipped row or a function's may be empty: both are then 0.
     """
     device_type = q.device.type
     if torch.is_autocast_enabled(device_type) and q.dtype != torch.float64:

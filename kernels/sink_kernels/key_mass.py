@@ -32,7 +32,7 @@ def key_mass(
         normalizer, bias, clip, scale, window, softcap: as in that call.
 
     For the softmax kinds key mass and sink mass together are T in every head. For sigmoid, clipped_softmax and a
-    function the rows are renormalised to sum to 1 first, as in the statistic `first_key_mass`; a function is given all
+    function the rows are renormalized to sum to 1 first, as in the statistic `first_key_mass`; a function is given all
     scores at once, in T x T memory. Dividing by the number of queries that see key j, T - j, gives the importance
     alpha_j of Gu et al., arXiv 2410.10781.
     """
@@ -51,7 +51,7 @@ def key_mass(
         if callable(normalizer):
             repeated = reference.repeat_heads(k.to(wide), q.shape[1] // k.shape[1])
             logits = reference.causal_logits(q.to(wide), repeated, options)
-            weights = reference.normalise(logits, None, options)
+            weights = reference.normalize(logits, None, options)
             return (weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(wide).tiny)).sum(2).float()
         mass = torch.zeros(q.shape[:3], dtype=wide, device=q.device)
         for rows, keys, blocks in logit_blocks(q, k, options):

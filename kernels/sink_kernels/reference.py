@@ -38,7 +38,7 @@ def attend(
         group = q.shape[1] // k.shape[1]
         logits = causal_logits(q.to(wide), repeat_heads(k.to(wide), group), options)
         sink_logit = sink_column(sink, q.shape[1], wide, q.device) if options.has_sink else None
-        weights = normalise(logits, sink_logit, options)
+        weights = normalize(logits, sink_logit, options)
         out = weights @ repeat_heads(v.to(wide), group)
         if gate is not None:
             out = out * torch.sigmoid(gate.to(wide) if gate.dim() == 4 else gate.to(wide).unsqueeze(-1))
@@ -55,8 +55,8 @@ def causal_logits(q: Tensor, k: Tensor, options: Options) -> Tensor:
     return logits.masked_fill(causal_mask(q.shape[2], options.window, q.device), float("-inf"))
 
 
-def normalise(logits: Tensor, sink_logit: Tensor | None, options: Options) -> Tensor:
-    """P [B, H, T, T] of the causal logits; the sink's column is added, normalised over and dropped."""
+def normalize(logits: Tensor, sink_logit: Tensor | None, options: Options) -> Tensor:
+    """P [B, H, T, T] of the causal logits; the sink's column is added, normalized over and dropped."""
     if sink_logit is not None:
         column = sink_logit.expand(*logits.shape[:3], 1)
         return torch.cat([logits, column], dim=-1).softmax(-1)[..., :-1]
@@ -125,5 +125,5 @@ def sink_column(sink: Tensor | None, heads: int, dtype: torch.dtype, device: tor
 
 
 def repeat_heads(x: Tensor, group: int) -> Tensor:
-    """[B, Hkv, T, D] -> [B, Hkv * group, T, D]: each key/value head serves `group` neighbouring query heads."""
+    """[B, Hkv, T, D] -> [B, Hkv * group, T, D]: each key/value head serves `group` neighboring query heads."""
     return x if group == 1 else x.repeat_interleave(group, dim=1)

@@ -1,7 +1,7 @@
 """The tile table: block sizes, warps and stages of each attention kernel. Checked in; nothing is tuned at run time.
 
 Chosen by the offline compile report (`make kernel-report`) on what Triton 3.6 makes of them: the
-best modelled utilisation without a spill inside the hot loop, some registers left for statistics and windows. Not yet
+best modeled utilization without a spill inside the hot loop, some registers left for statistics and windows. Not yet
 ranked by a run on a GPU.
 """
 

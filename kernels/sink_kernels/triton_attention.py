@@ -190,7 +190,7 @@ def key_mass(q: Tensor, k: Tensor, lse: Tensor, options: Options) -> Tensor:
 
 
 def empty_output(q: Tensor) -> Tensor:
-    """[B, H, T, D] stored as [B, T, H, D]: joining the heads afterwards costs no copy."""
+    """[B, H, T, D] stored as [B, T, H, D]: joining the heads afterward costs no copy."""
     batch, heads, tokens, head_dim = q.shape
     return q.new_empty((batch, tokens, heads, head_dim)).transpose(1, 2)
 

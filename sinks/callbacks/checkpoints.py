@@ -24,7 +24,7 @@ class RunCheckpoints(ModelCheckpoint):
     neither repeats nor leaves out what was logged.
 
     Args:
-        interval: optimiser steps between checkpoints.
+        interval: optimizer steps between checkpoints.
         keep: how many of the newest are kept.
 
     Raises:
@@ -75,7 +75,7 @@ class RunCheckpoints(ModelCheckpoint):
         return trainer.global_step % self.interval == 0
 
     def save(self, trainer: lightning.Trainer) -> None:
-        """Save the state after the last optimiser step, unless it is saved; called on every process.
+        """Save the state after the last optimizer step, unless it is saved; called on every process.
 
         Raises:
             OSError: on every process, if the disk is full; the checkpoint before stays.

@@ -128,7 +128,7 @@ class Divergence(Callback):
 
 
 def training_rows(trainer: lightning.Trainer, step: int, step_before: int) -> list[Tensor]:
-    """This process's rows [B, T + 1] of each micro-batch of an optimiser step, counted from 1.
+    """This process's rows [B, T + 1] of each micro-batch of an optimizer step, counted from 1.
 
     Args:
         trainer: that is training.
@@ -147,7 +147,7 @@ def training_rows(trainer: lightning.Trainer, step: int, step_before: int) -> li
 @torch.inference_mode(False)
 @torch.enable_grad()
 def replay(trainer: lightning.Trainer, module: lightning.LightningModule, batches: list[Tensor]) -> Finding:
-    """Run one optimiser step again, forward and backward but without the update, and name its first bad value.
+    """Run one optimizer step again, forward and backward but without the update, and name its first bad value.
 
     Args:
         trainer: that is training; all its processes must call this together.

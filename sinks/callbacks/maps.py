@@ -15,9 +15,9 @@ CELL = 12
 
 
 def picture(values: np.ndarray, cell: int) -> np.ndarray:
-    """Grey levels [1, rows * cell, columns * cell] uint8 of values in 0 ... 1; NaN is black."""
-    grey = (255 * np.nan_to_num(values.clip(0, 1))).astype(np.uint8)
-    return np.kron(grey, np.ones((cell, cell), dtype=np.uint8))[None]
+    """Gray levels [1, rows * cell, columns * cell] uint8 of values in 0 ... 1; NaN is black."""
+    gray = (255 * np.nan_to_num(values.clip(0, 1))).astype(np.uint8)
+    return np.kron(gray, np.ones((cell, cell), dtype=np.uint8))[None]
 
 
 def write_maps(trainer: lightning.Trainer, statistics: Statistics, histograms: dict[str, Tensor], step: int) -> None:
@@ -27,7 +27,7 @@ def write_maps(trainer: lightning.Trainer, statistics: Statistics, histograms: d
         trainer: whose loggers are written to.
         statistics: arrays [1, sites, ...] of one step.
         histograms: counts of |h| of each norm site, in the fixed log-spaced bins.
-        step: optimiser step.
+        step: optimizer step.
     """
     for logger in trainer.loggers:
         if not isinstance(logger, TensorBoardLogger):
@@ -49,9 +49,9 @@ def add_histogram(writer: Any, tag: str, counts: Tensor, step: int) -> None:
     octaves = counts.view(-1, functional.HISTOGRAM_BINS_PER_OCTAVE).sum(1).double()
     first = functional.HISTOGRAM_OCTAVES[0]
     limits = torch.tensor([2.0 ** (first + i + 1) for i in range(len(octaves))], dtype=torch.float64)
-    centres = limits * 0.75
-    total = float((octaves * centres).sum())
-    squares = float((octaves * centres.square()).sum())
+    centers = limits * 0.75
+    total = float((octaves * centers).sum())
+    squares = float((octaves * centers.square()).sum())
     filled = octaves.nonzero().flatten()
     if not len(filled):
         return

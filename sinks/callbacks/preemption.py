@@ -28,7 +28,7 @@ class Stopped(SystemExit):
 class Preemption(Callback):
     """Notes a signal when it comes, and acts when it harms nothing: checkpoint, one line, exit code 128 + its number.
 
-    A process that trains alone acts before its next optimiser step. Ranks get the signal at different times, and must
+    A process that trains alone acts before its next optimizer step. Ranks get the signal at different times, and must
     act at the same step without asking each other at every one: they agree when the recorder reduces the loss, every
     `log_every_n_steps` steps. Under SLURM, SIGUSR1 also puts the job back into the queue. A second signal ends the
     process at once. Outside training, a signal does what it did before.

@@ -39,7 +39,7 @@ SUMMARY_KEYS = {
 
 
 class RunRecorder(Callback):
-    """Keeps the run folder. Losses are means over the steps since the last log; a step costs no host synchronisation.
+    """Keeps the run folder. Losses are means over the steps since the last log; a step costs no host synchronization.
 
     What ranks must agree on without a collective of its own travels with the logged loss: `votes` of this rank go in,
     and `shares`, their means over ranks, come out.

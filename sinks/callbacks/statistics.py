@@ -30,9 +30,9 @@ class SinkStatistics(Callback):
     that they are fixed before they are measured; they are recorded, and survive a resume.
 
     Args:
-        interval: optimiser steps between sampled training steps; the first is sampled too.
-        start: first optimiser step that may be sampled.
-        stop: last optimiser step that may be sampled; null for no end.
+        interval: optimizer steps between sampled training steps; the first is sampled too.
+        start: first optimizer step that may be sampled.
+        stop: last optimizer step that may be sampled; null for no end.
         validation: whether to read validation too.
         sites: patterns of norm and attention sites, e.g. "blocks.0.*"; one that matches nothing is an error.
         leave_out: groups that are not read.

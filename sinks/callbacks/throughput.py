@@ -29,7 +29,7 @@ class Throughput(Callback):
     """Logs throughput every `log_every_n_steps` steps; in between it only reads clocks.
 
     Training time is wall time without validations, without checkpoints (from the end of the step they follow), and
-    without the first two optimiser steps of a process, in which kernels are compiled and memory is first taken. Where
+    without the first two optimizer steps of a process, in which kernels are compiled and memory is first taken. Where
     the device runs behind the host, it is waited for at a log and nowhere else. Clocks, waiting and memory are those of
     rank 0; ranks train in lockstep.
     """

@@ -6,7 +6,7 @@ from sinks.cli.parser import run_function
 
 
 def consolidate(checkpoint: Path, out: Path | None = None) -> None:
-    """Turn a checkpoint of shards into one file: weights, optimiser states and everything else, for any strategy.
+    """Turn a checkpoint of shards into one file: weights, optimizer states and everything else, for any strategy.
 
     Args:
         checkpoint: a folder of shards, or a run folder, whose last checkpoint is taken.

@@ -108,7 +108,7 @@ def grid(
         ablation: a file of experiments/ablations/.
         seeds: comma-separated seeds, if not all of the file's.
         variants: comma-separated variants, if not all of the file's; what they need comes along.
-        steps: optimiser steps, if not the file's; such runs get a folder of their own.
+        steps: optimizer steps, if not the file's; such runs get a folder of their own.
         runs: folder below which the runs lie.
         out: file to write the fragment to, with ablation.yaml for the report beside it; printed if not given.
     """

@@ -97,7 +97,7 @@ def table(plan: Plan) -> str:
             for name, size, remark in (
                 ("parameters", memory.parameters, ""),
                 ("gradients", memory.gradients, ""),
-                ("AdamW's moments", memory.optimiser, ""),
+                ("AdamW's moments", memory.optimizer, ""),
                 ("buckets of DDP", memory.buckets, "a second copy of the gradients"),
                 ("gathered parameters", memory.gathered, "two blocks, and what stands outside the blocks"),
                 ("gathered gradients", memory.gathered_gradients, ""),

@@ -16,7 +16,7 @@ def prepare(
     processes: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Tokenise text into checksummed chunks in a folder of its own; nothing is done twice.
+    """Tokenize text into checksummed chunks in a folder of its own; nothing is done twice.
 
     Args:
         sources: .txt, .jsonl and .parquet files, and folders of them; none: the source files of Python's standard
@@ -26,7 +26,7 @@ def prepare(
         bos: where `<bos>` stands: nowhere (none), before every document (document), first in every row (block).
         validation_share: share of documents for validation, between 0 and 1.
         text_field: field of a .jsonl line, column of a .parquet file.
-        processes: processes that tokenise; none: one for each core.
+        processes: processes that tokenize; none: one for each core.
         progress: show progress bars on a terminal.
     """
     from sinks.data.manifest import verify

@@ -87,7 +87,7 @@ class BackcopySequences(Dataset[torch.Tensor]):
         return self.size
 
     def _block(self, number: int) -> torch.Tensor:
-        """Rows [BLOCK, length]: drawn together, because one vectorised chain costs as much as one row."""
+        """Rows [BLOCK, length]: drawn together, because one vectorized chain costs as much as one row."""
         uniform = np.random.Generator(np.random.Philox(key=[self.seed, number])).random((BLOCK, self.length))
         last_token = len(self.cumulative) - 1
         rows = np.zeros((BLOCK, self.length), dtype=np.int64)

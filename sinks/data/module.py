@@ -25,7 +25,7 @@ class TokenData(Described, lightning.LightningDataModule):
         context_length: tokens T the model sees; the model takes it from here.
         batch_size: rows per process and step.
         validation_batch_size: rows per process and validation batch; as many as in training if not given.
-        seed: data seed, apart from the seed of initialisation.
+        seed: data seed, apart from the seed of initialization.
         num_workers: loader processes per rank.
     """
 
@@ -96,7 +96,7 @@ class TokenData(Described, lightning.LightningDataModule):
         return self._loader(dataset, ShardBatchSampler(len(dataset), self.validation_batch_size, rank, world_size))  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
-        """The stream position after the last optimiser step."""
+        """The stream position after the last optimizer step."""
         if self.trainer is None:
             return {"stream_position": self._start, "step": self._start_step, "accumulate_grad_batches": 1}
         # Counted from where this process began: before a resume a step may have had another number of rows.

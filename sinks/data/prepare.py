@@ -1,4 +1,4 @@
-"""From text to a folder of token chunks: split by document, train the tokenizer, tokenise, checksum.
+"""From text to a folder of token chunks: split by document, train the tokenizer, tokenize, checksum.
 
     <output>/<name>-<fingerprint>/
         manifest.json      written last: what is here, with checksums
@@ -178,7 +178,7 @@ def prepare_text(
     processes: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Tokenise a corpus into a folder of its own below `output`; nothing happens if it is there already.
+    """Tokenize a corpus into a folder of its own below `output`; nothing happens if it is there already.
 
     Args:
         sources: .txt, .jsonl and .parquet files, and folders of them; None: the standard library's source.
@@ -187,7 +187,7 @@ def prepare_text(
         bos: where `<bos>` stands: nowhere, before every document, or first in every row.
         validation_share: share of documents for validation.
         text_field: field of a .jsonl line, column of a .parquet file.
-        processes: processes that tokenise; None: one for each core. The result does not depend on it.
+        processes: processes that tokenize; None: one for each core. The result does not depend on it.
         progress: show progress bars on a terminal.
 
     Returns:

@@ -63,7 +63,7 @@ class Optimization:
             raise UserError(f"optimization.lr is {self.lr}, but must be above 0: give e.g. 3e-3")
 
     def factor(self, step: int, max_steps: int) -> float:
-        """Learning rate of optimiser step `step` (from 0) over the peak."""
+        """Learning rate of optimizer step `step` (from 0) over the peak."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
@@ -109,7 +109,7 @@ class CausalLM(Described, lightning.LightningModule):
     Args:
         vocab_size: number of token ids; taken from the data.
         context_length: tokens seen; taken from the data.
-        architecture: widths, positions, initialisation.
+        architecture: widths, positions, initialization.
         optimization: learning rate, decay and schedule.
         optimizer: what updates the parameters; any torch optimizer by its import path.
         mixer: sequence mixer of each block in place of attention; normalizer and attention_gate then have no meaning.

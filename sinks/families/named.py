@@ -40,7 +40,7 @@ class Baseline(CausalLM):
 
 
 class NoNorm(CausalLM):
-    """The normalisers taken away: sigmoid attention, pointwise DyT (or nothing) in place of RMSNorm.
+    """The normalizers taken away: sigmoid attention, pointwise DyT (or nothing) in place of RMSNorm.
 
     Args:
         vocab_size: number of token ids; taken from the data.

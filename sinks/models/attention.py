@@ -26,7 +26,7 @@ class Attention(SequenceMixer):
     names, and the values of its `gate`, if it has one.
 
     Args:
-        shape: widths, names and initialisation.
+        shape: widths, names and initialization.
         normalizer: how scores become weights.
         gate: what scales each head's output.
 

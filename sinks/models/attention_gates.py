@@ -16,7 +16,7 @@ class AttentionGate(nn.Module):
     """Base of the gates.
 
     Args:
-        shape: widths, names and initialisation of the attention sublayer.
+        shape: widths, names and initialization of the attention sublayer.
     """
 
     kind = "attention gates"
@@ -30,7 +30,7 @@ class AttentionGate(nn.Module):
         raise NotImplementedError
 
     def shard_plan(self) -> dict[str, Split]:
-        """How tensor parallelism splits the parameters of the gate, by name."""
+        """How tensor parallelizm splits the parameters of the gate, by name."""
         return {}
 
 
@@ -38,7 +38,7 @@ class NoGate(AttentionGate):
     """No gate.
 
     Args:
-        shape: widths, names and initialisation of the attention sublayer.
+        shape: widths, names and initialization of the attention sublayer.
     """
 
     def forward(self, x: Tensor) -> None:
@@ -49,7 +49,7 @@ class HeadwiseGate(AttentionGate):
     """One gate per head and token.
 
     Args:
-        shape: widths, names and initialisation of the attention sublayer.
+        shape: widths, names and initialization of the attention sublayer.
         initial_gate: value at which the gate starts, up to the noise of the initial weights.
     """
 
@@ -69,7 +69,7 @@ class ElementwiseGate(AttentionGate):
     """One gate per channel of each head's output and token.
 
     Args:
-        shape: widths, names and initialisation of the attention sublayer.
+        shape: widths, names and initialization of the attention sublayer.
         initial_gate: value at which the gate starts, up to the noise of the initial weights.
     """
 
@@ -91,7 +91,7 @@ class UnconditionalGate(AttentionGate):
     """One learned gate per channel, the same for every token: the control, for it cannot rescale by context.
 
     Args:
-        shape: widths, names and initialisation of the attention sublayer.
+        shape: widths, names and initialization of the attention sublayer.
         initial_gate: value at which the gate starts.
     """
 

@@ -22,7 +22,7 @@ from sinks.models.taps import Tap
 
 @dataclass(frozen=True)
 class Architecture:
-    """Widths, positions and initialisation.
+    """Widths, positions and initialization.
 
     All projections start from N(0, init_std); those that write to the residual stream from
     N(0, init_std / sqrt(2 * n_layers)); embeddings and learned positions from N(0, embedding_std); gains at one.
@@ -116,7 +116,7 @@ class Block(nn.Module):
 
     Args:
         site: name, e.g. `blocks.0`.
-        architecture: widths and initialisation.
+        architecture: widths and initialization.
         components: what it is made of.
         context_length: largest number of tokens.
     """

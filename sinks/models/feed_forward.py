@@ -57,7 +57,7 @@ class GELU(DenseFeedForward):
     """W_down gelu(W_up x).
 
     Args:
-        shape: widths, names and initialisation.
+        shape: widths, names and initialization.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class SwiGLU(DenseFeedForward):
     """W_down (silu(W_gate x) * W_up x) (arXiv:2002.05202).
 
     Args:
-        shape: widths, names and initialisation.
+        shape: widths, names and initialization.
     """
 
     def __init__(self, shape: FeedForwardShape) -> None:
@@ -83,7 +83,7 @@ class SigmoidGLU(SwiGLU):
     """W_down (sigmoid(W_gate x) * W_up x): bounded gates (arXiv:2601.22966, Table 1 rows 15-18).
 
     Args:
-        shape: widths, names and initialisation.
+        shape: widths, names and initialization.
     """
 
     def forward(self, x: Tensor) -> Tensor:

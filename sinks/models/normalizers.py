@@ -1,4 +1,4 @@
-"""How attention scores become weights. Each normaliser is one call of `sink_kernels.attention`."""
+"""How attention scores become weights. Each normalizer is one call of `sink_kernels.attention`."""
 
 import math
 from collections.abc import Sequence
@@ -90,7 +90,7 @@ class Normalizer(nn.Module):
         return 2 * 2 * self.shape.n_heads * self.shape.head_dim * tokens / 2
 
     def shard_plan(self) -> dict[str, Split]:
-        """How tensor parallelism splits the parameters this module owns, by name."""
+        """How tensor parallelizm splits the parameters this module owns, by name."""
         return {}
 
 
@@ -207,7 +207,7 @@ class KeyValueBias(Normalizer):
 
 
 class Sigmoid(Normalizer):
-    """sigmoid(s_j + bias): every key weighed by itself, no normalisation over keys (arXiv:2409.04431).
+    """sigmoid(s_j + bias): every key weighed by itself, no normalization over keys (arXiv:2409.04431).
 
     The bias is -log(context_length) of the configured context, so that a prefix alone gives the same outputs.
 

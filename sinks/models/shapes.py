@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What an attention sublayer, its normaliser and its gate are built from.
+    """What an attention sublayer, its normalizer and its gate are built from.
 
     Args:
         site: name of the place, e.g. `blocks.0.attention`.

@@ -73,7 +73,7 @@ def _contribution_moments(record: Any, dimensions: Tensor | None) -> Moments | N
         return None
     norms = functional.projected_value_norms(record.v, record.out_weight, n_heads)
     mixed = record.attend(functional.contribution_values(norms, n_kv_heads, head_dim))
-    totals = functional.contribution_totals(mixed, n_kv_heads, renormalise=not record.row_normalized)
+    totals = functional.contribution_totals(mixed, n_kv_heads, renormalize=not record.row_normalized)
     return functional.contribution_moments(record.first_token_mass, norms, totals)
 
 

@@ -86,7 +86,7 @@ def summarize(
         moments: totals over batches and ranks, of each site and group.
         sites: names of the sites of each kind, in order: axis 1 of the arrays.
         dimensions: sink dimensions [K] each norm site was read with.
-        step: optimiser step.
+        step: optimizer step.
     """
     arrays: dict[str, Tensor] = {}
     for group in GROUPS.values():

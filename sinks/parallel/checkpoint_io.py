@@ -1,6 +1,6 @@
 """Checkpoints on disk: one file, or a folder of shards; there whole or not at all, and read by every strategy.
 
-A file holds what Lightning puts into one. A folder holds the same: tensors of the model and the optimisers as the
+A file holds what Lightning puts into one. A folder holds the same: tensors of the model and the optimizers as the
 processes that wrote it had them, and the rest in `meta.pt`. Nothing that is read from either can run code.
 """
 
@@ -57,7 +57,7 @@ def read_checkpoint(path: Path, weights_alone: bool = False) -> dict[str, Any]:
 
     Args:
         path: a file or a folder of shards.
-        weights_alone: only `state_dict`, not the states of optimisers, callbacks and loops.
+        weights_alone: only `state_dict`, not the states of optimizers, callbacks and loops.
 
     Raises:
         UserError: if it is damaged, no checkpoint, or holds more than tensors and plain values.

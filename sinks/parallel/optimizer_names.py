@@ -1,4 +1,4 @@
-"""Optimiser states by number, as torch.optim keeps them, and by name, as torch.distributed.checkpoint does."""
+"""Optimizer states by number, as torch.optim keeps them, and by name, as torch.distributed.checkpoint does."""
 
 from collections.abc import Mapping
 from typing import Any

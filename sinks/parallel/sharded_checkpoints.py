@@ -85,7 +85,7 @@ class ShardedCheckpoints(MeshStrategy):
             raise
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load the model's and the optimisers' states in place, and return the rest.
+        """Load the model's and the optimizers' states in place, and return the rest.
 
         Args:
             checkpoint_path: a folder of shards, or a file of any strategy.

@@ -1,4 +1,4 @@
-"""The sharded strategy: FSDP2 over all processes, in replicas of it (HSDP), or beside tensor parallelism."""
+"""The sharded strategy: FSDP2 over all processes, in replicas of it (HSDP), or beside tensor parallelizm."""
 
 from datetime import timedelta
 from typing import Any
@@ -11,10 +11,10 @@ from sinks.parallel.sharded_checkpoints import ShardedCheckpoints
 
 
 class Sharded(ShardedCheckpoints):
-    """Parameters, gradients and optimiser states sharded by FSDP2; every process that is left over shares the data.
+    """Parameters, gradients and optimizer states sharded by FSDP2; every process that is left over shares the data.
 
     With `replicas` the processes fall into groups that each hold the whole model (HSDP: shards within a machine,
-    replicas between machines). With `tensor_parallel_size` neighbouring processes split heads and hidden channels.
+    replicas between machines). With `tensor_parallel_size` neighboring processes split heads and hidden channels.
 
     Args:
         tensor_parallel_size: processes that share the heads and hidden channels of each layer, and read the same data.

@@ -1,6 +1,6 @@
-"""Tensor parallelism: neighbouring processes split the heads and hidden channels of every block.
+"""Tensor parallelizm: neighboring processes split the heads and hidden channels of every block.
 
-Parameters are DTensors, for storage, clipping, optimiser and checkpoints; computing sees plain local tensors, so custom
+Parameters are DTensors, for storage, clipping, optimizer and checkpoints; computing sees plain local tensors, so custom
 ops and kernels need to know nothing. Two collectives per sublayer (arXiv:1909.08053, section 3): its input's gradient
 and its output are summed over the processes. Everything outside a sublayer is computed alike on all of them.
 """

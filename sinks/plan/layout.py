@@ -36,7 +36,7 @@ class Layout:
 
     @property
     def shards(self) -> int:
-        """Parts that parameters, gradients and optimiser states are cut into."""
+        """Parts that parameters, gradients and optimizer states are cut into."""
         return self.data_parallel // self.replicas if self.strategy == "sharded" else 1
 
 
@@ -46,7 +46,7 @@ class Precision:
 
     Args:
         name: as Lightning has it, e.g. `bf16-mixed`.
-        stored: dtype of parameters, gradients and optimiser states.
+        stored: dtype of parameters, gradients and optimizer states.
         autocast: dtype of the matrix products where it is another one.
     """
 

@@ -33,7 +33,7 @@ class Memory:
     Args:
         parameters: as stored.
         gradients: as many.
-        optimiser: AdamW's two moments.
+        optimizer: AdamW's two moments.
         buckets: DDP's copy of the gradients, which it sends.
         gathered: parameters FSDP2 has unsharded: the two blocks at work, and what stands outside the blocks.
         gathered_gradients: their gradients before they are scattered.
@@ -46,7 +46,7 @@ class Memory:
 
     parameters: int
     gradients: int
-    optimiser: int
+    optimizer: int
     buckets: int
     gathered: int
     gathered_gradients: int
@@ -58,7 +58,7 @@ class Memory:
 
     @property
     def always(self) -> int:
-        return self.parameters + self.optimiser + self.buckets + self.buffers
+        return self.parameters + self.optimizer + self.buckets + self.buffers
 
     @property
     def at_the_loss(self) -> int:
@@ -104,7 +104,7 @@ def device_memory(
     return Memory(
         parameters=held,
         gradients=held,
-        optimiser=2 * held,
+        optimizer=2 * held,
         buckets=held if layout.strategy == "ddp" else 0,
         gathered=at_work,
         gathered_gradients=at_work,

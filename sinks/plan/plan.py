@@ -23,7 +23,7 @@ class Batch:
         vocab_size: number of token ids V.
         tokens: length T of a text.
         rows: texts of a micro-batch.
-        accumulated: micro-batches per optimiser step.
+        accumulated: micro-batches per optimizer step.
     """
 
     vocab_size: int
@@ -153,7 +153,7 @@ def plan_hybrid(hybrid: HybridMoE, layout: Layout, precision: Precision, batch: 
     """Plan a hybrid mixture of experts by formula; of activations only the checkpointed layer inputs are counted.
 
     Raises:
-        UserError: if tensor parallelism is asked for.
+        UserError: if tensor parallelizm is asked for.
     """
     if layout.tensor_parallel > 1:
         raise UserError(
@@ -182,7 +182,7 @@ def plan_hybrid(hybrid: HybridMoE, layout: Layout, precision: Precision, batch: 
 
 
 def on_one_device(architecture: Architecture, tensor_parallel: int) -> Architecture:
-    """The widths that one device computes under tensor parallelism: its heads and hidden channels."""
+    """The widths that one device computes under tensor parallelizm: its heads and hidden channels."""
     shape = architecture.attention_shape("", 1)
     return dataclasses.replace(
         architecture,

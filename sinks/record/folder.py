@@ -30,7 +30,7 @@ class Statistics:
     """Arrays over the logged steps of one stage, joined from every flush.
 
     Args:
-        steps: [S] optimiser steps.
+        steps: [S] optimizer steps.
         arrays: name -> [S, ...], e.g. `attention/first_token_mass` [S, layers, heads].
         sites: axis 1 of the arrays of a group, by name, e.g. `residual` -> site names.
     """

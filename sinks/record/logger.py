@@ -104,6 +104,6 @@ class EventLogger(TensorBoardLogger):
 
 
 def log_to_all(trainer: lightning.Trainer, metrics: dict[str, float], step: int) -> None:
-    """Log at an optimiser step, counted from 1, to every logger of the trainer."""
+    """Log at an optimizer step, counted from 1, to every logger of the trainer."""
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step)

@@ -105,7 +105,7 @@ class Ablation:
         variants: those with a run, finished or not, in the order of the rows.
         not_run: labels of those that only the ablation file knows.
         baseline: what the others are compared with, if it is there and has a run that did not diverge.
-        steps: optimiser steps the ablation file asks for.
+        steps: optimizer steps the ablation file asks for.
         recipe_source: where the `recipe` figures come from.
         file: the ablation file that `sinks grid` read.
         commands: how to run the whole again, if the ablation file says so.

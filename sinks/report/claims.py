@@ -89,7 +89,7 @@ def _none_of(results: list[VariantResult]) -> Result:
 def _over(
     comparison: Comparison, judge: Judge, kind: Mechanism, *sides: Side, without: Mechanism | None = None
 ) -> Result:
-    """A judgement of every variant of a mechanism and side, summed up."""
+    """A judgment of every variant of a mechanism and side, summed up."""
     on_side = [r for r in comparison.results if r.variant.side in sides and r is not comparison.baseline]
     chosen = [r for r in on_side if kind in r.variant.mechanisms and without not in r.variant.mechanisms]
     if not chosen:
@@ -172,12 +172,12 @@ def claims(comparison: Comparison) -> list[Claim]:
     rows: list[tuple[str, str, Result]] = [
         (
             "C1",
-            "Without the residual's normaliser the model is worse (RMSNorm replaced by a pointwise function)",
+            "Without the residual's normalizer the model is worse (RMSNorm replaced by a pointwise function)",
             over(_cost, "unnormalized", "residual"),
         ),
         (
             "C1",
-            "Without the attention's normaliser the model is worse (softmax replaced)",
+            "Without the attention's normalizer the model is worse (softmax replaced)",
             over(_cost, "unnormalized", "attention"),
         ),
         ("C1b", "Clipping the outliers hurts", over(_cost, "clipped", "residual", "both", "attention")),
@@ -200,6 +200,6 @@ def claims(comparison: Comparison) -> list[Claim]:
         ),
         ("C4", "Each side's fixes act on their own sink only (double dissociation)", _double_dissociation(comparison)),
         ("C4", "Both gates together replace both sinks", _gates_together(comparison)),
-        ("C5", "Without outliers, quantisation to few bits costs less", ("cannot show", "Not measured in these runs.")),
+        ("C5", "Without outliers, quantization to few bits costs less", ("cannot show", "Not measured in these runs.")),
     ]
     return [Claim(key, claim, *result) for key, claim, result in rows]

@@ -68,7 +68,7 @@ PICTURES = [
         "sorted_dimensions",
         "Which dimensions of the residual stand out",
         "Mean |h| of every residual dimension over that of the median dimension, largest first, at the end of "
-        "training: mean over the sites of a family (the bare embedding left out) and over seeds. Grey: the baseline.",
+        "training: mean over the sites of a family (the bare embedding left out) and over seeds. Gray: the baseline.",
         figures.sorted_dimensions,
     ),
 ]

@@ -18,7 +18,7 @@ _CHUNK = 4096
 
 
 def rolling_median(series: Series, window: int = SPIKE_WINDOW) -> NDArray[np.float64]:
-    """Median of the `window` values centred on each step; NaN if any of them is.
+    """Median of the `window` values centerd on each step; NaN if any of them is.
 
     Within half a window of either end the window shrinks on both sides alike, down to the step itself, so that a
     falling loss lies on its own median everywhere.
@@ -27,7 +27,7 @@ def rolling_median(series: Series, window: int = SPIKE_WINDOW) -> NDArray[np.flo
         ValueError: if the window is not odd and positive.
     """
     if window < 1 or window % 2 == 0:
-        raise ValueError(f"window is {window}, but must be odd and positive to have a centre: give e.g. {SPIKE_WINDOW}")
+        raise ValueError(f"window is {window}, but must be odd and positive to have a center: give e.g. {SPIKE_WINDOW}")
     values = np.asarray(series, dtype=np.float64)
     steps, half = len(values), window // 2
     medians = np.empty(steps)
@@ -61,7 +61,7 @@ def stability_statistics(
     Returns:
         steps: length of the loss series.
         nonfinite_loss, nonfinite_gradient_norm: number of NaN and infinite values.
-        spikes_per_10k: 10000 / steps * steps with loss > centred 201-step rolling median + 0.1; NaN with a NaN loss.
+        spikes_per_10k: 10000 / steps * steps with loss > centerd 201-step rolling median + 0.1; NaN with a NaN loss.
         gradient_norm_p999: its 99.9th percentile, exact, linear between order statistics; NaN with a NaN.
         clip_crossings_per_10k: 10000 / steps * steps with gradient norm > clip; NaN without a clip, or with a NaN.
         clip_episodes: number of times it rose above the clip from at or below it, however long it stayed there.

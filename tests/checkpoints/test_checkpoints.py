@@ -205,7 +205,7 @@ def broken_off(run: RunFolder, folder: Path, step: int = 4) -> Path:
 
 
 def assert_close(run: RunFolder, other: RunFolder) -> None:
-    """Weights and optimiser states agree up to the rounding of sums over processes.
+    """Weights and optimizer states agree up to the rounding of sums over processes.
 
     AdamW divides it by roots of second moments, which may be as small: a twentieth of a step's update is allowed.
     """

@@ -18,7 +18,7 @@ class SeenRows(Callback):
 
     Args:
         folder: where each process appends to a file of its own.
-        killed_after: optimiser step after which the process kills itself; None for never.
+        killed_after: optimizer step after which the process kills itself; None for never.
     """
 
     def __init__(self, folder: str, killed_after: int | None = None) -> None:

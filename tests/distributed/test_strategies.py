@@ -82,7 +82,7 @@ def test_every_way_to_run_a_block_trains_the_same_run(
 @pytest.mark.parametrize(
     "strategy", [pytest.param(name, marks=pytest.mark.slow if name == "hsdp" else ()) for name in SPREAD[1:]]
 )
-def test_sharded_initialisation_is_that_of_one_process_bit_for_bit(strategy: str, tmp_path: Path) -> None:
+def test_sharded_initialization_is_that_of_one_process_bit_for_bit(strategy: str, tmp_path: Path) -> None:
     still = ("--model.architecture.tied_embeddings=true", "--model.optimization.lr=1e-300", "--trainer.max_steps=1")
     initial = [run(tmp_path / name, name, *HEADS, *still) for name in ("one", strategy)]
     for name, value in weights(initial[0]).items():

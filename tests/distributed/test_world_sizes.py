@@ -14,7 +14,7 @@ from sinks.runs import load_run
 from tests.cli.small import ROOT, small
 from tests.distributed.seen import digest, seen
 
-STEPS, ROWS = 24, 4  # optimiser steps, rows a step
+STEPS, ROWS = 24, 4  # optimizer steps, rows a step
 
 
 def start(folder: Path, processes: int, killed_after: int | None) -> subprocess.CompletedProcess[str]:

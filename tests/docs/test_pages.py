@@ -33,7 +33,7 @@ def blocks(page: str, language: str) -> Iterator[tuple[int, str]]:
 
 @pytest.fixture
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to work in, on the path; what a page registers is forgotten afterwards."""
+    """An empty folder to work in, on the path; what a page registers is forgotten afterward."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     with mock.patch.dict(groups.GROUPS), mock.patch.dict(summary.SCALARS):

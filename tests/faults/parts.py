@@ -21,7 +21,7 @@ class Signal(Callback):
 
     Args:
         signum: which.
-        step: after this optimiser step, its validation not yet run; 0: when a validation begins.
+        step: after this optimizer step, its validation not yet run; 0: when a validation begins.
         rank: on this process.
         again_after_s: seconds until it is sent a second time; 0: never.
     """
@@ -63,7 +63,7 @@ class Break(Callback):
     """Raises an error that nobody expects.
 
     Args:
-        step: after this optimiser step.
+        step: after this optimizer step.
     """
 
     def __init__(self, step: int) -> None:
@@ -75,7 +75,7 @@ class Break(Callback):
 
 
 class Keep(Callback):
-    """Keeps the whole weights after an optimiser step, and when the run breaks off.
+    """Keeps the whole weights after an optimizer step, and when the run breaks off.
 
     Args:
         folder: gets step.pt and end.pt.
@@ -99,7 +99,7 @@ class Keep(Callback):
 
 
 class Kill(Signal):
-    """SIGKILL after an optimiser step."""
+    """SIGKILL after an optimizer step."""
 
     def __init__(self, step: int, rank: int = 0) -> None:
         super().__init__(signal.SIGKILL, step, rank)
@@ -109,7 +109,7 @@ class DroppedGELU(GELU):
     """GELU with dropout: it draws from torch's generator in every training step.
 
     Args:
-        shape: widths, names and initialisation.
+        shape: widths, names and initialization.
     """
 
     def __init__(self, shape: FeedForwardShape) -> None:
@@ -176,7 +176,7 @@ class DrawApart(Callback):
 
 
 class Delete(Callback):
-    """Deletes files after an optimiser step.
+    """Deletes files after an optimizer step.
 
     Args:
         pattern: of the files, below `folder`.

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class Phases(Callback):
-    """Says `<phase> <optimiser step>`, and lingers there a little.
+    """Says `<phase> <optimizer step>`, and lingers there a little.
 
     Args:
         seconds: per step, and per batch of a validation; twenty times as long between the last and the summary.
@@ -39,7 +39,7 @@ class Phases(Callback):
 
 
 class Fill(Callback):
-    """Fills a file system after an optimiser step.
+    """Fills a file system after an optimizer step.
 
     Args:
         file: what fills it.

@@ -124,13 +124,13 @@ def test_shards_are_divided_and_replicas_are_not() -> None:
     options = {"buffers": 0, "weight_copies": 0, "activations": 10_000, "logits": 7, "accumulates": False}
     mixed = PRECISIONS["bf16-mixed"]
     one = device_memory(pieces, Layout(1, "one device"), mixed, **options)
-    assert (one.parameters, one.gradients, one.optimiser) == (4000, 4000, 8000)
+    assert (one.parameters, one.gradients, one.optimizer) == (4000, 4000, 8000)
     assert (one.buckets, one.gathered) == (0, 0)
     assert one.peak == one.at_the_loss == 4000 + 8000 + 10_000 + 7 * 12
     ddp = device_memory(pieces, Layout(8, "ddp"), mixed, **options)
     assert (ddp.parameters, ddp.buckets) == (4000, 4000)
     sharded = device_memory(pieces, Layout(8, "sharded", replicas=2), mixed, **options)
-    assert (sharded.parameters, sharded.optimiser) == (1000, 2000)
+    assert (sharded.parameters, sharded.optimizer) == (1000, 2000)
     assert sharded.gathered == (200 + 2 * 500) * 4
     accumulating = device_memory(pieces, Layout(1, "one device"), mixed, **options | {"accumulates": True})
     assert accumulating.at_the_loss == one.at_the_loss + 4000

@@ -244,8 +244,8 @@ def test_an_unknown_mechanism_shows_nothing(tmp_path: Path) -> None:
 
 def test_every_claim_has_a_verdict(comparison: Comparison) -> None:
     found = {claim.claim.split(" (")[0]: claim for claim in claims(comparison)}
-    assert found["Without the residual's normaliser the model is worse"].verdict == "supports"
-    assert found["Without the attention's normaliser the model is worse"].verdict == "contradicts"
+    assert found["Without the residual's normalizer the model is worse"].verdict == "supports"
+    assert found["Without the attention's normalizer the model is worse"].verdict == "contradicts"
     assert found["Sinks rescale more than they contribute"].verdict == "supports"
     assert "cannot show" in found["Sinks rescale more than they contribute"].evidence
     assert found["Each side's fixes act on their own sink only"].verdict == "supports"
@@ -254,7 +254,7 @@ def test_every_claim_has_a_verdict(comparison: Comparison) -> None:
     assert "surprise" in together.evidence
     assert "0.64" in together.evidence
     assert "0.09" in together.evidence
-    assert found["Without outliers, quantisation to few bits costs less"].verdict == "cannot show"
+    assert found["Without outliers, quantization to few bits costs less"].verdict == "cannot show"
     assert {claim.key for claim in claims(comparison)} == {"C1", "C1b", "C2", "C3", "C4", "C5"}
 
 
@@ -307,7 +307,7 @@ def test_a_clip_that_costs_nothing_is_contrary(tmp_path: Path) -> None:
     assert outcome(comparison, "clip-input") == ("contrary", "loss within noise")
 
 
-def test_a_diverged_normaliser_free_model_supports_the_claim(tmp_path: Path) -> None:
+def test_a_diverged_normalizer_free_model_supports_the_claim(tmp_path: Path) -> None:
     variants = {
         "baseline": BACKCOPY["baseline"],
         "dyt": Levels(side="residual", mechanism="unnormalized", diverged=True),

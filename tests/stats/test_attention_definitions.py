@@ -227,7 +227,7 @@ def test_contribution_share_from_one_more_attention_call(n_heads: int, n_kv_head
 
 
 @pytest.mark.parametrize("normalizer", ["sigmoid", "clipped_softmax"])
-def test_contribution_of_unnormalised_attention_is_a_share_of_the_row(normalizer: str) -> None:
+def test_contribution_of_unnormalized_attention_is_a_share_of_the_row(normalizer: str) -> None:
     generator = torch.Generator().manual_seed(5)
     batch, n_heads, n_kv_heads, length, head_dim = 2, 4, 2, 9, 8
     q = 2 * torch.randn(batch, n_heads, length, head_dim, generator=generator)
@@ -239,7 +239,7 @@ def test_contribution_of_unnormalised_attention_is_a_share_of_the_row(normalizer
     _, taken = attention(q, k, v, stats=("first_key_mass",), **options)
     norms = F.projected_value_norms(v, out_weight, n_heads)
     weighed = attention(q, k, F.contribution_values(norms, n_kv_heads, head_dim), **options)
-    totals = F.contribution_totals(weighed, n_kv_heads, renormalise=True)
+    totals = F.contribution_totals(weighed, n_kv_heads, renormalize=True)
     found = F.contribution_statistics(F.contribution_moments(taken["first_key_mass"], norms, totals))
 
     logits = q.double() @ k.double().repeat_interleave(2, 1).transpose(-1, -2) * head_dim**-0.5
@@ -254,9 +254,9 @@ def test_contribution_of_unnormalised_attention_is_a_share_of_the_row(normalizer
     close(found["mass_share"], masses)
 
 
-def test_renormalising_needs_a_channel_left_over() -> None:
+def test_renormalizing_needs_a_channel_left_over() -> None:
     with pytest.raises(ValueError, match="one channel more"):
-        F.contribution_totals(torch.ones(1, 4, 3, 2), n_kv_heads=2, renormalise=True)
+        F.contribution_totals(torch.ones(1, 4, 3, 2), n_kv_heads=2, renormalize=True)
 
 
 def test_a_sink_without_a_value_has_mass_and_no_contribution() -> None:

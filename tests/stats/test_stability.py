@@ -41,7 +41,7 @@ def test_planted_spikes_are_counted_and_a_falling_loss_has_none() -> None:
         spiky[step] += 0.5
     spiky[900] += 0.05
     spiky[1200] += 0.12
-    # Step 0 and the last have no neighbours to be compared with.
+    # Step 0 and the last have no neighbors to be compared with.
     assert np.flatnonzero(loss_spikes(spiky)).tolist() == [700, 701, 1200]
     assert stability_statistics(spiky, [1.0])["spikes_per_10k"] == pytest.approx(15.0)
 

@@ -65,10 +65,10 @@ def sorted_dimensions(comparison: Comparison) -> Figure | None:
             for n, curve in enumerate(reference.values()):
                 label = None if n else name_of(baseline.variant)
                 axis.plot(np.arange(1, len(curve) + 1), curve, color="#c4c4c4", linewidth=1.4, label=label, zorder=1.5)
-        for name, _, colour, dash in SITE_FAMILIES:
+        for name, _, color, dash in SITE_FAMILIES:
             if name in curves[variant.name]:
                 curve = curves[variant.name][name]
-                axis.plot(np.arange(1, len(curve) + 1), curve, color=colour, linestyle=dash, linewidth=1.8, label=name)
+                axis.plot(np.arange(1, len(curve) + 1), curve, color=color, linestyle=dash, linewidth=1.8, label=name)
         axis.axhline(1, color=FAINT, linewidth=0.8, zorder=1)
         score = result.spreads.get(RESIDUAL)
         title = name_of(variant, 100 // columns)

@@ -42,7 +42,7 @@ def double_dissociation(comparison: Comparison) -> Figure | None:
             xy[:, 1],
             s=150 if style.baseline else 52,
             marker=style.marker,
-            color=style.colour,
+            color=style.color,
             alpha=0.9,
             edgecolor="white",
             linewidth=0.7,
@@ -70,9 +70,9 @@ def double_dissociation(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _darker(colour: str) -> str:
-    """A colour light enough for a line, made dark enough for small text on white."""
-    return to_hex(0.6 * np.asarray(to_rgb(colour)) + 0.4 * np.asarray(to_rgb(INK)))
+def _darker(color: str) -> str:
+    """A color light enough for a line, made dark enough for small text on white."""
+    return to_hex(0.6 * np.asarray(to_rgb(color)) + 0.4 * np.asarray(to_rgb(INK)))
 
 
 def _candidates() -> Iterator[tuple[float, float]]:
@@ -100,7 +100,7 @@ def _place_labels(figure: Figure, axis: Axes, labels: list[tuple[str, np.ndarray
         style: dict[str, Any] = {
             "fontsize": 9,
             "fontweight": "bold" if look.baseline else "normal",
-            "color": _darker(look.colour),
+            "color": _darker(look.color),
             "path_effects": [withStroke(linewidth=2.5, foreground="white")],
             "zorder": 5,
         }
@@ -124,7 +124,7 @@ def _place_labels(figure: Figure, axis: Axes, labels: list[tuple[str, np.ndarray
         anchor, offset, box = place
         horizontal, vertical = _alignment(*offset)
         corner = (-shift[horizontal], -shift[vertical])
-        line = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.7, "shrinkB": 3, "relpos": corner}
+        line = {"arrowstyle": "-", "color": look.color, "linewidth": 0.7, "shrinkB": 3, "relpos": corner}
         axis.annotate(
             text,
             anchor,

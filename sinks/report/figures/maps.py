@@ -30,8 +30,8 @@ def draw_map(axis: Axes, values: np.ndarray, numbers: bool) -> Any:
     if numbers:
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
-                colour = "white" if value > 0.55 else INK
-                axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+                color = "white" if value > 0.55 else INK
+                axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=9)
     return image
 
 

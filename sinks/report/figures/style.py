@@ -1,7 +1,7 @@
 """How the figures look, and what they all need.
 
-Colour says which sink a variant acts on (black: the baseline; blues: attention side; oranges: residual side; greens
-and purples: both), and every variant has its own marker and dashes too, so that nothing hangs on colour alone.
+Color says which sink a variant acts on (black: the baseline; blues: attention side; oranges: residual side; greens
+and purples: both), and every variant has its own marker and dashes too, so that nothing hangs on color alone.
 """
 
 import io
@@ -78,7 +78,7 @@ F = TypeVar("F", bound=Figure | None)
 class Look:
     """How a variant is drawn, the same in every figure."""
 
-    colour: str
+    color: str
     marker: str
     dash: Any
     baseline: bool = False
@@ -113,9 +113,9 @@ def looks(ablation: Ablation) -> dict[str, Look]:
         n = counts.get(variant.side, 0)
         counts[variant.side] = n + 1
         crowded = sum(v.side == variant.side for v in ablation.variants) > len(COLOURS["attention"])
-        colours = COLOURS["unknown" if crowded and len({v.side for v in ablation.variants}) == 1 else variant.side]
-        dash = DASHES[(n + n // len(colours)) % len(DASHES)]
-        found[variant.name] = Look(colours[n % len(colours)], MARKERS[n % len(MARKERS)], dash)
+        colors = COLOURS["unknown" if crowded and len({v.side for v in ablation.variants}) == 1 else variant.side]
+        dash = DASHES[(n + n // len(colors)) % len(DASHES)]
+        found[variant.name] = Look(colors[n % len(colors)], MARKERS[n % len(MARKERS)], dash)
     return found
 
 

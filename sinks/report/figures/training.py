@@ -71,11 +71,11 @@ def over_training(comparison: Comparison, key: str, label: str, unit_interval: b
 def _draw_curve(axis: Axes, variant: Variant, steps: np.ndarray, values: np.ndarray, look: Look) -> None:
     mean = values.mean(0)
     if len(values) > 1:
-        axis.fill_between(steps, values.min(0), values.max(0), color=look.colour, alpha=0.15, linewidth=0)
+        axis.fill_between(steps, values.min(0), values.max(0), color=look.color, alpha=0.15, linewidth=0)
     axis.plot(
         steps,
         mean,
-        color=look.colour,
+        color=look.color,
         linestyle=look.dash,
         linewidth=3.2 if look.baseline else 1.7,
         marker="o" if len(steps) == 1 else None,
@@ -103,12 +103,12 @@ def sink_curves(run: RunFolder, step: int | None = None, stage: str = "validatio
         stage: "validation" or "train".
     """
     figure, axes = new_figure(2.7, ncols=2)
-    for axis, key, label, colour, unit_interval in (
+    for axis, key, label, color, unit_interval in (
         (axes[0], FIRST_TOKEN_MASS, "first-token mass, strongest head", "#0072B2", True),
         (axes[1], SINK_SCORE, "residual sink score R", "#D55E00", False),
     ):
         steps, values = run.series(key.replace("validation", stage))
-        axis.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=3)
+        axis.plot(steps, values, color=color, linewidth=2, marker="o", markersize=3)
         if step is not None:
             axis.axvline(step, color=INK, linewidth=1)
         axis.set_title(label)

@@ -3,7 +3,7 @@
 `*_moments(batch tensors)` gives named sums of one batch, which add up over batches and ranks: names ending in `_max`
 and `_min` are combined by maximum and minimum, all others by sum (`sinks.stats.moments`). `*_statistics(moments)` turns
 totals into the statistics. B batch, T tokens, D channels, H heads. Terms are computed in float32; sums over tokens,
-samples and batches in float64 where the device has it. Nothing synchronises with the host and every shape is static, so
+samples and batches in float64 where the device has it. Nothing synchronizes with the host and every shape is static, so
 all of it traces under torch.compile.
 
 Means are over tokens but token 0 unless stated. A statistic of nothing (T = 1) is NaN. NaN and infinite inputs are

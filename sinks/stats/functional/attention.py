@@ -1,6 +1,6 @@
 """Where attention goes: masses on the first token, on every key, on learned sinks; entropy and logits.
 
-A_ij is the weight of query i on key j. The rows of unnormalised attention (sigmoid, clipped softmax) are renormalised
+A_ij is the weight of query i on key j. The rows of unnormalized attention (sigmoid, clipped softmax) are renormalized
 first, a proxy (arXiv:2410.10781, section 5): report it as one. Everything is per head; means over layers and heads are
 the caller's.
 """

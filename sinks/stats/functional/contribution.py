@@ -4,7 +4,7 @@ For the contribution share, weights meet the norms n_j = ||W_O^h v_j|| in one mo
 
     norms = projected_value_norms(v, out_weight, n_heads)                      [B, H, T]
     out = sink_kernels.attention(q, k, contribution_values(norms, n_kv_heads, head_dim), **options)   without a gate
-    totals = contribution_totals(out, n_kv_heads, renormalise=normalizer in ("sigmoid", "clipped_softmax"))
+    totals = contribution_totals(out, n_kv_heads, renormalize=normalizer in ("sigmoid", "clipped_softmax"))
     moments = contribution_moments(first_token_mass, norms, totals)
 """
 
@@ -75,26 +75,26 @@ def contribution_values(norms: Tensor, n_kv_heads: int, head_dim: int) -> Tensor
     return F.pad(grouped, (0, head_dim - grouped.shape[-1]), value=1.0)
 
 
-def contribution_totals(out: Tensor, n_kv_heads: int, renormalise: bool = False) -> Tensor:
+def contribution_totals(out: Tensor, n_kv_heads: int, renormalize: bool = False) -> Tensor:
     """sum_j A_ij n_j [B, H, T] out of the attention output [B, H, T, head_dim] over `contribution_values`.
 
     Args:
         out: the output, before a gate.
         n_kv_heads: number of key heads.
-        renormalise: divide by the row's total mass, as the masses of unnormalised attention (sigmoid, clipped softmax)
+        renormalize: divide by the row's total mass, as the masses of unnormalized attention (sigmoid, clipped softmax)
             are; a row without mass stays 0.
 
     Raises:
-        ValueError: if it is to be renormalised and no channel is left over for the total mass.
+        ValueError: if it is to be renormalized and no channel is left over for the total mass.
     """
     grouped = out.float().unflatten(1, (n_kv_heads, -1))
     group, head_dim = grouped.shape[2], grouped.shape[4]
     totals = grouped[..., :group].diagonal(dim1=2, dim2=4).transpose(2, 3).flatten(1, 2)
-    if not renormalise:
+    if not renormalize:
         return totals
     if group == head_dim:
         raise ValueError(
-            f"{group} query heads share a key head of head_dim {head_dim}: renormalising needs one channel more than "
+            f"{group} query heads share a key head of head_dim {head_dim}: renormalizing needs one channel more than "
             "query heads; repeat the key heads"
         )
     return totals / out[..., group].float().clamp_min(torch.finfo(torch.float32).tiny)
@@ -121,7 +121,7 @@ def contribution_moments(
     Args:
         first_token_mass: A_i0.
         norms: n_j = ||W_O^h v_j||.
-        totals: `contribution_totals`, sum_j A_ij n_j with the same A as `first_token_mass`: renormalised where that is.
+        totals: `contribution_totals`, sum_j A_ij n_j with the same A as `first_token_mass`: renormalized where that is.
         signed: `signed_contribution`, if wanted.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How much of a normalised token a few channels hold: u = h / rms(h), so that sum_j u_j^2 = D."""
+"""How much of a normalized token a few channels hold: u = h / rms(h), so that sum_j u_j^2 = D."""
 
 import torch
 from torch import Tensor

@@ -112,10 +112,10 @@ def gate_magnitude_moments(gate: Tensor, y: Tensor) -> dict[str, Tensor]:
     gates = torch.zeros(HISTOGRAM_BINS, dtype=dtype, device=g.device).scatter_add(0, bins, g.to(dtype).flatten())
     # Around each token's own means: sums of raw squares would lose a gate that hardly varies.
     mean_magnitude, mean_gate = magnitude.mean(-1), g.mean(-1)
-    magnitude_centred, gate_centred = magnitude - mean_magnitude.unsqueeze(-1), g - mean_gate.unsqueeze(-1)
-    magnitude_within = torch.linalg.vector_norm(magnitude_centred, dim=-1)
-    gate_within = torch.linalg.vector_norm(gate_centred, dim=-1)
-    product_within = (magnitude_centred * gate_centred).sum(-1)
+    magnitude_centered, gate_centered = magnitude - mean_magnitude.unsqueeze(-1), g - mean_gate.unsqueeze(-1)
+    magnitude_within = torch.linalg.vector_norm(magnitude_centered, dim=-1)
+    gate_within = torch.linalg.vector_norm(gate_centered, dim=-1)
+    product_within = (magnitude_centered * gate_centered).sum(-1)
     mean_magnitude, mean_gate = mean_magnitude.to(dtype), mean_gate.to(dtype)
     constant = (gate_within <= _rounding(mean_gate, channels)) | (
         magnitude_within <= _rounding(mean_magnitude, channels)

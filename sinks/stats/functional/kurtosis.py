@@ -6,22 +6,22 @@ from torch import Tensor
 from sinks.stats.functional.sums import channel_total, narrow, nonfinite, number, total
 
 
-def centred_unit(h: Tensor) -> tuple[Tensor, Tensor]:
+def centered_unit(h: Tensor) -> tuple[Tensor, Tensor]:
     """(h - mean) / standard deviation over the channels of h [..., D], and the standard deviation [...] (population).
 
     A deviation that is no more than the rounding of the mean counts as none: a constant token gives NaN.
     """
     mean = h.mean(-1, keepdim=True)
-    centred = h - mean
-    deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / h.shape[-1] ** 0.5
+    centerd = h - mean
+    deviation = torch.linalg.vector_norm(centerd, dim=-1, keepdim=True) / h.shape[-1] ** 0.5
     rounding = 4 * torch.finfo(torch.float32).eps * mean.abs()
     deviation = torch.where(deviation <= rounding, torch.nan, deviation)
-    return centred / deviation, deviation.squeeze(-1)
+    return centerd / deviation, deviation.squeeze(-1)
 
 
 def token_kurtosis(h: Tensor) -> Tensor:
     """m4 / m2^2 over the channels of each token of h [..., D]; NaN for a constant token."""
-    unit, _ = centred_unit(h.float())
+    unit, _ = centered_unit(h.float())
     return torch.linalg.vector_norm(unit.square(), dim=-1).square() / h.shape[-1]
 
 
@@ -31,17 +31,17 @@ def kurtosis_moments(h: Tensor) -> dict[str, Tensor]:
     Returns:
         tokens, nonfinite: number of those tokens, and of their NaN and infinite values.
         token_sum: sum over tokens of m4 / m2^2 over channels.
-        uncentred_sum: sum over tokens of max(0, mean_j h_j^4 / std_j^4 - 3).
+        uncentered_sum: sum over tokens of max(0, mean_j h_j^4 / std_j^4 - 3).
         square_sum: [D] sum over tokens of h_j^2.
     """
     h = h[:, 1:].float()
-    unit, deviation = centred_unit(h)
+    unit, deviation = centered_unit(h)
     fourth = torch.linalg.vector_norm((h / deviation.unsqueeze(-1)).square(), dim=-1).square() / h.shape[-1]
     return {
         "tokens": number(h.shape[0] * h.shape[1], h),
         "nonfinite": nonfinite(h),
         "token_sum": total(torch.linalg.vector_norm(unit.square(), dim=-1).square() / h.shape[-1]),
-        "uncentred_sum": total((fourth - 3).clamp_min(0.0)),
+        "uncentered_sum": total((fourth - 3).clamp_min(0.0)),
         "square_sum": channel_total(h.square()),
     }
 
@@ -50,11 +50,11 @@ def kurtosis_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
     """What follows from (summed) `kurtosis_moments`.
 
     Returns:
-        kurtosis_token: Bondarenko et al. (arXiv:2306.12929): mean over tokens of m4 / m2^2 over channels, centred, not
+        kurtosis_token: Bondarenko et al. (arXiv:2306.12929): mean over tokens of m4 / m2^2 over channels, centerd, not
             excess; in [1, D], 3 for a normal distribution. High if any channel of a token stands out.
         kurtosis_excess: kurtosis_token - 3.
         kurtosis_osp: Outlier-Safe Pre-Training (arXiv:2506.19697): mean over tokens of mean_j h_j^4 / std^4 - 3, the
-            fourth moment uncentred, clipped at 0 in each token; std here is the population's.
+            fourth moment uncentered, clipped at 0 in each token; std here is the population's.
         kurtosis_neuron: He et al. (arXiv:2405.19279): mean_j s_j^4 / (mean_j s_j^2)^2 with s_j the RMS of channel j
             over tokens; in [1, D], 1 if all channels are alike, D if one carries everything. Blind to outliers that
             wander from channel to channel.
@@ -67,7 +67,7 @@ def kurtosis_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
         {
             "kurtosis_token": token,
             "kurtosis_excess": token - 3,
-            "kurtosis_osp": moments["uncentred_sum"] / tokens,
+            "kurtosis_osp": moments["uncentered_sum"] / tokens,
             "kurtosis_neuron": square.square().mean() / square.mean().square(),
             "nonfinite": moments["nonfinite"],
         }

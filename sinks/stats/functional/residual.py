@@ -33,7 +33,7 @@ def residual_moments(h: Tensor, median: Tensor | None = None) -> dict[str, Tenso
         tokens, samples: number of tokens but token 0, and number of tokens 0 (that is B).
         abs_sum, argmax_count: [D] over tokens but token 0: sum of |h_j|, and how often |h_j| is the largest.
         first_abs_sum: [D] sum of |h_j| over tokens 0.
-        kurtosis_sum: sum over tokens but token 0 of m4 / m2^2 over channels, centred (arXiv:2306.12929; not excess).
+        kurtosis_sum: sum over tokens but token 0 of m4 / m2^2 over channels, centerd (arXiv:2306.12929; not excess).
         median_sum: sum over the same tokens of the token's median |h_j|.
         histogram: [HISTOGRAM_BINS] of |h| over all tokens.
         nonfinite: number of NaN and infinite values.
