@@ -52,10 +52,13 @@ def _where(path: str, arguments: Sequence[str]) -> str:
         if flag.startswith(f"--{path}"):
             return "command line: "
         file = Path(value or following)
-        if flag in ("-c", "--config") and file.is_file():
-            if any(_ends_alike(found, keys) for found in _paths(yaml.safe_load(file.read_text(encoding="utf-8")))):
-                return f"{file}: "
+        if flag in ("-c", "--config") and any(_ends_alike(found, keys) for found in _paths(_content(file))):
+            return f"{file}: "
     return ""
+
+
+def _content(file: Path) -> Any:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 def _paths(section: Any) -> Iterator[list[str]]:
