@@ -19,7 +19,7 @@ from benchmarks.gpu_report.stage_context import StageContext
 from benchmarks.tables import number, table
 from sinks.data.module import TokenData
 from sinks.data.order import identity_order
-from sinks.parallel.leaving import leave
+from sinks.parallel.process_exit import exit_process
 from sinks.parallel.strategy import Sharded
 from sinks.record import RunFolder
 from sinks.record.folder import from_json, to_json, write_atomically
@@ -221,7 +221,7 @@ def main() -> None:
         if torch.distributed.get_rank() == 0:
             write_atomically(options.folder / f"{name}.json", to_json(found))
         free_memory()
-    leave(0)
+    exit_process(0)
 
 
 if __name__ == "__main__":

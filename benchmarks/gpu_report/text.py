@@ -21,10 +21,10 @@ import torch
 from torch.utils.data import Dataset
 
 from sinks.data.corpus import Corpus, walk
+from sinks.data.document_store import DocumentStore, validation_documents
 from sinks.data.module import TokenData
 from sinks.data.order import WindowedShuffle
 from sinks.data.prepare import DocumentTokens
-from sinks.data.spool import Spool, validation_documents
 from sinks.data.tokenizer import TextTokenizer
 from sinks.errors import UserError
 from sinks.record.folder import from_json, to_json, write_atomically
@@ -123,15 +123,15 @@ def prepare(folder: Path, vocab_size: int, most_bytes: int | None = None, proces
         return prepared
     shutil.rmtree(prepared, ignore_errors=True)
     prepared.mkdir(parents=True)
-    spool = Spool.write(corpus, prepared / "documents", lambda read: None)
-    in_validation = validation_documents(spool.hashes, VALIDATION_SHARE)
+    store = DocumentStore.write(corpus, prepared / "documents", lambda read: None)
+    in_validation = validation_documents(store.hashes, VALIDATION_SHARE)
     members = {"train": np.flatnonzero(~in_validation), "val": np.flatnonzero(in_validation)}
-    tokenizer = TextTokenizer.train(spool.texts(_sample(members["train"], spool.sizes)), vocab_size)
+    tokenizer = TextTokenizer.train(store.texts(_sample(members["train"], store.sizes)), vocab_size)
     tokenizer.save(prepared)
     counts = {
-        split: _write(spool, numbers, prepared, split, vocab_size, processes) for split, numbers in members.items()
+        split: _write(store, numbers, prepared, split, vocab_size, processes) for split, numbers in members.items()
     }
-    spool.file.unlink()
+    store.file.unlink()
     content = Installed(
         fingerprint, len(corpus.files), corpus.skipped, corpus.size, vocab_size, counts["train"], counts["val"]
     )
@@ -145,10 +145,12 @@ def _sample(numbers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return numbers[::every]
 
 
-def _write(spool: Spool, numbers: np.ndarray, folder: Path, split: str, vocab_size: int, processes: int | None) -> int:
+def _write(
+    store: DocumentStore, numbers: np.ndarray, folder: Path, split: str, vocab_size: int, processes: int | None
+) -> int:
     """Token ids of documents into one file; their number."""
-    tokens = DocumentTokens(spool, folder, False, vocab_size)
-    groups = spool.groups(numbers, GROUP_BYTES)
+    tokens = DocumentTokens(store, folder, False, vocab_size)
+    groups = store.groups(numbers, GROUP_BYTES)
     count = 0
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Not forked: this process may hold a GPU.

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from sinks.callbacks.recorder import RunRecorder
 from sinks.errors import UserError
 from sinks.lightning_private import dump_checkpoint, validation_follows
-from sinks.parallel.checkpoint_io import together
-from sinks.record.atomic import beside, discard
+from sinks.parallel.checkpoint_io import run_collectively
+from sinks.record.atomic import remove_atomically, temporary_path
 
 NAME = "step{step:08d}.ckpt"
 
@@ -85,24 +85,24 @@ class RunCheckpoints(ModelCheckpoint):
             return
         path = self._folder.checkpoints / NAME.format(step=step)
         checkpoint = dump_checkpoint(trainer)
-        together(lambda: trainer.strategy.save_checkpoint(checkpoint, path))
+        run_collectively(lambda: trainer.strategy.save_checkpoint(checkpoint, path))
 
         def take_over() -> None:
             if trainer.is_global_zero:
                 point(self._folder.last_checkpoint, path)
                 remove_older(path.parent, step, self.keep)
 
-        together(take_over)
+        run_collectively(take_over)
         self._saved_step = step
 
 
 def point(link: Path, target: Path) -> None:
     """Let a link name a file or folder beside it; there is no instant without the link."""
-    temporary = beside(link)
+    temporary = temporary_path(link)
     temporary.unlink(missing_ok=True)
     os.symlink(target.name, temporary)
     if link.is_dir() and not link.is_symlink():
-        discard(link)
+        remove_atomically(link)
     temporary.replace(link)
 
 
@@ -111,4 +111,4 @@ def remove_older(folder: Path, step: int, keep: int) -> None:
     steps = {path: int(found[1]) for path in folder.iterdir() if (found := re.fullmatch(r"step(\d+)\.ckpt", path.name))}
     kept = sorted((path for path in steps if steps[path] <= step), key=lambda path: steps[path])[-keep:]
     for path in steps.keys() - set(kept):
-        discard(path)
+        remove_atomically(path)

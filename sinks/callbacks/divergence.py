@@ -21,7 +21,7 @@ DIVERGENCE_FILE = "divergence.json"
 
 
 @dataclass(frozen=True)
-class Finding:
+class NonFiniteReport:
     """The first value of a step that is not finite.
 
     Args:
@@ -49,7 +49,7 @@ class Finding:
         return f"first in the {self.kind} at {self.site} on rank {self.rank} ({largest})"
 
 
-class Witness:
+class NonFiniteDetector:
     """Sees every value of a replay in the order of computation, and remembers the first that is not finite.
 
     Args:
@@ -59,12 +59,12 @@ class Witness:
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self.micro_batch = 0
-        self.seen = 0
-        self.first: Finding | None = None
+        self.checked = 0
+        self.first: NonFiniteReport | None = None
 
-    def see(self, kind: str, site: str, value: Tensor) -> None:
+    def check(self, kind: str, site: str, value: Tensor) -> None:
         """Look at one value; of a sharded one, at this process's part."""
-        self.seen += 1
+        self.checked += 1
         if self.first is not None or not value.is_floating_point():
             return
         local = value.to_local().detach() if isinstance(value, DTensor) else value.detach()
@@ -72,16 +72,16 @@ class Witness:
         if not finite.all():
             some = local[finite]
             max_abs = float(some.abs().max()) if len(some) else None
-            self.first = Finding(self.micro_batch, self.seen, self.rank, kind, site, max_abs)
+            self.first = NonFiniteReport(self.micro_batch, self.checked, self.rank, kind, site, max_abs)
 
-    def see_tap(self, site: str, value: Tensor) -> None:
+    def check_tap(self, site: str, value: Tensor) -> None:
         """A tap's listener."""
-        self.see("activation", site, value)
+        self.check("activation", site, value)
 
-    def see_gradient_of(self, tap: Tap, inputs: Any, output: Tensor) -> None:
+    def check_gradient_of(self, tap: Tap, inputs: Any, output: Tensor) -> None:
         """A tap's forward hook: looks at the gradient when it comes back."""
         if output.requires_grad:
-            output.register_hook(lambda gradient: self.see("gradient", tap.site, gradient))
+            output.register_hook(lambda gradient: self.check("gradient", tap.site, gradient))
 
 
 class Diverged(Exception):
@@ -115,7 +115,7 @@ class Divergence(Callback):
         self._end_if_diverged(trainer, pl_module)
 
     def _end_if_diverged(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        step = int(pl_module.failed_step)
+        step = int(pl_module.first_nonfinite_step)
         if not step:
             return
         found = replay(trainer, pl_module, training_rows(trainer, step, self._step_before))
@@ -146,7 +146,7 @@ def training_rows(trainer: lightning.Trainer, step: int, step_before: int) -> li
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def replay(trainer: lightning.Trainer, module: lightning.LightningModule, batches: list[Tensor]) -> Finding:
+def replay(trainer: lightning.Trainer, module: lightning.LightningModule, batches: list[Tensor]) -> NonFiniteReport:
     """Run one optimizer step again, forward and backward but without the update, and name its first bad value.
 
     Args:
@@ -154,39 +154,41 @@ def replay(trainer: lightning.Trainer, module: lightning.LightningModule, batche
         module: as it was before the step.
         batches: rows [B, T + 1] of each micro-batch.
     """
-    witness = Witness(trainer.global_rank)
+    detector = NonFiniteDetector(trainer.global_rank)
     taps = taps_of(module)
     module.train()
     module.zero_grad()
     # Compiled code would pass over hooks.
     with torch.compiler.set_stance("force_eager"):
-        for witness.micro_batch, rows in enumerate(batches):
-            hooks = [tap.register_forward_hook(witness.see_gradient_of) for tap in taps]
+        for detector.micro_batch, rows in enumerate(batches):
+            hooks = [tap.register_forward_hook(detector.check_gradient_of) for tap in taps]
             for tap in taps:
-                tap.listener = witness.see_tap
-            loss: Any = trainer.strategy.training_step(rows, witness.micro_batch)
-            witness.see("loss", "loss", loss)
+                tap.listener = detector.check_tap
+            loss: Any = trainer.strategy.training_step(rows, detector.micro_batch)
+            detector.check("loss", "loss", loss)
             # A checkpointed block runs again in the backward pass.
             for tap, hook in zip(taps, hooks, strict=True):
                 tap.listener = None
                 hook.remove()
             trainer.strategy.backward(loss / len(batches), trainer.optimizers[0])
-    see_parameters(witness, module)
-    return first_of_all(witness.first or Finding(len(batches), witness.seen, witness.rank, "not reproduced", "", None))
+    check_parameters(detector, module)
+    return first_of_all(
+        detector.first or NonFiniteReport(len(batches), detector.checked, detector.rank, "not reproduced", "", None)
+    )
 
 
-def see_parameters(witness: Witness, module: lightning.LightningModule) -> None:
+def check_parameters(detector: NonFiniteDetector, module: lightning.LightningModule) -> None:
     """Look at the gradients of parameters, last defined first; if each is finite, at their norm over all of them."""
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     for name in reversed(gradients):
-        witness.see("parameter gradient", name, gradients[name])
+        detector.check("parameter gradient", name, gradients[name])
     norms = {name: gradient.norm() for name, gradient in gradients.items()}
     norms = {name: norm.full_tensor() if isinstance(norm, DTensor) else norm for name, norm in norms.items()}
     largest = max(norms, key=lambda name: float(norms[name]))
-    witness.see("gradient norm", largest, torch.stack([n.to(torch.float32) for n in norms.values()]).norm())
+    detector.check("gradient norm", largest, torch.stack([n.to(torch.float32) for n in norms.values()]).norm())
 
 
-def first_of_all(own: Finding) -> Finding:
+def first_of_all(own: NonFiniteReport) -> NonFiniteReport:
     """The earliest of all processes' findings."""
     if not (dist.is_available() and dist.is_initialized()):
         return own

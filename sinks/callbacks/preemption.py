@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from sinks.callbacks.checkpoints import RunCheckpoints
 from sinks.callbacks.recorder import RunRecorder
 from sinks.lightning_private import leave_signals_alone, save_now
-from sinks.parallel.lost_rank import lost_rank
+from sinks.parallel.peer_failure import peer_failure
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # Launchers pass a signal on that their processes may have had already.
@@ -45,33 +45,33 @@ class Preemption(Callback):
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         leave_signals_alone(trainer)
         self._recorder = next(c for c in trainer.callbacks if isinstance(c, RunRecorder))
-        self._recorder.votes = self._recorder.shares = [0.0 for _ in SIGNALS]
+        self._recorder.rank_flags = self._recorder.mean_flags = [0.0 for _ in SIGNALS]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {signum: signal.signal(signum, self._hear) for signum in SIGNALS}
+            self._previous = {signum: signal.signal(signum, self._on_signal) for signum in SIGNALS}
             self._previous[signal.SIGINT] = signal.getsignal(signal.SIGINT)  # ignored by Lightning after Ctrl-C
 
-    def _hear(self, signum: int, frame: FrameType | None) -> None:
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         assert self._recorder is not None
         if self._received is None:
             self._received, self._received_at = signal.Signals(signum), time.monotonic()
-            self._recorder.votes = [float(signum == known) for known in SIGNALS]
+            self._recorder.rank_flags = [float(signum == known) for known in SIGNALS]
         elif time.monotonic() - self._received_at > REPEATED_WITHIN_S:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._stop_hearing()
+        self._restore_handlers()
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         # Where another rank is lost, a launcher sends SIGTERM to this one, which must still say what happened.
-        if lost_rank(exception) is None:
-            self._stop_hearing()
+        if peer_failure(exception) is None:
+            self._restore_handlers()
 
-    def _stop_hearing(self) -> None:
+    def _restore_handlers(self) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
@@ -102,7 +102,7 @@ class Preemption(Callback):
     def _agreed(self) -> signal.Signals | None:
         """Whatever any rank had received at the last log."""
         assert self._recorder is not None
-        shares = zip(SIGNALS, self._recorder.shares, strict=True)
+        shares = zip(SIGNALS, self._recorder.mean_flags, strict=True)
         return next((signum for signum, share in shares if share > 0), None)
 
 

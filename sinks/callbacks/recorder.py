@@ -41,8 +41,8 @@ SUMMARY_KEYS = {
 class RunRecorder(Callback):
     """Keeps the run folder. Losses are means over the steps since the last log; a step costs no host synchronization.
 
-    What ranks must agree on without a collective of its own travels with the logged loss: `votes` of this rank go in,
-    and `shares`, their means over ranks, come out.
+    What ranks must agree on without a collective of its own travels with the logged loss: `rank_flags`
+    go in, and `mean_flags`, their means over ranks, come out.
 
     Args:
         dir: the run folder.
@@ -56,8 +56,8 @@ class RunRecorder(Callback):
         self.diverged = False
         self.validated_at = -1
         self._validation_loss = math.nan
-        self.votes: list[float] = []
-        self.shares: list[float] = []
+        self.rank_flags: list[float] = []
+        self.mean_flags: list[float] = []
         self._trainer: lightning.Trainer | None = None
         self._loss: Tensor | None = None
         self._steps_in_loss = 0
@@ -101,10 +101,10 @@ class RunRecorder(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._started = time.perf_counter()
         if trainer.is_global_zero:
-            self.folder.cut_back(trainer.global_step)
+            self.folder.truncate_after(trainer.global_step)
             for logger in trainer.loggers:
                 if isinstance(logger, EventLogger):
-                    logger.cut_back(trainer.global_step)
+                    logger.truncate_after(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -120,8 +120,8 @@ class RunRecorder(Callback):
     def _log(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert self._loss is not None
         mean = (self._loss / self._steps_in_loss).view(1)
-        over_ranks = trainer.strategy.reduce(torch.cat([mean, mean.new_tensor(self.votes)]), reduce_op="mean")
-        loss, *self.shares = over_ranks.tolist()
+        over_ranks = trainer.strategy.reduce(torch.cat([mean, mean.new_tensor(self.rank_flags)]), reduce_op="mean")
+        loss, *self.mean_flags = over_ranks.tolist()
         wall, tokens = self.wall_s, self.tokens(trainer)
         self._last = {
             "train/loss": loss,

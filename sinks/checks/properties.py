@@ -120,8 +120,8 @@ def first_steps(subject: Subject) -> None:
     with torch.no_grad():
         before = model.loss(rows)
     trained(model.train(), rows, 10)
-    if int(model.failed_step):
-        raise Broken(f"the gradient of step {int(model.failed_step)} is not finite")
+    if int(model.first_nonfinite_step):
+        raise Broken(f"the gradient of step {int(model.first_nonfinite_step)} is not finite")
     with torch.no_grad():
         after = model.eval().loss(rows)
     if not after < before:

@@ -36,16 +36,16 @@ def usage() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or 2 for a user's mistake. One process of several ends here."""
-    from sinks.parallel.leaving import among_others, leave
+    from sinks.parallel.process_exit import exit_process, is_distributed
 
     try:
         code = run(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as stopped:
-        if not among_others() or not isinstance(stopped.code, int):
+        if not is_distributed() or not isinstance(stopped.code, int):
             raise
         code = stopped.code
-    if among_others():
-        leave(code)
+    if is_distributed():
+        exit_process(code)
     return code
 
 

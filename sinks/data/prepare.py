@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from sinks.data.chunks import write_chunks
 from sinks.data.corpus import Corpus, find_corpus
+from sinks.data.document_store import DocumentStore, validation_documents
 from sinks.data.manifest import INDEX_FILE, SPLITS, Manifest, Split, record
-from sinks.data.spool import Spool, validation_documents
 from sinks.data.tokenizer import BOS_ID, TOKENIZER_FILE, TextTokenizer, check_vocab_size
 from sinks.errors import UserError
 
@@ -117,25 +117,25 @@ class Preparation:
             return tqdm(desc=description, total=total, disable=None if progress else True, **options)
 
         with bar("reading", self.corpus.size, unit="B", unit_scale=True) as reading:
-            spool = Spool.write(self.corpus, scratch / "documents", lambda read: _advance(reading, read))
+            store = DocumentStore.write(self.corpus, scratch / "documents", lambda read: _advance(reading, read))
             _advance(reading, self.corpus.size)
-        in_validation = validation_documents(spool.hashes, self.validation_share)
+        in_validation = validation_documents(store.hashes, self.validation_share)
         members = {"train": np.flatnonzero(~in_validation), "val": np.flatnonzero(in_validation)}
 
         with bar("training the tokenizer", len(members["train"]), unit="document") as training:
-            texts = _counted(spool.texts(members["train"]), training)
+            texts = _counted(store.texts(members["train"]), training)
             tokenizer = TextTokenizer.train(texts, self.vocab_size)
         tokenizer.save(folder)
 
-        inputs = {folder / split: spool.groups(members[split], CHUNK_BYTES) for split in SPLITS}
-        tokens = DocumentTokens(spool, folder, self.document_bos, self.vocab_size)
+        inputs = {folder / split: store.groups(members[split], CHUNK_BYTES) for split in SPLITS}
+        tokens = DocumentTokens(store, folder, self.document_bos, self.vocab_size)
         with bar("tokenizing", sum(map(len, inputs.values())), unit="chunk") as tokenizing:
             write_chunks(tokens, inputs, processes, scratch, lambda done: _advance(tokenizing, done))
         shutil.rmtree(scratch)
-        self._manifest(folder, spool, members, tokenizer).write(folder)
+        self._manifest(folder, store, members, tokenizer).write(folder)
 
     def _manifest(
-        self, folder: Path, spool: Spool, members: dict[str, np.ndarray], tokenizer: TextTokenizer
+        self, folder: Path, store: DocumentStore, members: dict[str, np.ndarray], tokenizer: TextTokenizer
     ) -> Manifest:
         splits, chunks = {}, []
         for split in SPLITS:
@@ -143,7 +143,7 @@ class Preparation:
             chunks += [f"{split}/{chunk['filename']}" for chunk in index["chunks"]]
             splits[split] = Split(
                 documents=len(members[split]),
-                bytes=int(spool.sizes[members[split]].sum()),
+                bytes=int(store.sizes[members[split]].sum()),
                 tokens=sum(chunk["dim"] for chunk in index["chunks"]),
                 chunks=len(index["chunks"]),
             )
@@ -201,13 +201,13 @@ class DocumentTokens:
     """Called with numbers of documents [N]: their token ids one after the other, uint16 where all ids fit.
 
     Args:
-        spool: of the documents.
+        store: of the documents.
         folder: with the tokenizer.
         document_bos: whether `<bos>` stands before every document.
         vocab_size: number of token ids.
     """
 
-    spool: Spool
+    store: DocumentStore
     folder: Path
     document_bos: bool
     vocab_size: int
@@ -217,7 +217,7 @@ class DocumentTokens:
         bos = [BOS_ID] if self.document_bos else []
         dtype = np.uint16 if self.vocab_size <= 2**16 else np.uint32
         # One at a time: the tokenizer's own record of a whole group takes hundreds of MB.
-        documents = (tokenizer.encode_batch([text])[0] for text in self.spool.texts(numbers))
+        documents = (tokenizer.encode_batch([text])[0] for text in self.store.texts(numbers))
         return np.concatenate([np.array(bos + ids, dtype=dtype) for ids in documents])
 
 

@@ -18,16 +18,16 @@ from sinks.errors import UserError
 from sinks.families.optimizers import AdamW, GroupOptions, OptimizerFactory, SkipGuard, check_coverage, parameter_groups
 from sinks.families.token_mean import TokenMean
 from sinks.models.attention import Attention
+from sinks.models.attention_config import AttentionConfig
 from sinks.models.attention_gates import AttentionGate, NoGate
 from sinks.models.clips import NoClip, ResidualClip
 from sinks.models.counting import Flops
 from sinks.models.decoder import Architecture, Components, Decoder
 from sinks.models.execution import Execution
-from sinks.models.feed_forward import FeedForwardShape, SwiGLU
+from sinks.models.feed_forward import FeedForwardConfig, SwiGLU
 from sinks.models.mixers import FeedForward, SequenceMixer
 from sinks.models.normalizers import Normalizer, Softmax
 from sinks.models.norms import Norm, RMSNorm
-from sinks.models.shapes import AttentionShape
 from sinks.parallel.checkpoint_io import refuse_another_architecture, sizes
 from sinks.parallel.sharding import shard
 
@@ -41,8 +41,8 @@ class Optimization:
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
         weight_decay: of parameters with two or more dimensions.
-        one_dimensional_weight_decay: of gains, biases and sinks; decay on gains is a first-order confound.
-        one_dimensional_lr_multiplier: factor on the learning rate of gains, biases and sinks.
+        scale_weight_decay: of gains, biases and sinks; decay on gains is a first-order confound.
+        scale_lr_multiplier: factor on the learning rate of gains, biases and sinks.
         warmup_steps: steps of linear warm-up.
         schedule: after the warm-up: constant, or a cosine or straight line down to `final_lr_ratio` at the last step.
         final_lr_ratio: last learning rate over the peak.
@@ -52,8 +52,8 @@ class Optimization:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
-    one_dimensional_weight_decay: float = 0.0
-    one_dimensional_lr_multiplier: float = 1.0
+    scale_weight_decay: float = 0.0
+    scale_lr_multiplier: float = 1.0
     warmup_steps: int = 100
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     final_lr_ratio: float = 0.1
@@ -76,17 +76,17 @@ class Optimization:
         return GroupOptions(
             lr=self.lr,
             weight_decay=self.weight_decay,
-            scale_lr=self.lr * self.one_dimensional_lr_multiplier,
-            scale_weight_decay=self.one_dimensional_weight_decay,
+            scale_lr=self.lr * self.scale_lr_multiplier,
+            scale_weight_decay=self.scale_weight_decay,
             betas=self.betas,
             eps=self.eps,
         )
 
 
 def refuse_attention_options(
-    shape: AttentionShape,
-    normalizer: Callable[[AttentionShape], Normalizer],
-    gate: Callable[[AttentionShape], AttentionGate],
+    config: AttentionConfig,
+    normalizer: Callable[[AttentionConfig], Normalizer],
+    gate: Callable[[AttentionConfig], AttentionGate],
 ) -> None:
     """A mixer of its own has neither normalizer nor gate of attention.
 
@@ -94,7 +94,7 @@ def refuse_attention_options(
         UserError: if one is not the default.
     """
     with torch.device("meta"):
-        given = {"normalizer": normalizer(shape), "attention_gate": gate(shape)}
+        given = {"normalizer": normalizer(config), "attention_gate": gate(config)}
     for (name, part), default in zip(given.items(), (Softmax, NoGate), strict=True):
         if type(part) is not default:
             raise UserError(
@@ -129,13 +129,13 @@ class CausalLM(Described, lightning.LightningModule):
         architecture: Architecture = Architecture(),
         optimization: Optimization = Optimization(),
         optimizer: OptimizerFactory = AdamW,
-        mixer: Callable[[AttentionShape], SequenceMixer] | None = None,
-        normalizer: Callable[[AttentionShape], Normalizer] = Softmax,
-        attention_gate: Callable[[AttentionShape], AttentionGate] = NoGate,
+        mixer: Callable[[AttentionConfig], SequenceMixer] | None = None,
+        normalizer: Callable[[AttentionConfig], Normalizer] = Softmax,
+        attention_gate: Callable[[AttentionConfig], AttentionGate] = NoGate,
         norm: Callable[[int], Norm] = RMSNorm,
         head_norm: Callable[[int], Norm] = RMSNorm,
         residual_clip: Callable[[str], ResidualClip] = NoClip,
-        feed_forward: Callable[[FeedForwardShape], FeedForward] = SwiGLU,
+        feed_forward: Callable[[FeedForwardConfig], FeedForward] = SwiGLU,
         execution: Execution = Execution(),
     ) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class CausalLM(Described, lightning.LightningModule):
         self.execution = execution
         self.optimizer_factory = optimizer
         if mixer is not None:
-            refuse_attention_options(architecture.attention_shape("mixer", context_length), normalizer, attention_gate)
+            refuse_attention_options(architecture.attention_config("mixer", context_length), normalizer, attention_gate)
         self.components = Components(
             mixer=mixer or partial(Attention, normalizer=normalizer, gate=attention_gate),
             norm=norm,
@@ -159,7 +159,9 @@ class CausalLM(Described, lightning.LightningModule):
         self.decoder: Decoder | None = None
         self.validation_loss = TokenMean()
         self.gradient_norm: Tensor | None = None
-        self.failed_step = torch.zeros((), dtype=torch.int64)  # first optimizer step without a finite gradient, or 0
+        self.first_nonfinite_step = torch.zeros(
+            (), dtype=torch.int64
+        )  # first optimizer step without a finite gradient, or 0
 
     def make_decoder(self, architecture: Architecture | None = None) -> Decoder:
         """A new decoder of this model's components, of its own or of other widths."""
@@ -239,10 +241,10 @@ class CausalLM(Described, lightning.LightningModule):
             if gradient_clip_val:
                 nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
         # The optimizer makes no update from the first step on whose gradient is not finite; no host sync.
-        failed_step = self.failed_step.to(norm.device)
-        first_failure = (failed_step == 0) & ~norm.isfinite()
-        self.failed_step = failed_step + first_failure * (self.trainer.global_step + 1)
-        self._guard.arm(self.failed_step > 0)
+        first_nonfinite_step = self.first_nonfinite_step.to(norm.device)
+        first_failure = (first_nonfinite_step == 0) & ~norm.isfinite()
+        self.first_nonfinite_step = first_nonfinite_step + first_failure * (self.trainer.global_step + 1)
+        self._guard.arm(self.first_nonfinite_step > 0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = parameter_groups(self, self.optimization.group_options)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from sinks.errors import UserError
 from sinks.families.causal_lm import CausalLM
+from sinks.models.attention_config import AttentionConfig
 from sinks.models.attention_gates import AttentionGate, ElementwiseGate, HeadwiseGate, NoGate, UnconditionalGate
 from sinks.models.clips import Clamp, ClippedNorm, NoClip, ResidualClip
 from sinks.models.gated_norm import Activation, GatedNorm, GateDyT
@@ -19,8 +20,7 @@ from sinks.models.normalizers import (
     SoftCap,
     Softmax,
 )
-from sinks.models.norms import DyT, Norm, PreAffine, RMSNorm, Unnormed
-from sinks.models.shapes import AttentionShape
+from sinks.models.norms import DyT, IdentityNorm, Norm, PreAffine, RMSNorm
 
 
 class Baseline(CausalLM):
@@ -62,7 +62,7 @@ class NoNorm(CausalLM):
         norms: dict[str, Callable[[int], Norm]] = {
             "rms_norm": RMSNorm,
             "dyt": partial(DyT, alpha=dyt_alpha),
-            "none": Unnormed,
+            "none": IdentityNorm,
         }
         super().__init__(
             vocab_size,
@@ -103,7 +103,7 @@ class Clipped(CausalLM):
         norm_medians: float = 4.0,
         **kwargs: Any,
     ) -> None:
-        normalizers: dict[str, Callable[[AttentionShape], Normalizer]] = {
+        normalizers: dict[str, Callable[[AttentionConfig], Normalizer]] = {
             "softmax": Softmax,
             "clipped_softmax": partial(ClippedSoftmax, alpha=softmax_alpha),
             "soft_cap": partial(SoftCap, cap=soft_cap),
@@ -154,7 +154,7 @@ class SinkAbsorbed(CausalLM):
         **kwargs: Any,
     ) -> None:
         norm = {"rms_norm": RMSNorm, "pre_affine": PreAffine}[residual]
-        normalizers: dict[str, Callable[[AttentionShape], Normalizer]] = {
+        normalizers: dict[str, Callable[[AttentionConfig], Normalizer]] = {
             "softmax": Softmax,
             "learnable_sink": partial(LearnableSink, sink_scale=sink_scale),
             "off_by_one": OffByOne,
@@ -204,7 +204,7 @@ class Gated(CausalLM):
         dyt_alpha: float = 0.5,
         **kwargs: Any,
     ) -> None:
-        gates: dict[str, Callable[[AttentionShape], AttentionGate]] = {
+        gates: dict[str, Callable[[AttentionConfig], AttentionGate]] = {
             "none": NoGate,
             "headwise": partial(HeadwiseGate, initial_gate=initial_attention_gate),
             "elementwise": partial(ElementwiseGate, initial_gate=initial_attention_gate),

@@ -7,6 +7,7 @@ from sink_kernels import Statistic
 from torch import Tensor, nn
 
 from sinks.errors import UserError
+from sinks.models.attention_config import AttentionConfig
 from sinks.models.attention_gates import AttentionGate
 from sinks.models.counting import SCORES, linear_flops
 from sinks.models.layers import Linear
@@ -14,7 +15,6 @@ from sinks.models.mixers import SequenceMixer
 from sinks.models.normalizers import Normalizer
 from sinks.models.norms import RMSNorm
 from sinks.models.positions import Rotary
-from sinks.models.shapes import AttentionShape
 from sinks.models.splits import Split
 from sinks.models.taps import Report, Tap
 
@@ -26,7 +26,7 @@ class Attention(SequenceMixer):
     names, and the values of its `gate`, if it has one.
 
     Args:
-        shape: widths, names and initialization.
+        config: widths, names and initialization.
         normalizer: how scores become weights.
         gate: what scales each head's output.
 
@@ -36,39 +36,41 @@ class Attention(SequenceMixer):
 
     def __init__(
         self,
-        shape: AttentionShape,
-        normalizer: Callable[[AttentionShape], Normalizer],
-        gate: Callable[[AttentionShape], AttentionGate],
+        config: AttentionConfig,
+        normalizer: Callable[[AttentionConfig], Normalizer],
+        gate: Callable[[AttentionConfig], AttentionGate],
     ) -> None:
         super().__init__()
-        if shape.n_heads % shape.n_kv_heads:
+        if config.n_heads % config.n_kv_heads:
             raise UserError(
-                f"n_kv_heads is {shape.n_kv_heads}, but must divide n_heads = {shape.n_heads}: give a divisor of it"
+                f"n_kv_heads is {config.n_kv_heads}, but must divide n_heads = {config.n_heads}: give a divisor of it"
             )
-        self.shape = shape
-        width, kv_width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
-        self.query = Linear(shape.d_model, width, shape.init_std, shape.bias)
-        self.key = Linear(shape.d_model, kv_width, shape.init_std, shape.bias)
-        self.value = Linear(shape.d_model, kv_width, shape.init_std, shape.bias)
-        self.query_norm = RMSNorm(shape.head_dim) if shape.qk_norm else nn.Identity()
-        self.key_norm = RMSNorm(shape.head_dim) if shape.qk_norm else nn.Identity()
+        self.config = config
+        width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.query = Linear(config.d_model, width, config.init_std, config.bias)
+        self.key = Linear(config.d_model, kv_width, config.init_std, config.bias)
+        self.value = Linear(config.d_model, kv_width, config.init_std, config.bias)
+        self.query_norm = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
         self.rotary = (
-            nn.Identity() if shape.rope_base is None else Rotary(shape.head_dim, shape.context_length, shape.rope_base)
+            nn.Identity()
+            if config.rope_base is None
+            else Rotary(config.head_dim, config.context_length, config.rope_base)
         )
-        self.normalizer = normalizer(shape)
-        self.gate = gate(shape)
-        self.out = Linear(width, shape.d_model, shape.output_std, shape.bias)
-        self.query_tap = Tap(f"{shape.site}.query")
-        self.key_tap = Tap(f"{shape.site}.key")
-        self.value_tap = Tap(f"{shape.site}.value")
-        self.gate_tap = Tap(f"{shape.site}.gate")  # pre-activations
+        self.normalizer = normalizer(config)
+        self.gate = gate(config)
+        self.out = Linear(width, config.d_model, config.output_std, config.bias)
+        self.query_tap = Tap(f"{config.site}.query")
+        self.key_tap = Tap(f"{config.site}.key")
+        self.value_tap = Tap(f"{config.site}.value")
+        self.gate_tap = Tap(f"{config.site}.gate")  # pre-activations
         self.report = Report()
         self.row_statistics: tuple[Statistic, ...] = ()
-        self.out_input = Tap(f"{shape.site}.out.input")
+        self.out_input = Tap(f"{config.site}.out.input")
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, T, H * head_dim] -> [B, H, T, head_dim], a view; H are the heads this process holds."""
-        return x.view(*x.shape[:2], -1, self.shape.head_dim).transpose(1, 2)
+        return x.view(*x.shape[:2], -1, self.config.head_dim).transpose(1, 2)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] -> q [B, H, T, head_dim], k and v [B, n_kv_heads, T, head_dim], positions applied."""
@@ -118,7 +120,7 @@ class Attention(SequenceMixer):
         return linear_flops(self) | {SCORES: self.normalizer.flops_per_token(tokens)}
 
     def shard_plan(self) -> dict[str, Split]:
-        heads, kv_heads = ("n_heads", self.shape.n_heads), ("n_kv_heads", self.shape.n_kv_heads)
+        heads, kv_heads = ("n_heads", self.config.n_heads), ("n_kv_heads", self.config.n_kv_heads)
         plan = {f"query.{kind}": Split("rows", *heads) for kind in ("weight", "bias")}
         plan |= {f"{name}.{kind}": Split("rows", *kv_heads) for name in ("key", "value") for kind in ("weight", "bias")}
         plan |= {f"{name}.weight": Split("shared") for name in ("query_norm", "key_norm")}

@@ -6,9 +6,9 @@ Gated attention as in arXiv:2505.06708 (position G1, after the weighted sum, bef
 import torch
 from torch import Tensor, nn
 
+from sinks.models.attention_config import AttentionConfig
 from sinks.models.gated_norm import logit
 from sinks.models.layers import Linear
-from sinks.models.shapes import AttentionShape
 from sinks.models.splits import Split
 
 
@@ -16,14 +16,14 @@ class AttentionGate(nn.Module):
     """Base of the gates.
 
     Args:
-        shape: widths, names and initialization of the attention sublayer.
+        config: widths, names and initialization of the attention sublayer.
     """
 
     kind = "attention gates"
 
-    def __init__(self, shape: AttentionShape) -> None:
+    def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
-        self.shape = shape
+        self.config = config
 
     def forward(self, x: Tensor) -> Tensor | None:
         """[B, T, D] -> pre-activations [B, H, T] or [B, H, T, head_dim], or None for no gate."""
@@ -38,7 +38,7 @@ class NoGate(AttentionGate):
     """No gate.
 
     Args:
-        shape: widths, names and initialization of the attention sublayer.
+        config: widths, names and initialization of the attention sublayer.
     """
 
     def forward(self, x: Tensor) -> None:
@@ -49,64 +49,64 @@ class HeadwiseGate(AttentionGate):
     """One gate per head and token.
 
     Args:
-        shape: widths, names and initialization of the attention sublayer.
+        config: widths, names and initialization of the attention sublayer.
         initial_gate: value at which the gate starts, up to the noise of the initial weights.
     """
 
-    def __init__(self, shape: AttentionShape, initial_gate: float = 0.5) -> None:
-        super().__init__(shape)
-        self.projection = Linear(shape.d_model, shape.n_heads, shape.init_std)
+    def __init__(self, config: AttentionConfig, initial_gate: float = 0.5) -> None:
+        super().__init__(config)
+        self.projection = Linear(config.d_model, config.n_heads, config.init_std)
         self.offset = logit(initial_gate, "initial_gate")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.projection(x).transpose(1, 2) + self.offset
 
     def shard_plan(self) -> dict[str, Split]:
-        return {"projection.weight": Split("rows", "n_heads", self.shape.n_heads)}
+        return {"projection.weight": Split("rows", "n_heads", self.config.n_heads)}
 
 
 class ElementwiseGate(AttentionGate):
     """One gate per channel of each head's output and token.
 
     Args:
-        shape: widths, names and initialization of the attention sublayer.
+        config: widths, names and initialization of the attention sublayer.
         initial_gate: value at which the gate starts, up to the noise of the initial weights.
     """
 
-    def __init__(self, shape: AttentionShape, initial_gate: float = 0.5) -> None:
-        super().__init__(shape)
-        self.projection = Linear(shape.d_model, shape.n_heads * shape.head_dim, shape.init_std)
+    def __init__(self, config: AttentionConfig, initial_gate: float = 0.5) -> None:
+        super().__init__(config)
+        self.projection = Linear(config.d_model, config.n_heads * config.head_dim, config.init_std)
         self.offset = logit(initial_gate, "initial_gate")
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape
-        gate = self.projection(x).view(batch, length, -1, self.shape.head_dim)
+        gate = self.projection(x).view(batch, length, -1, self.config.head_dim)
         return gate.transpose(1, 2) + self.offset
 
     def shard_plan(self) -> dict[str, Split]:
-        return {"projection.weight": Split("rows", "n_heads", self.shape.n_heads)}
+        return {"projection.weight": Split("rows", "n_heads", self.config.n_heads)}
 
 
 class UnconditionalGate(AttentionGate):
     """One learned gate per channel, the same for every token: the control, for it cannot rescale by context.
 
     Args:
-        shape: widths, names and initialization of the attention sublayer.
+        config: widths, names and initialization of the attention sublayer.
         initial_gate: value at which the gate starts.
     """
 
-    def __init__(self, shape: AttentionShape, initial_gate: float = 0.5) -> None:
-        super().__init__(shape)
+    def __init__(self, config: AttentionConfig, initial_gate: float = 0.5) -> None:
+        super().__init__(config)
         self.initial = logit(initial_gate, "initial_gate")
-        self.value = nn.Parameter(torch.full((shape.n_heads * shape.head_dim,), self.initial))
+        self.value = nn.Parameter(torch.full((config.n_heads * config.head_dim,), self.initial))
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.value, self.initial)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape
-        value = self.value.to(x.dtype).view(1, -1, 1, self.shape.head_dim)
+        value = self.value.to(x.dtype).view(1, -1, 1, self.config.head_dim)
         return value.expand(batch, -1, length, -1)
 
     def shard_plan(self) -> dict[str, Split]:
-        return {"value": Split("rows", "n_heads", self.shape.n_heads)}
+        return {"value": Split("rows", "n_heads", self.config.n_heads)}

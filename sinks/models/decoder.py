@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from sinks.errors import UserError
 from sinks.models.attention import Attention
+from sinks.models.attention_config import AttentionConfig
 from sinks.models.clips import ResidualClip
 from sinks.models.counting import Flops, linear_flops
-from sinks.models.feed_forward import FeedForwardShape
+from sinks.models.feed_forward import FeedForwardConfig
 from sinks.models.layers import Embedding, Linear
 from sinks.models.mixers import FeedForward, SequenceMixer
 from sinks.models.norms import Norm, NormSite
 from sinks.models.positions import LearnedPositions, Position
-from sinks.models.shapes import AttentionShape
 from sinks.models.taps import Tap
 
 
@@ -75,8 +75,8 @@ class Architecture:
     def output_std(self) -> float:
         return self.init_std / (2 * self.n_layers) ** 0.5
 
-    def attention_shape(self, site: str, context_length: int) -> AttentionShape:
-        return AttentionShape(
+    def attention_config(self, site: str, context_length: int) -> AttentionConfig:
+        return AttentionConfig(
             site=site,
             d_model=self.d_model,
             n_heads=self.n_heads,
@@ -90,8 +90,8 @@ class Architecture:
             rope_base=self.rope_base if self.position == "rope" else None,
         )
 
-    def feed_forward_shape(self, site: str) -> FeedForwardShape:
-        return FeedForwardShape(site, self.d_model, self.ffn_hidden, self.init_std, self.output_std, self.bias)
+    def feed_forward_config(self, site: str) -> FeedForwardConfig:
+        return FeedForwardConfig(site, self.d_model, self.ffn_hidden, self.init_std, self.output_std, self.bias)
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ class Components:
         feed_forward: the feed-forward sublayer.
     """
 
-    mixer: Callable[[AttentionShape], SequenceMixer]
+    mixer: Callable[[AttentionConfig], SequenceMixer]
     norm: Callable[[int], Norm]
     residual_clip: Callable[[str], ResidualClip]
-    feed_forward: Callable[[FeedForwardShape], FeedForward]
+    feed_forward: Callable[[FeedForwardConfig], FeedForward]
 
 
 class Block(nn.Module):
@@ -123,13 +123,13 @@ class Block(nn.Module):
 
     def __init__(self, site: str, architecture: Architecture, components: Components, context_length: int) -> None:
         super().__init__()
-        shape = architecture.attention_shape(f"{site}.attention", context_length)
+        config = architecture.attention_config(f"{site}.attention", context_length)
         self.attention_norm = NormSite(f"{site}.attention.norm", components.norm(architecture.d_model))
-        self.attention = components.mixer(shape)
+        self.attention = components.mixer(config)
         self.attention_clip = components.residual_clip(f"{site}.residual.mid.clip")
         self.mid = Tap(f"{site}.residual.mid")
         self.feed_forward_norm = NormSite(f"{site}.feed_forward.norm", components.norm(architecture.d_model))
-        self.feed_forward = components.feed_forward(architecture.feed_forward_shape(f"{site}.feed_forward"))
+        self.feed_forward = components.feed_forward(architecture.feed_forward_config(f"{site}.feed_forward"))
         self.feed_forward_clip = components.residual_clip(f"{site}.residual.out.clip")
         self.residual = Tap(f"{site}.residual.out")
 

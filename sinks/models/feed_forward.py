@@ -13,7 +13,7 @@ from sinks.models.taps import Tap
 
 
 @dataclass(frozen=True)
-class FeedForwardShape:
+class FeedForwardConfig:
     """What a feed-forward sublayer is built from.
 
     Args:
@@ -37,18 +37,18 @@ class DenseFeedForward(FeedForward):
     """Base: a projection up to the hidden layer, and one back into the residual stream, tapped at its input.
 
     Args:
-        shape: widths, names and initialization.
+        config: widths, names and initialization.
     """
 
-    def __init__(self, shape: FeedForwardShape) -> None:
+    def __init__(self, config: FeedForwardConfig) -> None:
         super().__init__()
-        self.shape = shape
-        self.up = Linear(shape.d_model, shape.hidden, shape.init_std, shape.bias)
-        self.down_input = Tap(f"{shape.site}.down.input")
-        self.down = Linear(shape.hidden, shape.d_model, shape.output_std, shape.bias)
+        self.config = config
+        self.up = Linear(config.d_model, config.hidden, config.init_std, config.bias)
+        self.down_input = Tap(f"{config.site}.down.input")
+        self.down = Linear(config.hidden, config.d_model, config.output_std, config.bias)
 
     def shard_plan(self) -> dict[str, Split]:
-        hidden = ("ffn_hidden", self.shape.hidden)
+        hidden = ("ffn_hidden", self.config.hidden)
         read = {f"{name}.{kind}": Split("rows", *hidden) for name in ("up", "gate") for kind in ("weight", "bias")}
         return read | {"down.weight": Split("columns", *hidden), "down.bias": Split("added")}
 
@@ -57,7 +57,7 @@ class GELU(DenseFeedForward):
     """W_down gelu(W_up x).
 
     Args:
-        shape: widths, names and initialization.
+        config: widths, names and initialization.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,12 +68,12 @@ class SwiGLU(DenseFeedForward):
     """W_down (silu(W_gate x) * W_up x) (arXiv:2002.05202).
 
     Args:
-        shape: widths, names and initialization.
+        config: widths, names and initialization.
     """
 
-    def __init__(self, shape: FeedForwardShape) -> None:
-        super().__init__(shape)
-        self.gate = Linear(shape.d_model, shape.hidden, shape.init_std, shape.bias)
+    def __init__(self, config: FeedForwardConfig) -> None:
+        super().__init__(config)
+        self.gate = Linear(config.d_model, config.hidden, config.init_std, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.down_input(F.silu(self.gate(x)) * self.up(x)))
@@ -83,7 +83,7 @@ class SigmoidGLU(SwiGLU):
     """W_down (sigmoid(W_gate x) * W_up x): bounded gates (arXiv:2601.22966, Table 1 rows 15-18).
 
     Args:
-        shape: widths, names and initialization.
+        config: widths, names and initialization.
     """
 
     def forward(self, x: Tensor) -> Tensor:

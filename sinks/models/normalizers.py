@@ -9,8 +9,8 @@ from sink_kernels import Statistic, attention, key_mass
 from torch import Tensor, nn
 
 from sinks.errors import UserError
+from sinks.models.attention_config import AttentionConfig
 from sinks.models.clips import positive
-from sinks.models.shapes import AttentionShape
 from sinks.models.splits import Split
 
 
@@ -26,7 +26,7 @@ class Normalizer(nn.Module):
     Then the forward, the statistics and the maps all see the same weights.
 
     Args:
-        shape: widths and names of the attention sublayer.
+        config: widths and names of the attention sublayer.
 
     Raises:
         UserError: if a subclass overrides `attend`.
@@ -36,9 +36,9 @@ class Normalizer(nn.Module):
     learned_sinks = 0
     learned_values = False
 
-    def __init__(self, shape: AttentionShape) -> None:
+    def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
-        self.shape = shape
+        self.config = config
         own = type(self)._attend.__module__ == __name__
         if not own or type(self).attend is not Normalizer.attend:
             raise UserError(
@@ -87,7 +87,7 @@ class Normalizer(nn.Module):
 
     def flops_per_token(self, tokens: int) -> float:
         """Operations of the two products of attention per token of a sequence, counted causally: T / 2 keys a query."""
-        return 2 * 2 * self.shape.n_heads * self.shape.head_dim * tokens / 2
+        return 2 * 2 * self.config.n_heads * self.config.head_dim * tokens / 2
 
     def shard_plan(self) -> dict[str, Split]:
         """How tensor parallelizm splits the parameters this module owns, by name."""
@@ -98,7 +98,7 @@ class Softmax(Normalizer):
     """The ordinary softmax.
 
     Args:
-        shape: widths and names of the attention sublayer.
+        config: widths and names of the attention sublayer.
     """
 
 
@@ -106,7 +106,7 @@ class OffByOne(Normalizer):
     """exp(s_j) / (1 + sum_i exp(s_i)): a sink logit frozen at zero.
 
     Args:
-        shape: widths and names of the attention sublayer.
+        config: widths and names of the attention sublayer.
     """
 
     learned_sinks = 1
@@ -122,16 +122,16 @@ class LearnableSink(Normalizer):
     growing the first token's key is faster.
 
     Args:
-        shape: widths and names of the attention sublayer.
+        config: widths and names of the attention sublayer.
         sink_scale: factor between the parameter (float32, starts at zero) and the logit.
     """
 
     learned_sinks = 1
 
-    def __init__(self, shape: AttentionShape, sink_scale: float = 1.0) -> None:
-        super().__init__(shape)
+    def __init__(self, config: AttentionConfig, sink_scale: float = 1.0) -> None:
+        super().__init__(config)
         self.sink_scale = positive(sink_scale, "sink_scale", 10.0)
-        self.sink = nn.Parameter(torch.zeros(shape.n_heads, dtype=torch.float32))
+        self.sink = nn.Parameter(torch.zeros(config.n_heads, dtype=torch.float32))
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.sink)
@@ -140,14 +140,14 @@ class LearnableSink(Normalizer):
         return {"normalizer": "learnable_sink", "sink": self.sink_scale * self.sink.float()}
 
     def shard_plan(self) -> dict[str, Split]:
-        return {"sink": Split("rows", "n_heads", self.shape.n_heads)}
+        return {"sink": Split("rows", "n_heads", self.config.n_heads)}
 
 
 class KeyValueBias(Normalizer):
     """A learned key and value per head stand before the first token (Sun et al. 2024, arXiv:2402.17762, section 5).
 
     Args:
-        shape: widths and names of the attention sublayer.
+        config: widths and names of the attention sublayer.
         learn_value: whether the value is learned too; without it the value is zero, a pure sink.
     """
 
@@ -155,17 +155,17 @@ class KeyValueBias(Normalizer):
     learned_values = True
     no_decay = ("key", "value")
 
-    def __init__(self, shape: AttentionShape, learn_value: bool = True) -> None:
-        super().__init__(shape)
-        size = (shape.n_kv_heads, shape.head_dim)
+    def __init__(self, config: AttentionConfig, learn_value: bool = True) -> None:
+        super().__init__(config)
+        size = (config.n_kv_heads, config.head_dim)
         self.key = nn.Parameter(torch.empty(size))
         self.value = nn.Parameter(torch.empty(size), requires_grad=learn_value)
         self.learn_value = learn_value
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.key, std=self.shape.init_std)
-        nn.init.normal_(self.value, std=self.shape.init_std if self.learn_value else 0.0)
+        nn.init.normal_(self.key, std=self.config.init_std)
+        nn.init.normal_(self.value, std=self.config.init_std if self.learn_value else 0.0)
 
     def _prepend(
         self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None
@@ -190,8 +190,8 @@ class KeyValueBias(Normalizer):
         out, found = attention(q, k, v, gate=gate, stats=tuple({*stats, "lse", "first_key_mass"}))
         with torch.no_grad():
             # The first key is the learned one, the second the first token.
-            first_token = k[:, :, 1].repeat_interleave(self.shape.n_heads // self.shape.n_kv_heads, dim=1)
-            score = torch.einsum("bhtd,bhd->bht", q.float(), first_token.float()) / math.sqrt(self.shape.head_dim)
+            first_token = k[:, :, 1].repeat_interleave(self.config.n_heads // self.config.n_kv_heads, dim=1)
+            score = torch.einsum("bhtd,bhd->bht", q.float(), first_token.float()) / math.sqrt(self.config.head_dim)
             found["sink_mass"] = found["first_key_mass"]
             found["first_key_mass"] = torch.exp(score - found["lse"])
         return out[:, :, 1:], {name: found[name][:, :, 1:] for name in stats}
@@ -203,7 +203,7 @@ class KeyValueBias(Normalizer):
         return super().flops_per_token(tokens + 1)
 
     def shard_plan(self) -> dict[str, Split]:
-        return {name: Split("rows", "n_kv_heads", self.shape.n_kv_heads) for name in ("key", "value")}
+        return {name: Split("rows", "n_kv_heads", self.config.n_kv_heads) for name in ("key", "value")}
 
 
 class Sigmoid(Normalizer):
@@ -212,29 +212,29 @@ class Sigmoid(Normalizer):
     The bias is -log(context_length) of the configured context, so that a prefix alone gives the same outputs.
 
     Args:
-        shape: widths and names of the attention sublayer.
+        config: widths and names of the attention sublayer.
     """
 
     def options(self) -> dict[str, Any]:
-        return {"normalizer": "sigmoid", "bias": -math.log(self.shape.context_length)}
+        return {"normalizer": "sigmoid", "bias": -math.log(self.config.context_length)}
 
 
 class ClippedSoftmax(Normalizer):
     """clip((1 - gamma) * softmax + gamma, 0, 1), gamma = -alpha / context_length (arXiv:2306.12929).
 
     Args:
-        shape: widths and names of the attention sublayer.
+        config: widths and names of the attention sublayer.
         alpha: how much is cut off; 2 ... 4 in the source for short contexts.
     """
 
-    def __init__(self, shape: AttentionShape, alpha: float = 4.0) -> None:
-        super().__init__(shape)
-        if not 0 < alpha < shape.context_length:
+    def __init__(self, config: AttentionConfig, alpha: float = 4.0) -> None:
+        super().__init__(config)
+        if not 0 < alpha < config.context_length:
             raise UserError(
                 f"clipped softmax alpha is {alpha}, but must lie between 0 and the context length "
-                f"{shape.context_length}: give e.g. 4"
+                f"{config.context_length}: give e.g. 4"
             )
-        self.gamma = -alpha / shape.context_length
+        self.gamma = -alpha / config.context_length
 
     def options(self) -> dict[str, Any]:
         return {"normalizer": "clipped_softmax", "clip": (self.gamma, 1.0)}
@@ -244,12 +244,12 @@ class SoftCap(Normalizer):
     """Softmax over cap * tanh(s / cap): logits stay within +-cap.
 
     Args:
-        shape: widths and names of the attention sublayer.
+        config: widths and names of the attention sublayer.
         cap: largest logit.
     """
 
-    def __init__(self, shape: AttentionShape, cap: float = 20.0) -> None:
-        super().__init__(shape)
+    def __init__(self, config: AttentionConfig, cap: float = 20.0) -> None:
+        super().__init__(config)
         self.cap = positive(cap, "soft cap", 20.0)
 
     def options(self) -> dict[str, Any]:

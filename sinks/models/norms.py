@@ -115,7 +115,7 @@ class DyT(Norm):
         return self.weight * torch.tanh(self.alpha * x) + self.bias
 
 
-class Unnormed(Norm):
+class IdentityNorm(Norm):
     """y = x: nothing at all between the residual stream and the sublayer.
 
     Args:

@@ -1,4 +1,4 @@
-"""The engine that reads sites: records into moments, moments of batches and ranks into statistics."""
+"""The engine that reads sites: records into accumulators, accumulators of batches and ranks into statistics."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from sinks.observe.sites import Kind, Site
 from sinks.observe.summary import Key, summarize
 from sinks.record import Statistics
 from sinks.stats import functional
-from sinks.stats.moments import Moments, add, part_of_heads, total_over_ranks
+from sinks.stats.accumulators import Accumulators, add, part_of_heads, total_over_ranks
 
 
 class Reader:
@@ -61,7 +61,7 @@ class Reader:
         self.histograms: dict[str, Tensor] = {}  # of |h| at each norm site, of the last summary
         self.groups = [group for group in GROUPS.values() if groups is None or group.name in groups]
         self._sites = [site for site in sites if any(fnmatchcase(site.name, pattern) for pattern in patterns)]
-        self._moments: dict[Key, Moments] = {}
+        self._accumulators: dict[Key, Accumulators] = {}
 
     @property
     def names(self) -> dict[Kind, list[str]]:
@@ -101,32 +101,32 @@ class Reader:
         if dimensions is not None and dimensions.device != record.input.device:
             dimensions = self.dimensions[site] = dimensions.to(record.input.device)
         for group in groups:
-            moments = group.read(record, dimensions)
-            if moments is not None:
+            accumulators = group.read(record, dimensions)
+            if accumulators is not None:
                 key = (site, group.name)
-                self._moments[key] = add(self._moments.get(key), moments)
+                self._accumulators[key] = add(self._accumulators.get(key), accumulators)
 
     # -- what follows from it -----------------------------------------------------------------------------------
 
     def forget(self) -> None:
         """Drop what was read since the last summary."""
-        self._moments = {}
+        self._accumulators = {}
 
-    def totals(self, mesh: DeviceMesh | None = None) -> dict[Key, Moments]:
-        """Moments since the last summary on the host, over all ranks; all of them must call this together.
+    def totals(self, mesh: DeviceMesh | None = None) -> dict[Key, Accumulators]:
+        """Accumulators since the last summary on the host, over all ranks; all of them must call this together.
 
         Args:
             mesh: of a sharded strategy, whose ranks may hold different heads.
         """
-        moments = self._moments
+        accumulators = self._accumulators
         heads = None if mesh is None else mesh["tensor_parallel"]
         if heads is not None and heads.size() > 1:
             rank, size = heads.get_local_rank(), heads.size()
-            moments = {
+            accumulators = {
                 (site, group): part_of_heads(own, rank, size, per_head=GROUPS[group].kind == "attention")
-                for (site, group), own in moments.items()
+                for (site, group), own in accumulators.items()
             }
-        return {key: {n: m.cpu() for n, m in named.items()} for key, named in total_over_ranks(moments).items()}
+        return {key: {n: m.cpu() for n, m in named.items()} for key, named in total_over_ranks(accumulators).items()}
 
     def summarize(self, step: int = 0, mesh: DeviceMesh | None = None) -> tuple[dict[str, float], Statistics]:
         """Statistics of everything since the last summary, over all ranks; a new summary begins.
@@ -146,9 +146,9 @@ class Reader:
         self.forget()
         return found
 
-    def choose_dimensions(self, totals: dict[Key, Moments]) -> None:
+    def choose_dimensions(self, totals: dict[Key, Accumulators]) -> None:
         """Fix the sink dimensions of the next summary; all ranks hold the same totals."""
-        for (site, group), moments in totals.items():
+        for (site, group), accumulators in totals.items():
             if group == "residual":
-                mean_abs = functional.residual_statistics(moments)["mean_abs"]
+                mean_abs = functional.residual_statistics(accumulators)["mean_abs"]
                 self.dimensions[site] = functional.choose_sink_dimensions(mean_abs, self.sink_dimensions)

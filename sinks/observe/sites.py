@@ -61,7 +61,7 @@ class _AttentionSite:
     kind: Kind = "attention"
 
     def __init__(self, module: Attention) -> None:
-        self.name, self._module = module.shape.site, module
+        self.name, self._module = module.config.site, module
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
         wanted = {*fields, "lse"} if "key_mass" in fields else {*fields}

@@ -1,4 +1,4 @@
-"""From the moments of all sites to arrays over sites, and to the scalars that are logged."""
+"""From the accumulators of all sites to arrays over sites, and to the scalars that are logged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from sinks.observe.groups import GROUPS
 from sinks.observe.sites import Kind
 from sinks.record import Statistics
 from sinks.stats import functional
-from sinks.stats.moments import Moments
+from sinks.stats.accumulators import Accumulators
 
 Key = tuple[str, str]  # site, group
 
@@ -78,19 +78,19 @@ SCALARS = {
 
 
 def summarize(
-    moments: dict[Key, Moments], sites: Mapping[Kind, list[str]], dimensions: dict[str, Tensor], step: int
+    accumulators: dict[Key, Accumulators], sites: Mapping[Kind, list[str]], dimensions: dict[str, Tensor], step: int
 ) -> tuple[dict[str, float], Statistics]:
     """Scalars under `group/name`, and arrays [1, sites, ...].
 
     Args:
-        moments: totals over batches and ranks, of each site and group.
+        accumulators: totals over batches and ranks, of each site and group.
         sites: names of the sites of each kind, in order: axis 1 of the arrays.
         dimensions: sink dimensions [K] each norm site was read with.
         step: optimizer step.
     """
     arrays: dict[str, Tensor] = {}
     for group in GROUPS.values():
-        found = {site: group.statistics(m) for (site, name), m in moments.items() if name == group.name}
+        found = {site: group.statistics(m) for (site, name), m in accumulators.items() if name == group.name}
         if found:
             names = next(iter(found.values()))
             arrays |= {

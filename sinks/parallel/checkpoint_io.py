@@ -16,8 +16,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from sinks.errors import UserError
-from sinks.parallel.optimizer_names import numbered
-from sinks.parallel.plain_shards import INDEX, ShardReader, WholePlainValues, read_shards, unreadable
+from sinks.parallel.optimizer_states import state_by_index
+from sinks.parallel.safe_shard_reader import INDEX, ShardReader, WholePlainValues, read_shards, unreadable
 from sinks.record.atomic import disk_full, replacing
 
 REST = "meta.pt"
@@ -69,7 +69,7 @@ def read_checkpoint(path: Path, weights_alone: bool = False) -> dict[str, Any]:
     if weights_alone:
         return state
     optimizers = sum(name.startswith("optimizer_") for name in state)
-    state["optimizer_states"] = [numbered(state.pop(f"optimizer_{i}")) for i in range(optimizers)]
+    state["optimizer_states"] = [state_by_index(state.pop(f"optimizer_{i}")) for i in range(optimizers)]
     return read_file(path / REST) | state
 
 
@@ -129,7 +129,7 @@ class RunCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
-def together(action: Callable[[], None]) -> None:
+def run_collectively(action: Callable[[], None]) -> None:
     """Run on every process; what fails on one is raised on all, so that none waits for one that is gone.
 
     Args:

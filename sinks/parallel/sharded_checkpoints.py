@@ -19,14 +19,14 @@ from sinks.parallel.checkpoint_io import (
     is_sharded,
     read_file,
     refuse_another_architecture,
+    run_collectively,
     sizes,
-    together,
     weight_sizes,
     write_file,
 )
-from sinks.parallel.optimizer_names import named
-from sinks.parallel.plain_shards import PlainValues, read_shards
-from sinks.record.atomic import beside, disk_full, naming, put_in_place, remove
+from sinks.parallel.optimizer_states import state_by_name
+from sinks.parallel.safe_shard_reader import PlainValues, read_shards
+from sinks.record.atomic import disk_full, remove, replace_atomically, temporary_path, with_filename
 
 
 def _write_shards(state: dict[str, Any], folder: Path) -> None:
@@ -60,7 +60,7 @@ class ShardedCheckpoints(MeshStrategy):
             if self.is_global_zero:
                 self.checkpoint_io.save_checkpoint(checkpoint, filepath)
             return
-        path, temporary = self.broadcast((Path(filepath), beside(Path(filepath))))
+        path, temporary = self.broadcast((Path(filepath), temporary_path(Path(filepath))))
         state = {"state_dict": checkpoint.pop("state_dict")}
         state |= {f"optimizer_{i}": each for i, each in enumerate(checkpoint.pop("optimizer_states", []))}
 
@@ -72,13 +72,13 @@ class ShardedCheckpoints(MeshStrategy):
         def finish() -> None:
             if self.is_global_zero:
                 write_file(checkpoint, temporary / REST)
-                put_in_place(temporary, path)
+                replace_atomically(temporary, path)
 
         try:
-            with naming(path):
-                together(begin)
-                together(lambda: _write_shards(state, temporary))
-                together(finish)
+            with with_filename(path):
+                run_collectively(begin)
+                run_collectively(lambda: _write_shards(state, temporary))
+                run_collectively(finish)
         except BaseException:
             if self.is_global_zero:
                 remove(temporary)
@@ -113,5 +113,5 @@ class ShardedCheckpoints(MeshStrategy):
         whole = StateDictOptions(full_state_dict=True)
         set_model_state_dict(model, checkpoint.pop("state_dict"), options=whole)
         for optimizer, each in zip(self.optimizers, checkpoint.pop("optimizer_states"), strict=False):
-            set_optimizer_state_dict(model, optimizer, named(each, model, optimizer), options=whole)
+            set_optimizer_state_dict(model, optimizer, state_by_name(each, model, optimizer), options=whole)
         return checkpoint

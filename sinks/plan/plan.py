@@ -183,11 +183,11 @@ def plan_hybrid(hybrid: HybridMoE, layout: Layout, precision: Precision, batch: 
 
 def on_one_device(architecture: Architecture, tensor_parallel: int) -> Architecture:
     """The widths that one device computes under tensor parallelizm: its heads and hidden channels."""
-    shape = architecture.attention_shape("", 1)
+    config = architecture.attention_config("", 1)
     return dataclasses.replace(
         architecture,
-        n_heads=shape.n_heads // tensor_parallel,
-        n_kv_heads=shape.n_kv_heads // tensor_parallel,
-        head_dim=shape.head_dim,
+        n_heads=config.n_heads // tensor_parallel,
+        n_kv_heads=config.n_kv_heads // tensor_parallel,
+        head_dim=config.head_dim,
         ffn_hidden=architecture.ffn_hidden // tensor_parallel,
     )

@@ -11,7 +11,7 @@ PARTIAL = ".partial"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def beside(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """The hidden name under which `path` is written, and removed, in the same file system; one for each process."""
     return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
 
@@ -29,29 +29,29 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: naming `path`, if it cannot be written.
     """
-    temporary = beside(path)
+    temporary = temporary_path(path)
     try:
-        with naming(path):
+        with with_filename(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            put_in_place(temporary, path)
+            replace_atomically(temporary, path)
     except BaseException:
         with suppress(OSError):
             remove(temporary)
         raise
 
 
-def put_in_place(temporary: Path, path: Path) -> None:
+def replace_atomically(temporary: Path, path: Path) -> None:
     """Rename to `path`; only a file takes the place of a file at once, anything else is removed first."""
     if temporary.is_dir() or path.is_dir():
-        discard(path)
+        remove_atomically(path)
     temporary.replace(path)
 
 
-def discard(path: Path) -> None:
+def remove_atomically(path: Path) -> None:
     """Remove a file or folder, whose name is gone at once: a kill leaves nothing that looks whole."""
     if path.is_dir() and not path.is_symlink():
-        path = path.rename(beside(path.with_name(f"{path.name}.old")))
+        path = path.rename(temporary_path(path.with_name(f"{path.name}.old")))
     remove(path)
 
 
@@ -70,7 +70,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def with_filename(path: Path) -> Iterator[None]:
     """Give a failed write, which knows only its file's number, the name of the file."""
     try:
         yield

@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from sinks.errors import UserError
-from sinks.record.atomic import naming, remove_leftovers, replacing
+from sinks.record.atomic import remove_leftovers, replacing, with_filename
 from sinks.record.formats import FORMAT, format_of, upgrade
 
 
@@ -131,10 +131,10 @@ class RunFolder:
         """Append one JSON object per line to metrics.jsonl."""
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / "metrics.jsonl"
-        with naming(path), path.open("a", encoding="utf-8") as file:
+        with with_filename(path), path.open("a", encoding="utf-8") as file:
             file.writelines(to_json(line) + "\n" for line in lines)
 
-    def cut_back(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Drop what was logged after `step`: called when a run resumes from a checkpoint of that step."""
         metrics = self.path / "metrics.jsonl"
         if metrics.is_file():

@@ -10,6 +10,8 @@ FORMAT = 2
 OLD_OPTIONS: dict[str, str | None] = {
     "model.init_args.baseline_run": None,
     "model.init_args.baseline_fraction": None,
+    "model.init_args.optimization.one_dimensional_weight_decay": "scale_weight_decay",
+    "model.init_args.optimization.one_dimensional_lr_multiplier": "scale_lr_multiplier",
 }
 
 

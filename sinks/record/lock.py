@@ -10,11 +10,11 @@ from sinks.errors import UserError
 from sinks.record.folder import write_atomically
 
 LOCK_FILE = ".lock"
-HOLDER_FILE = ".lock.holder"
+OWNER_FILE = ".lock.holder"
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Hold a run folder, which is made if need be; the system lets go of it when the process ends, however it ends.
 
     Args:
@@ -26,7 +26,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / LOCK_FILE)
-    holder = folder / HOLDER_FILE
+    holder = folder / OWNER_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)

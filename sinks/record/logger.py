@@ -90,7 +90,7 @@ class EventLogger(TensorBoardLogger):
         super().__init__(directory, name="", version="", **kwargs)
 
     @rank_zero_only
-    def cut_back(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Make readers forget the events after `step`: called when a run resumes from a checkpoint of that step."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 

@@ -8,13 +8,13 @@ import lightning
 
 from sinks.errors import UserError
 from sinks.lightning_private import kill_launched
-from sinks.parallel.lost_rank import lost_rank
+from sinks.parallel.peer_failure import peer_failure
 from sinks.record import RunFolder
 from sinks.record.atomic import disk_full
 
 
 @contextmanager
-def lost_rank_told(folder: RunFolder, trainer: lightning.Trainer) -> Iterator[None]:
+def peer_failure_reported(folder: RunFolder, trainer: lightning.Trainer) -> Iterator[None]:
     """Turn what a lost process makes the others raise into one line, and leave none of them behind.
 
     Raises:
@@ -23,7 +23,7 @@ def lost_rank_told(folder: RunFolder, trainer: lightning.Trainer) -> Iterator[No
     try:
         yield
     except RuntimeError as error:
-        said = lost_rank(error)
+        said = peer_failure(error)
         if said is None:
             raise
         kill_launched(trainer)
@@ -34,7 +34,7 @@ def lost_rank_told(folder: RunFolder, trainer: lightning.Trainer) -> Iterator[No
 
 
 @contextmanager
-def full_disk_told(folder: RunFolder) -> Iterator[None]:
+def full_disk_reported(folder: RunFolder) -> Iterator[None]:
     """Turn what a full disk raises into one line.
 
     Raises:

@@ -35,10 +35,10 @@ from sinks.parallel.ranks import data_ranks
 from sinks.record import RunFolder
 from sinks.record.fingerprint import identity
 from sinks.record.formats import FORMAT
-from sinks.record.lock import sole_writer
+from sinks.record.lock import run_lock
 from sinks.record.logger import EventLogger, RunFolderLogger
 from sinks.record.provenance import provenance
-from sinks.runs.failures import full_disk_told, lost_rank_told
+from sinks.runs.failures import full_disk_reported, peer_failure_reported
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # Lightning's would shuffle; the suite has its own order of data
@@ -189,8 +189,8 @@ def run(
         if writes:
             print(f"{folder.path} is finished: nothing to do (choose another --run.dir to run it again)")
         return folder.summary()
-    lock = sole_writer(folder.path) if writes else nullcontext()
-    with lost_rank_told(folder, trainer), full_disk_told(folder), lock:
+    lock = run_lock(folder.path) if writes else nullcontext()
+    with peer_failure_reported(folder, trainer), full_disk_reported(folder), lock:
         if writes:
             folder.remove_leftovers()
             folder.write_provenance(provenance() | recorder.identity)

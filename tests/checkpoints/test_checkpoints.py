@@ -14,9 +14,9 @@ import sinks.callbacks.checkpoints
 import sinks.parallel.checkpoint_io
 from sinks.cli import main
 from sinks.parallel.checkpoint_io import read_checkpoint
-from sinks.parallel.plain_shards import INDEX
+from sinks.parallel.safe_shard_reader import INDEX
 from sinks.record import RunFolder
-from sinks.record.atomic import PARTIAL, discard, replacing
+from sinks.record.atomic import PARTIAL, remove_atomically, replacing
 from sinks.runs import load_run
 from tests.cli.small import SMALL, fit, weights, without_clocks
 from tests.faults.processes import start_ranks
@@ -98,7 +98,7 @@ def test_what_is_replaced_stays_until_the_new_is_whole(tmp_path: Path) -> None:
 def test_a_folder_that_is_discarded_loses_its_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shards").mkdir()
     monkeypatch.setattr(shutil, "rmtree", lambda path: None)  # as if killed there
-    discard(tmp_path / "shards")
+    remove_atomically(tmp_path / "shards")
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".")
     assert left.name.endswith(PARTIAL)

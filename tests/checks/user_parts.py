@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from sinks.families import CausalLM
+from sinks.models.attention_config import AttentionConfig
 from sinks.models.attention_gates import HeadwiseGate
 from sinks.models.gated_norm import GatedNorm
 from sinks.models.layers import Linear
 from sinks.models.mixers import SequenceMixer
 from sinks.models.normalizers import Normalizer
 from sinks.models.norms import Norm, RMSNorm
-from sinks.models.shapes import AttentionShape
 
 # -- right ------------------------------------------------------------------------------------------------------
 
@@ -29,7 +29,7 @@ class Softpick(Normalizer):
     """Rectified softmax.
 
     Args:
-        shape: widths and names of the attention sublayer.
+        config: widths and names of the attention sublayer.
     """
 
     def options(self) -> dict[str, Any]:
@@ -90,12 +90,12 @@ class RunningMean(SequenceMixer):
     """The mean of all tokens so far, projected: it has no attention weights to report.
 
     Args:
-        shape: widths and names of the sublayer.
+        config: widths and names of the sublayer.
     """
 
-    def __init__(self, shape: AttentionShape) -> None:
+    def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
-        self.out = Linear(shape.d_model, shape.d_model, shape.output_std)
+        self.out = Linear(config.d_model, config.d_model, config.output_std)
 
     def forward(self, x: Tensor) -> Tensor:
         count = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype)
@@ -109,7 +109,7 @@ class LeakingMean(RunningMean):
     """Sees the whole sequence, and so the future.
 
     Args:
-        shape: widths and names of the sublayer.
+        config: widths and names of the sublayer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class LengthScaled(RunningMean):
     """Scales by the length of the sequence, so that a prefix alone gives something else.
 
     Args:
-        shape: widths and names of the sublayer.
+        config: widths and names of the sublayer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ class ExplodingGate(HeadwiseGate):
     """Gives NaN.
 
     Args:
-        shape: widths, names and initialization of the attention sublayer.
+        config: widths, names and initialization of the attention sublayer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class SoftmaxBehindOptions(Normalizer):
     """Overrides what statistics would not follow.
 
     Args:
-        shape: widths and names of the attention sublayer.
+        config: widths and names of the attention sublayer.
     """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Any = ()) -> Any:  # type: ignore[override, misc]
@@ -232,11 +232,11 @@ class SoftmaxMass(Softpick):
     """Softpick, whose key mass is computed by another formula.
 
     Args:
-        shape: widths and names of the attention sublayer.
+        config: widths and names of the attention sublayer.
     """
 
     def key_mass(self, q: Tensor, k: Tensor, lse: Tensor) -> Tensor | None:
-        return Normalizer(self.shape).key_mass(q, k, lse)
+        return Normalizer(self.config).key_mass(q, k, lse)
 
 
 def small(**options: Any) -> CausalLM:

@@ -16,9 +16,9 @@ import torch
 import sinks.data.prepare
 from sinks.cli.prepare import prepare
 from sinks.data.chunks import write_chunks
+from sinks.data.document_store import DocumentStore, validation_documents
 from sinks.data.manifest import Manifest, verify
 from sinks.data.prepare import Preparation, prepare_text
-from sinks.data.spool import Spool, validation_documents
 from sinks.errors import UserError
 
 FEW = {"vocab_size": 300, "validation_share": 0.2, "processes": 1}
@@ -231,8 +231,8 @@ def test_each_side_gets_a_document(share):
 
 
 def test_groups_are_consecutive_and_closed_once_full(tmp_path):
-    spool = Spool(tmp_path / "documents", np.cumsum([0, 3, 3, 10, 1, 1, 1, 5]), np.zeros(7, dtype=np.uint64))
-    groups = spool.groups(np.array([0, 1, 2, 4, 5, 6]), size=6)
+    store = DocumentStore(tmp_path / "documents", np.cumsum([0, 3, 3, 10, 1, 1, 1, 5]), np.zeros(7, dtype=np.uint64))
+    groups = store.groups(np.array([0, 1, 2, 4, 5, 6]), size=6)
     assert [group.tolist() for group in groups] == [[0, 1], [2], [4, 5, 6]]
 
 

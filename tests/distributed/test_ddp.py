@@ -8,7 +8,7 @@ from pathlib import Path
 SCRIPT = """
 import torch, torch.distributed as dist
 from sinks.parallel.ddp import reduce_in_float32
-from sinks.parallel.leaving import leave
+from sinks.parallel.process_exit import exit_process
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
 model = torch.nn.Linear(64, 64, bias=False).bfloat16()
@@ -21,7 +21,7 @@ expected = (x.float().sum(0) / world).bfloat16().expand(64, 64)
 in_bfloat16 = sum(row / world for row in x).expand(64, 64)
 assert not torch.equal(in_bfloat16, expected)  # or the test could not tell
 assert torch.equal(model.weight.grad, expected)
-leave(0)
+exit_process(0)
 """
 
 

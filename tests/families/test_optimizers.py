@@ -15,7 +15,7 @@ from sinks.families.optimizers import AdamW, MuonAdamW, SkipGuard, check_coverag
 from tests.checks.user_parts import ForgetfulAdamW, TemperedNorm
 from tests.families.variants import SMALL, VARIANTS, build
 
-OPTIONS = Optimization(weight_decay=0.3, one_dimensional_weight_decay=0.1, one_dimensional_lr_multiplier=5.0)
+OPTIONS = Optimization(weight_decay=0.3, scale_weight_decay=0.1, scale_lr_multiplier=5.0)
 
 
 def names_by_group(model: CausalLM) -> dict[str, set[str]]:
@@ -139,7 +139,7 @@ def test_weights_stay_from_the_first_gradient_on_that_is_not_finite(name: str) -
     trained = {n: p.detach().clone() for n, p in model.named_parameters()}
     model = CausalLM(11, 12, architecture=SMALL, optimizer=OPTIMIZERS[name], optimization=options)
     train(model, 5, Poison())
-    assert int(model.failed_step) == 3
+    assert int(model.first_nonfinite_step) == 3
     assert {n for n, p in model.named_parameters() if not torch.equal(p, before[n])} == set()
     assert trained.keys() == before.keys()
     assert all(p.isfinite().all() for p in model.parameters())

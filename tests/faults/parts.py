@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from sinks.families import CausalLM
-from sinks.models.feed_forward import GELU, FeedForwardShape
+from sinks.models.feed_forward import GELU, FeedForwardConfig
 from sinks.models.norms import RMSNorm
 
 
@@ -109,11 +109,11 @@ class DroppedGELU(GELU):
     """GELU with dropout: it draws from torch's generator in every training step.
 
     Args:
-        shape: widths, names and initialization.
+        config: widths, names and initialization.
     """
 
-    def __init__(self, shape: FeedForwardShape) -> None:
-        super().__init__(shape)
+    def __init__(self, config: FeedForwardConfig) -> None:
+        super().__init__(config)
         self.dropout = nn.Dropout(0.5)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sinks.callbacks.divergence import Witness, see_parameters
+from sinks.callbacks.divergence import NonFiniteDetector, check_parameters
 from sinks.cli import main
 from sinks.cli.training import command_line
 from sinks.data.backcopy import Backcopy
@@ -160,9 +160,9 @@ def test_parameters_are_looked_at_when_every_activation_is_finite(
     model = torch.nn.Sequential(*(torch.nn.Linear(2, 1, bias=False) for _ in range(2)))
     for layer, value in zip(model, (first, second), strict=True):
         layer.weight.grad = torch.tensor([[1.0, value]])
-    witness = Witness(0)
-    see_parameters(witness, model)  # type: ignore[arg-type]
-    found = witness.first
+    detector = NonFiniteDetector(0)
+    check_parameters(detector, model)  # type: ignore[arg-type]
+    found = detector.first
     assert (found and found.kind, found and found.site, found and found.max_abs) == (kind, site, max_abs)
 
 
@@ -171,13 +171,13 @@ def test_a_healthy_model_shows_nothing_bad(variant: str, tmp_path: Path) -> None
     arguments = [*small(variant), "--run.dir", str(tmp_path / "run")]
     built = command_line(arguments, run=False)
     built.model.configure_model()
-    witness = Witness(0)
+    detector = NonFiniteDetector(0)
     for tap in taps_of(built.model):
-        tap.listener = witness.see_tap
+        tap.listener = detector.check_tap
     built.model.loss(torch.stack([built.datamodule.train_set()[i] for i in range(BATCH)]))
     ungated = sum(isinstance(module, NoGate) for module in built.model.modules())
-    assert witness.seen == len(taps_of(built.model)) - ungated
-    assert witness.first is None
+    assert detector.checked == len(taps_of(built.model)) - ungated
+    assert detector.first is None
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16"])

@@ -9,7 +9,7 @@ import pytest
 
 from sinks.errors import UserError
 from sinks.record import RunFolder
-from sinks.record.lock import sole_writer
+from sinks.record.lock import run_lock
 from tests.cli.small import SMALL
 from tests.faults.processes import callbacks, start
 
@@ -48,20 +48,20 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match=r"cannot be written .*: choose another --run.dir"),
-        sole_writer(tmp_path / "file/run"),
+        run_lock(tmp_path / "file/run"),
     ):
         pass
 
 
 def test_the_lock_is_let_go_after_an_error(tmp_path: Path) -> None:
     def break_down() -> None:
-        with sole_writer(tmp_path):
+        with run_lock(tmp_path):
             assert str(os.getpid()) in (tmp_path / ".lock.holder").read_text()
-            with pytest.raises(UserError, match="is being written by"), sole_writer(tmp_path):
+            with pytest.raises(UserError, match="is being written by"), run_lock(tmp_path):
                 pass
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
         break_down()
-    with sole_writer(tmp_path):
+    with run_lock(tmp_path):
         pass

@@ -66,7 +66,7 @@ def test_residual_sites_see_the_stream(tokens: torch.Tensor) -> None:
     _, arrays = read(model, tokens)
     with torch.no_grad():
         embedded = model.decoder.embedding(tokens)  # type: ignore[union-attr]
-    expected = functional.residual_statistics(functional.residual_moments(embedded))["mean_abs"]
+    expected = functional.residual_statistics(functional.residual_accumulators(embedded))["mean_abs"]
     torch.testing.assert_close(arrays["residual/mean_abs"][0], expected)
 
 

@@ -13,11 +13,11 @@ from sinks.cli import main
 from sinks.cli.training import command_line
 from sinks.errors import UserError
 from sinks.families import CausalLM
+from sinks.models.attention_config import AttentionConfig
 from sinks.models.attention_gates import AttentionGate
-from sinks.models.shapes import AttentionShape
 from sinks.parallel.strategy import Sharded
 from sinks.parallel.tensor_parallel import check_divisible
-from sinks.stats.moments import add, part_of_heads
+from sinks.stats.accumulators import add, part_of_heads
 from tests.cli.small import ROOT, small
 from tests.families.variants import ARCHITECTURES, FEED_FORWARDS, SMALL, VARIANTS, build
 
@@ -25,9 +25,9 @@ from tests.families.variants import ARCHITECTURES, FEED_FORWARDS, SMALL, VARIANT
 class TemperatureGate(AttentionGate):
     """A user's gate, whose parameter is not known here."""
 
-    def __init__(self, shape: AttentionShape) -> None:
-        super().__init__(shape)
-        self.temperature = torch.nn.Parameter(torch.ones(shape.n_heads))
+    def __init__(self, config: AttentionConfig) -> None:
+        super().__init__(config)
+        self.temperature = torch.nn.Parameter(torch.ones(config.n_heads))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.temperature[None, :, None].expand(len(x), -1, x.shape[1])

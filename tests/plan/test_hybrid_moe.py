@@ -8,12 +8,12 @@ from torch import nn
 
 from sinks.errors import UserError
 from sinks.models.attention import Attention
+from sinks.models.attention_config import AttentionConfig
 from sinks.models.attention_gates import ElementwiseGate
-from sinks.models.feed_forward import FeedForwardShape, SwiGLU
+from sinks.models.feed_forward import FeedForwardConfig, SwiGLU
 from sinks.models.gated_norm import GatedNorm
 from sinks.models.normalizers import Softmax
 from sinks.models.norms import RMSNorm
-from sinks.models.shapes import AttentionShape
 from sinks.plan.hybrid_moe import HybridMoE
 
 SMALL = HybridMoE(
@@ -41,10 +41,10 @@ class GatedDeltaNet(nn.Module):
 
 def layers(h: HybridMoE) -> nn.ModuleDict:
     """A model of a hybrid's widths."""
-    shape = AttentionShape("", h.d_model, h.n_heads, h.n_kv_heads, h.head_dim, 16, 0.02, 0.02, qk_norm=True)
+    shape = AttentionConfig("", h.d_model, h.n_heads, h.n_kv_heads, h.head_dim, 16, 0.02, 0.02, qk_norm=True)
 
     def expert() -> nn.Module:
-        return SwiGLU(FeedForwardShape("", h.d_model, h.expert_hidden, 0.02, 0.02))
+        return SwiGLU(FeedForwardConfig("", h.d_model, h.expert_hidden, 0.02, 0.02))
 
     parts: dict[str, nn.Module] = {"embedding": nn.Embedding(VOCABULARY, h.d_model), "norm": RMSNorm(h.d_model)}
     parts["head"] = nn.Linear(h.d_model, VOCABULARY, bias=False)

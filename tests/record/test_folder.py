@@ -69,7 +69,7 @@ def test_a_line_cut_off_by_a_crash_is_left_out_and_removed_on_resume(tmp_path: P
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "train/lo')
     assert [line["step"] for line in folder.metrics()] == [1, 2]
-    folder.cut_back(2)
+    folder.truncate_after(2)
     folder.append_metrics([{"step": 3, "train/loss": 1.0}])
     assert folder.series("train/loss")[1].tolist() == [3.0, 2.0, 1.0]
 
@@ -94,8 +94,8 @@ def test_cut_back_then_going_on_is_as_if_never_broken_off(tmp_path: Path, step: 
     folder.append_statistics("train", statistics(every[:3]))
     folder.append_statistics("train", statistics(every[3:]))
     folder.append_statistics("validation", statistics([100]))
-    folder.cut_back(step)
-    folder.cut_back(step)
+    folder.truncate_after(step)
+    folder.truncate_after(step)
     again = [s for s in every if s > step]
     if again:
         folder.append_statistics("train", statistics(again))

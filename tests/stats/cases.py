@@ -1,4 +1,4 @@
-"""Every pair of moments and statistics with random inputs: what must hold for all of them is tested once."""
+"""Every pair of accumulators and statistics with random inputs: what must hold for all of them is tested once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sinks.stats import functional
-from sinks.stats.moments import Moments
+from sinks.stats.accumulators import Accumulators
 
 HEADS, KV_HEADS, HEAD_DIM, CHANNELS = 4, 2, 5, 11
 
@@ -16,14 +16,14 @@ HEADS, KV_HEADS, HEAD_DIM, CHANNELS = 4, 2, 5, 11
 @dataclass(frozen=True)
 class Case:
     """Args:
-    moments, statistics: the pair.
+    accumulators, statistics: the pair.
     per_sample: inputs [B, T] -> tensors whose first dimension is the sample.
     shared: further inputs that all samples share.
     channels: width of the last dimension, where it can be chosen.
     """
 
-    moments: Callable[..., Moments]
-    statistics: Callable[[Moments], dict[str, Tensor]]
+    accumulators: Callable[..., Accumulators]
+    statistics: Callable[[Accumulators], dict[str, Tensor]]
     per_sample: Callable[[int, int, torch.Generator], tuple[Tensor, ...]]
     shared: tuple[Tensor, ...] = ()
 
@@ -103,49 +103,49 @@ def gated_outputs(batch: int, length: int, generator: torch.Generator) -> tuple[
 GAIN = torch.linspace(0.2, 1.5, CHANNELS)
 SINKS = torch.tensor([3, 7])
 CASES = {
-    "attention": Case(functional.attention_moments, functional.attention_statistics, masses),
-    "key_mass": Case(functional.key_mass_moments, functional.key_mass_statistics, key_masses),
+    "attention": Case(functional.attention_accumulators, functional.attention_statistics, masses),
+    "key_mass": Case(functional.key_mass_accumulators, functional.key_mass_statistics, key_masses),
     "attention_row": Case(
-        partial(functional.attention_row_moments, sinks=1),
+        partial(functional.attention_row_accumulators, sinks=1),
         functional.attention_row_statistics,
         rows,
     ),
-    "value": Case(functional.value_moments, functional.value_statistics, values),
+    "value": Case(functional.value_accumulators, functional.value_statistics, values),
     "contribution": Case(
-        functional.contribution_moments,
+        functional.contribution_accumulators,
         functional.contribution_statistics,
         contributions,
     ),
     "attention_gate": Case(
-        functional.attention_gate_moments,
+        functional.attention_gate_accumulators,
         functional.attention_gate_statistics,
         head_gates,
     ),
-    "residual": Case(functional.residual_moments, functional.residual_statistics, residual),
-    "extreme": Case(functional.extreme_moments, functional.extreme_statistics, masked_residual),
-    "massive": Case(functional.massive_moments, functional.massive_statistics, residual),
-    "kurtosis": Case(functional.kurtosis_moments, functional.kurtosis_statistics, residual),
-    "energy": Case(functional.energy_moments, functional.energy_statistics, residual),
+    "residual": Case(functional.residual_accumulators, functional.residual_statistics, residual),
+    "extreme": Case(functional.extreme_accumulators, functional.extreme_statistics, masked_residual),
+    "massive": Case(functional.massive_accumulators, functional.massive_statistics, residual),
+    "kurtosis": Case(functional.kurtosis_accumulators, functional.kurtosis_statistics, residual),
+    "energy": Case(functional.energy_accumulators, functional.energy_statistics, residual),
     "sink_dimension": Case(
-        functional.sink_dimension_moments,
+        functional.sink_dimension_accumulators,
         functional.sink_dimension_statistics,
         residual,
         (SINKS,),
     ),
     "output_share": Case(
-        functional.output_share_moments,
+        functional.output_share_accumulators,
         functional.output_share_statistics,
         residual,
         (SINKS, GAIN),
     ),
-    "bound": Case(functional.bound_moments, functional.bound_statistics, two_residuals, (GAIN, SINKS)),
+    "bound": Case(functional.bound_accumulators, functional.bound_statistics, two_residuals, (GAIN, SINKS)),
     "norm_gate": Case(
-        partial(functional.norm_gate_moments, channels=CHANNELS),
+        partial(functional.norm_gate_accumulators, channels=CHANNELS),
         functional.norm_gate_statistics,
         channel_gates,
     ),
     "gate_magnitude": Case(
-        functional.gate_magnitude_moments,
+        functional.gate_magnitude_accumulators,
         functional.gate_magnitude_statistics,
         gated_outputs,
     ),

@@ -10,7 +10,7 @@ from sink_kernels import attention, key_mass
 from torch import Tensor
 
 from sinks.stats import functional as F
-from sinks.stats.moments import add
+from sinks.stats.accumulators import add
 from tests.stats.cases import weights
 
 SHAPES = [(1, 1, 2), (3, 2, 7), (2, 4, 33)]
@@ -27,7 +27,7 @@ def close(found: Tensor, expected: object, rtol: float = 1e-5) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_masses_and_effective_rescale(shape: tuple[int, int, int]) -> None:
     a = random_weights(shape)
-    found = F.attention_statistics(F.attention_moments(a[..., 0].float(), a[..., -1].float(), (0.1, 0.3, 0.5)))
+    found = F.attention_statistics(F.attention_accumulators(a[..., 0].float(), a[..., -1].float(), (0.1, 0.3, 0.5)))
     samples, heads, length = a.tolist(), shape[1], shape[2]
     for head in range(heads):
         rows = [row for sample in samples for row in sample[head]]
@@ -49,7 +49,7 @@ def test_rival_sink_ratios(shape: tuple[int, int, int], positions: int) -> None:
     a = random_weights(shape)
     batch, heads, length = shape
     mass = a[..., :-1].sum(2).float()
-    found = F.key_mass_statistics(F.key_mass_moments(mass, positions, (0.2, 0.3)))
+    found = F.key_mass_statistics(F.key_mass_accumulators(mass, positions, (0.2, 0.3)))
     assert found["alpha"].shape == (heads, positions)
     for head in range(heads):
         for k in range(min(positions, length)):
@@ -73,7 +73,7 @@ def test_the_two_sink_ratios_disagree_about_a_sink_at_key_3() -> None:
     a[0, 0, 3:, 3] = 0.55
     a[0, 0, torch.arange(4, 8), torch.arange(4, 8)] = 0.45
     a[0, 0, 3, 2] = 0.45
-    found = F.key_mass_statistics(F.key_mass_moments(a.sum(2), thresholds=(0.3, 0.5)))
+    found = F.key_mass_statistics(F.key_mass_accumulators(a.sum(2), thresholds=(0.3, 0.5)))
     close(found["alpha"][0, 3], 0.55)
     assert found["sink_gu_0.5"][0].tolist() == [0, 0, 0, 1]
     close(found["nyu_largest"][0], 5 / 8 * 0.55)
@@ -84,13 +84,13 @@ def test_a_sink_in_the_second_half_is_none_for_nyu() -> None:
     a = torch.zeros(1, 1, 4, 4)
     a[0, 0, torch.arange(4), torch.arange(4)] = 1.0
     a[0, 0, 3] = torch.tensor([0.0, 0.0, 1.0, 0.0])
-    found = F.key_mass_statistics(F.key_mass_moments(a.sum(2)))
+    found = F.key_mass_statistics(F.key_mass_accumulators(a.sum(2)))
     assert found["alpha"][0, 2] == 1
     close(found["nyu_largest"][0], 0.25)
 
 
 def test_half_of_three_keys_is_one_for_nyu() -> None:
-    found = F.key_mass_statistics(F.key_mass_moments(torch.tensor([[[0.6, 2.1, 0.3]]])))
+    found = F.key_mass_statistics(F.key_mass_accumulators(torch.tensor([[[0.6, 2.1, 0.3]]])))
     close(found["nyu_largest"][0], 0.2)
     assert found["sink_nyu"][0] == 0
 
@@ -102,13 +102,13 @@ def test_a_head_of_known_mass() -> None:
     a[:, :, 0, 0] = 1
     for i in range(1, length):
         a[:, :, i, 0], a[:, :, i, i] = share, 1 - share
-    found = F.attention_statistics(F.attention_moments(a[..., 0], torch.zeros(2, 5, length)))
+    found = F.attention_statistics(F.attention_accumulators(a[..., 0], torch.zeros(2, 5, length)))
     torch.testing.assert_close(found["first_token_mass"], share)
     torch.testing.assert_close(found["first_token_mass_with_first_row"], (1 + 5 * share) / 6)
     torch.testing.assert_close(found["effective_rescale"], 1 - share)
     torch.testing.assert_close(found["effective_rescale_cv"][:4], torch.zeros(4), atol=1e-6, rtol=0)
     assert found["effective_rescale_cv"][4].isnan()  # nothing is left, and nothing varies
-    alpha = F.key_mass_statistics(F.key_mass_moments(a.sum(2)))["alpha"]
+    alpha = F.key_mass_statistics(F.key_mass_accumulators(a.sum(2)))["alpha"]
     torch.testing.assert_close(alpha[:, 0], (1 + 5 * share) / 6)
 
 
@@ -135,7 +135,7 @@ def test_entropy_and_logits(shape: tuple[int, int, int], window: int | None, sin
                 if len(p) > 1:
                     shares[h].append(entropy / math.log(len(p)))
                 found_entropy[b, h, i], found_logit[b, h, i] = entropy, max(row)
-    found = F.attention_row_statistics(F.attention_row_moments(found_entropy, found_logit, window, sinks))
+    found = F.attention_row_statistics(F.attention_row_accumulators(found_entropy, found_logit, window, sinks))
     for h in range(heads):
         close(found["entropy"][h], fmean(entropies[h]))
         close(found["logit_mean"][h], fmean(largest[h]))
@@ -148,14 +148,14 @@ def test_entropy_and_logits(shape: tuple[int, int, int], window: int | None, sin
 
 def test_uniform_attention_has_all_of_the_possible_entropy() -> None:
     visible = torch.arange(1, 13).float().expand(2, 3, 12)
-    found = F.attention_row_statistics(F.attention_row_moments(visible.log(), torch.zeros(2, 3, 12)))
+    found = F.attention_row_statistics(F.attention_row_accumulators(visible.log(), torch.zeros(2, 3, 12)))
     torch.testing.assert_close(found["entropy_share"], torch.ones(3))
 
 
 def test_sink_value_ratio() -> None:
     v = torch.randn(2, 3, 6, 4)
     v[:, :, 0] *= 0.01
-    found = F.value_statistics(F.value_moments(v))["value_norm_ratio"]
+    found = F.value_statistics(F.value_accumulators(v))["value_norm_ratio"]
     for head in range(3):
         ratios = []
         for b in range(2):
@@ -208,7 +208,7 @@ def test_contribution_share_from_one_more_attention_call(n_heads: int, n_kv_head
     weighed = attention(q, k, F.contribution_values(norms, n_kv_heads, head_dim), normalizer=normalizer)
     signed = F.signed_contribution(taken["first_key_mass"], v, out, out_weight)
     totals = F.contribution_totals(weighed, n_kv_heads)
-    found = F.contribution_statistics(F.contribution_moments(taken["first_key_mass"], norms, totals, signed))
+    found = F.contribution_statistics(F.contribution_accumulators(taken["first_key_mass"], norms, totals, signed))
 
     logits = q.double() @ k.double().repeat_interleave(n_heads // n_kv_heads, 1).transpose(-1, -2) * head_dim**-0.5
     powers = logits.exp().tril()
@@ -221,7 +221,7 @@ def test_contribution_share_from_one_more_attention_call(n_heads: int, n_kv_head
     assert not found["undefined_rows"].any()
 
     mass = key_mass(q, k, taken["lse"], normalizer=normalizer)
-    alpha = F.key_mass_statistics(F.key_mass_moments(mass, positions=length))["alpha"]
+    alpha = F.key_mass_statistics(F.key_mass_accumulators(mass, positions=length))["alpha"]
     naive = torch.stack([a[:, :, j:, j].mean(2) for j in range(length)], -1).mean(0)
     torch.testing.assert_close(alpha.double(), naive, rtol=1e-5, atol=1e-6)
 
@@ -240,7 +240,7 @@ def test_contribution_of_unnormalized_attention_is_a_share_of_the_row(normalizer
     norms = F.projected_value_norms(v, out_weight, n_heads)
     weighed = attention(q, k, F.contribution_values(norms, n_kv_heads, head_dim), **options)
     totals = F.contribution_totals(weighed, n_kv_heads, renormalize=True)
-    found = F.contribution_statistics(F.contribution_moments(taken["first_key_mass"], norms, totals))
+    found = F.contribution_statistics(F.contribution_accumulators(taken["first_key_mass"], norms, totals))
 
     logits = q.double() @ k.double().repeat_interleave(2, 1).transpose(-1, -2) * head_dim**-0.5
     hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
@@ -263,7 +263,7 @@ def test_a_sink_without_a_value_has_mass_and_no_contribution() -> None:
     a = random_weights((2, 2, 7))[..., :-1].float()
     norms = torch.ones(2, 2, 7)
     norms[..., 0] = 0
-    found = F.contribution_statistics(F.contribution_moments(a[..., 0], norms, (a * norms[:, :, None]).sum(-1)))
+    found = F.contribution_statistics(F.contribution_accumulators(a[..., 0], norms, (a * norms[:, :, None]).sum(-1)))
     assert not found["contribution_share"].any()
     assert (found["mass_share"] > 0).all()
     assert not found["contribution_over_mass"].any()
@@ -273,7 +273,7 @@ def test_equal_values_contribute_what_they_weigh() -> None:
     a = random_weights((2, 3, 7))[..., :-1].float()
     a = a / a.sum(-1, keepdim=True)
     norms = torch.full((2, 3, 7), 2.5)
-    found = F.contribution_statistics(F.contribution_moments(a[..., 0], norms, (a * norms[:, :, None]).sum(-1)))
+    found = F.contribution_statistics(F.contribution_accumulators(a[..., 0], norms, (a * norms[:, :, None]).sum(-1)))
     torch.testing.assert_close(found["contribution_share"], found["mass_share"])
     torch.testing.assert_close(found["projected_norm_ratio"], torch.ones(3))
 
@@ -282,7 +282,7 @@ def test_rows_without_any_mass_are_left_out_and_counted() -> None:
     mass, norms = torch.full((1, 1, 5), 0.5), torch.ones(1, 1, 5)
     totals = torch.ones(1, 1, 5)
     mass[..., 2] = totals[..., 2] = 0
-    found = F.contribution_statistics(F.contribution_moments(mass, norms, totals))
+    found = F.contribution_statistics(F.contribution_accumulators(mass, norms, totals))
     assert found["contribution_share"] == 0.5
     assert found["mass_share"] == 0.5
     assert found["undefined_rows"] == 0.25
@@ -301,7 +301,7 @@ def test_more_query_heads_than_channels_are_refused() -> None:
 def test_attention_gates(width: int | None, length: int) -> None:
     shape = (3, 2, length) if width is None else (3, 2, length, width)
     gate = torch.rand(shape, generator=torch.Generator().manual_seed(6)) ** 2
-    found = F.attention_gate_statistics(F.attention_gate_moments(gate))
+    found = F.attention_gate_statistics(F.attention_gate_accumulators(gate))
     nested = (gate.unsqueeze(-1) if width is None else gate).double().tolist()
     for head in range(2):
         every = [g for sample in nested for token in sample[head] for g in token]
@@ -319,27 +319,27 @@ def test_attention_gates(width: int | None, length: int) -> None:
 
 
 def test_a_constant_gate_does_not_vary() -> None:
-    found = F.attention_gate_statistics(F.attention_gate_moments(torch.full((3, 2, 9, 7), 0.3)))
+    found = F.attention_gate_statistics(F.attention_gate_accumulators(torch.full((3, 2, 9, 7), 0.3)))
     assert (found["gate_std"] < 1e-7).all()
     assert (found["gate_first_over_rest"] == 1).all()
-    closed = F.attention_gate_statistics(F.attention_gate_moments(torch.zeros(3, 2, 9)))
+    closed = F.attention_gate_statistics(F.attention_gate_accumulators(torch.zeros(3, 2, 9)))
     assert (closed["gate_closed"] == 1).all()
     assert not closed["gate_std"].any()
 
 
 def test_one_token() -> None:
     one = torch.ones(2, 3, 1)
-    found = F.attention_statistics(F.attention_moments(one, one * 0))
+    found = F.attention_statistics(F.attention_accumulators(one, one * 0))
     assert found["first_token_mass"].isnan().all()
     assert (found["first_token_mass_with_first_row"] == 1).all()
     assert (found["sink_ratio_0.3"] == 1).all()
-    by_key = F.key_mass_statistics(F.key_mass_moments(one))
+    by_key = F.key_mass_statistics(F.key_mass_accumulators(one))
     assert by_key["alpha"][:, 0].tolist() == [1, 1, 1]
     assert by_key["sink_nyu"].isnan().all()
-    rows = F.attention_row_statistics(F.attention_row_moments(one * 0, one))
+    rows = F.attention_row_statistics(F.attention_row_accumulators(one * 0, one))
     assert not rows["entropy"].any()
     assert rows["entropy_share"].isnan().all()
-    moments = F.value_moments(torch.ones(2, 3, 1, 4))
-    assert F.value_statistics(moments)["value_norm_ratio"].isnan().all()
-    more = add(moments, F.value_moments(torch.ones(2, 3, 2, 4)))
+    accumulators = F.value_accumulators(torch.ones(2, 3, 1, 4))
+    assert F.value_statistics(accumulators)["value_norm_ratio"].isnan().all()
+    more = add(accumulators, F.value_accumulators(torch.ones(2, 3, 2, 4)))
     assert (F.value_statistics(more)["value_norm_ratio"] == 1).all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sinks.stats.moments import Moments, add, combination, total_over_ranks
+from sinks.stats.accumulators import Accumulators, add, combination, total_over_ranks
 from tests.stats.cases import CASES, Case
 
 every_case = pytest.mark.parametrize("name", CASES)
@@ -22,12 +22,12 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: flo
         )
 
 
-def total(case: Case, inputs: tuple[Tensor, ...], cuts: list[slice]) -> Moments:
-    moments: Moments | None = None
+def total(case: Case, inputs: tuple[Tensor, ...], cuts: list[slice]) -> Accumulators:
+    accumulators: Accumulators | None = None
     for cut in cuts:
-        moments = add(moments, case.moments(*case.part(inputs, cut)))
-    assert moments is not None
-    return moments
+        accumulators = add(accumulators, case.accumulators(*case.part(inputs, cut)))
+    assert accumulators is not None
+    return accumulators
 
 
 @every_case
@@ -36,7 +36,7 @@ def test_uneven_batches_add_up(name: str, length: int) -> None:
     case = CASES[name]
     inputs = case.inputs(batch=6, length=length)
     parts = total(case, inputs, [slice(0, 1), slice(1, 5), slice(5, 6)])
-    whole = case.moments(*inputs)
+    whole = case.accumulators(*inputs)
     assert_same(parts, whole)
     assert_same(case.statistics(parts), case.statistics(whole))
 
@@ -44,7 +44,7 @@ def test_uneven_batches_add_up(name: str, length: int) -> None:
 @every_case
 def test_batches_of_different_length_add_up(name: str) -> None:
     case = CASES[name]
-    long, short = case.moments(*case.inputs(2, 9)), case.moments(*case.inputs(3, 2))
+    long, short = case.accumulators(*case.inputs(2, 9)), case.accumulators(*case.inputs(3, 2))
     assert {n: m.shape for n, m in long.items()} == {n: m.shape for n, m in short.items()}
     assert all(torch.isfinite(x).all() for x in case.statistics(add(long, short)).values())
 
@@ -52,9 +52,9 @@ def test_batches_of_different_length_add_up(name: str) -> None:
 @every_case
 def test_sums_are_float64_and_statistics_float32(name: str) -> None:
     case = CASES[name]
-    moments = case.moments(*case.inputs(2, 5))
-    assert {m.dtype for n, m in moments.items() if combination(n) == "sum"} == {torch.float64}
-    statistics = case.statistics(moments)
+    accumulators = case.accumulators(*case.inputs(2, 5))
+    assert {m.dtype for n, m in accumulators.items() if combination(n) == "sum"} == {torch.float64}
+    statistics = case.statistics(accumulators)
     assert {x.dtype for x in statistics.values()} <= {torch.float32, torch.int64}
     assert not any(x.requires_grad for x in statistics.values())
 
@@ -66,18 +66,18 @@ def test_half_precision_is_computed_in_float32(name: str) -> None:
     half = tuple(x.bfloat16() if x.is_floating_point() else x for x in inputs)
     rounded = tuple(x.float() if x.is_floating_point() else x for x in half)
     with torch.autocast("cpu", torch.bfloat16):
-        found = case.moments(*half)
-    assert_same(found, case.moments(*rounded))
+        found = case.accumulators(*half)
+    assert_same(found, case.accumulators(*rounded))
 
 
 @every_case
 def test_traces_without_a_break(name: str) -> None:
     case = CASES[name]
     torch._dynamo.reset()
-    statistics = torch.compile(lambda *x: case.statistics(case.moments(*x)), fullgraph=True, backend="aot_eager")
+    statistics = torch.compile(lambda *x: case.statistics(case.accumulators(*x)), fullgraph=True, backend="aot_eager")
     for batch, length in ((2, 6), (3, 9), (4, 8)):  # the second shape is traced as a dynamic one, and serves the third
         inputs = case.inputs(batch, length)
-        assert_same(statistics(*inputs), case.statistics(case.moments(*inputs)))
+        assert_same(statistics(*inputs), case.statistics(case.accumulators(*inputs)))
 
 
 # What one bad value at sample 0, head 1, token 3 (channel 2) of one input does not touch; everything else must show it.
@@ -129,14 +129,14 @@ def test_one_bad_value_is_counted_and_not_averaged_away(name: str, bad: float) -
 @every_case
 def test_one_token_gives_nan_or_a_number_but_no_error(name: str) -> None:
     case = CASES[name]
-    statistics = case.statistics(case.moments(*case.inputs(2, 1)))
-    more = case.statistics(case.moments(*case.inputs(2, 6)))
+    statistics = case.statistics(case.accumulators(*case.inputs(2, 1)))
+    more = case.statistics(case.accumulators(*case.inputs(2, 6)))
     assert {n: (x.shape, x.dtype) for n, x in statistics.items()} == {n: (x.shape, x.dtype) for n, x in more.items()}
 
 
 RANK = """
 import sys, torch, torch.distributed as dist
-from sinks.stats.moments import add, total_over_ranks
+from sinks.stats.accumulators import add, total_over_ranks
 from tests.stats.cases import CASES
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -145,7 +145,7 @@ groups = {}
 for name, case in CASES.items():
     inputs = case.inputs(4, 7)
     for cut in cuts:
-        groups[name] = add(groups.get(name), case.moments(*case.part(inputs, cut)))
+        groups[name] = add(groups.get(name), case.accumulators(*case.part(inputs, cut)))
 groups["extremes"] = {"bad_max": torch.tensor([1.0, 2.0, 3.0]), "bad_min": torch.tensor([1.0, 2.0, 3.0])}
 if rank == 1:
     groups["extremes"] = {n: torch.tensor([torch.nan, 5.0, -torch.inf]) for n in groups["extremes"]}
@@ -167,15 +167,15 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         totals, collectives = torch.load(f"{store}.{rank}")
         assert collectives == 2
         for name, case in CASES.items():
-            moments = case.moments(*case.inputs(4, 7))
-            assert_same(totals[name], moments)
-            assert [m.dtype for m in totals[name].values()] == [m.dtype for m in moments.values()]
+            accumulators = case.accumulators(*case.inputs(4, 7))
+            assert_same(totals[name], accumulators)
+            assert [m.dtype for m in totals[name].values()] == [m.dtype for m in accumulators.values()]
         extremes = totals["extremes"]
         torch.testing.assert_close(extremes["bad_max"], torch.tensor([torch.nan, 5, 3]), equal_nan=True)
         torch.testing.assert_close(extremes["bad_min"], torch.tensor([torch.nan, 2, -torch.inf]), equal_nan=True)
 
 
-def test_one_process_keeps_its_moments() -> None:
+def test_one_process_keeps_its_accumulators() -> None:
     groups = {"a": {"x": torch.ones(2)}}
     assert total_over_ranks(groups) is groups
 

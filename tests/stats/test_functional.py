@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sinks.stats import functional
-from sinks.stats.moments import add
+from sinks.stats.accumulators import add
 
 
 def random_residual(batch: int = 3, length: int = 7, channels: int = 11) -> torch.Tensor:
@@ -45,7 +45,7 @@ def naive_residual(h: torch.Tensor) -> dict[str, float | list[float]]:
 
 
 def of(h: torch.Tensor) -> dict[str, torch.Tensor]:
-    return functional.residual_statistics(functional.residual_moments(h))
+    return functional.residual_statistics(functional.residual_accumulators(h))
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 4), (3, 7, 11), (2, 33, 16)])
@@ -58,9 +58,9 @@ def test_residual_statistics_agree_with_a_naive_computation(shape: tuple[int, in
 
 def test_moments_of_batches_add_up_to_the_moments_of_all() -> None:
     h = random_residual(5)
-    total = add(add(None, functional.residual_moments(h[:2])), functional.residual_moments(h[2:]))
-    for name, moment in functional.residual_moments(h).items():
-        torch.testing.assert_close(total[name], moment, rtol=1e-6, atol=1e-6)
+    total = add(add(None, functional.residual_accumulators(h[:2])), functional.residual_accumulators(h[2:]))
+    for name, accumulator in functional.residual_accumulators(h).items():
+        torch.testing.assert_close(total[name], accumulator, rtol=1e-6, atol=1e-6)
 
 
 def test_a_planted_residual_sink_is_found_at_its_dimension() -> None:
@@ -127,7 +127,7 @@ def planted_masses(batch: int, heads: int, length: int) -> torch.Tensor:
 
 def test_first_token_mass_leaves_out_the_trivial_row_and_the_sink_ratio_does_not() -> None:
     mass = planted_masses(batch=2, heads=10, length=5)
-    found = functional.attention_statistics(functional.attention_moments(mass, torch.zeros_like(mass)))
+    found = functional.attention_statistics(functional.attention_accumulators(mass, torch.zeros_like(mass)))
     torch.testing.assert_close(found["first_token_mass"], torch.arange(10) / 10)
     alpha = [(1 + 4 * head / 10) / 5 for head in range(10)]
     for eps in (0.3, 0.8):
@@ -136,21 +136,23 @@ def test_first_token_mass_leaves_out_the_trivial_row_and_the_sink_ratio_does_not
 
 def test_learned_sink_mass_is_the_mean_over_all_queries() -> None:
     learned = torch.rand(3, 2, 5)
-    found = functional.attention_statistics(functional.attention_moments(torch.rand(3, 2, 5), learned))
+    found = functional.attention_statistics(functional.attention_accumulators(torch.rand(3, 2, 5), learned))
     torch.testing.assert_close(found["learned_sink_mass"], learned.mean(dim=(0, 2)))
 
 
 def test_value_norm_ratio() -> None:
     v = torch.randn(2, 3, 6, 4)
     v[:, :, 0] *= 0.01
-    moments = functional.value_moments(v)
+    accumulators = functional.value_accumulators(v)
     naive = torch.zeros(3, dtype=torch.float64)
     for b in range(2):
         for head in range(3):
             norms = [math.sqrt(sum(x * x for x in v[b, head, t].tolist())) for t in range(6)]
             naive[head] += norms[0] / sorted(norms[1:])[2] / 2
-    torch.testing.assert_close((moments["ratio_sum"] / moments["samples"]).double(), naive, rtol=1e-5, atol=1e-7)
-    assert functional.value_moments(v[:, :, :1])["samples"] == 0
+    torch.testing.assert_close(
+        (accumulators["ratio_sum"] / accumulators["samples"]).double(), naive, rtol=1e-5, atol=1e-7
+    )
+    assert functional.value_accumulators(v[:, :, :1])["samples"] == 0
 
 
 def test_gain_at_sink_is_relative_to_the_median() -> None:
@@ -158,19 +160,19 @@ def test_gain_at_sink_is_relative_to_the_median() -> None:
     assert functional.gain_at_sink(gain, torch.tensor(2)) == 0.25
 
 
-def test_gate_moments() -> None:
+def test_gate_accumulators() -> None:
     headwise, elementwise = torch.rand(2, 3, 4), torch.rand(2, 3, 4, 5)
     for gate in (headwise, elementwise):
-        moments = functional.attention_gate_moments(gate)
-        found = functional.attention_gate_statistics(moments)["gate_mean"]
+        accumulators = functional.attention_gate_accumulators(gate)
+        found = functional.attention_gate_statistics(accumulators)["gate_mean"]
         torch.testing.assert_close(found, gate.transpose(0, 1).flatten(1).mean(1))
     channelwise = torch.rand(2, 4, 6)
-    moments = functional.norm_gate_moments(channelwise, 6)
-    found = functional.norm_gate_statistics(moments)["gate_by_channel"]
+    accumulators = functional.norm_gate_accumulators(channelwise, 6)
+    found = functional.norm_gate_statistics(accumulators)["gate_by_channel"]
     torch.testing.assert_close(found, channelwise.mean(dim=(0, 1)))
 
 
 def test_a_share_weighs_values_not_batches() -> None:
     marked = torch.tensor([[True, False], [False, False], [True, True]])
-    parts = [functional.share_moments(part) for part in (marked[:1], marked[1:])]
+    parts = [functional.share_accumulators(part) for part in (marked[:1], marked[1:])]
     assert float(functional.share_statistics(add(*parts))["share"]) == 0.5

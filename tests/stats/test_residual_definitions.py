@@ -51,26 +51,26 @@ def test_kurtosis_family(shape: tuple[int, int, int]) -> None:
         token.append(fmean((a - fmean(x)) ** 4 for a in x) / deviation**4)
         osp.append(max(0.0, fmean(a**4 for a in x) / deviation**4 - 3))
     neuron = [math.sqrt(fmean(x[j] ** 2 for x in tokens)) for j in range(channels)]
-    found = F.kurtosis_statistics(F.kurtosis_moments(h))
+    found = F.kurtosis_statistics(F.kurtosis_accumulators(h))
     close(found["kurtosis_token"], fmean(token))
     close(found["kurtosis_excess"], fmean(token) - 3)
     close(found["kurtosis_osp"], fmean(osp))
     close(found["kurtosis_neuron"], fmean(s**4 for s in neuron) / fmean(s**2 for s in neuron) ** 2)
-    close(F.residual_statistics(F.residual_moments(h))["kurtosis"], fmean(token))
+    close(F.residual_statistics(F.residual_accumulators(h))["kurtosis"], fmean(token))
 
 
 def test_kurtosis_reaches_its_bounds() -> None:
     one_hot = torch.zeros(2, 9, 32)
     one_hot[..., 5] = 7.0
-    found = F.kurtosis_statistics(F.kurtosis_moments(one_hot))
+    found = F.kurtosis_statistics(F.kurtosis_accumulators(one_hot))
     close(found["kurtosis_neuron"], 32.0)
     alike = torch.ones(2, 9, 32)
     alike[..., ::2] = -1
-    found = F.kurtosis_statistics(F.kurtosis_moments(alike))
+    found = F.kurtosis_statistics(F.kurtosis_accumulators(alike))
     close(found["kurtosis_neuron"], 1.0)
     close(found["kurtosis_token"], 1.0)
     normal = torch.randn(8, 65, 4096, generator=torch.Generator().manual_seed(0))
-    found = F.kurtosis_statistics(F.kurtosis_moments(normal))
+    found = F.kurtosis_statistics(F.kurtosis_accumulators(normal))
     close(found["kurtosis_token"], 3.0, rtol=1e-2)
 
 
@@ -78,7 +78,7 @@ def test_outliers_that_wander_show_in_the_token_kurtosis_alone() -> None:
     h = residual((2, 65, 64)) * 0 + torch.randn(2, 65, 64, generator=torch.Generator().manual_seed(1))
     for i in range(65):
         h[:, i, i % 64] = 100.0
-    found = F.kurtosis_statistics(F.kurtosis_moments(h))
+    found = F.kurtosis_statistics(F.kurtosis_accumulators(h))
     assert found["kurtosis_token"] > 50
     assert found["kurtosis_neuron"] < 1.1
 
@@ -86,8 +86,8 @@ def test_outliers_that_wander_show_in_the_token_kurtosis_alone() -> None:
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_kurtosis_does_not_depend_on_scale(scale: float) -> None:
     h = residual((3, 7, 11))
-    expected = F.kurtosis_statistics(F.kurtosis_moments(h))
-    found = F.kurtosis_statistics(F.kurtosis_moments(h * scale))
+    expected = F.kurtosis_statistics(F.kurtosis_accumulators(h))
+    found = F.kurtosis_statistics(F.kurtosis_accumulators(h * scale))
     for name in ("kurtosis_token", "kurtosis_osp"):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
 
@@ -104,7 +104,7 @@ def test_massive_activations(shape: tuple[int, int, int]) -> None:
     magnitudes = [[[abs(x) for x in token] for token in sample] for sample in nested]
     flat = [[x for token in sample for x in token] for sample in magnitudes]
     every = [token for sample in magnitudes for token in sample]
-    found = F.massive_statistics(F.massive_moments(h))
+    found = F.massive_statistics(F.massive_accumulators(h))
     by_token = [sum(x > 100 and x > 1000 * median_low(token) for x in token) for token in every]
     by_tensor = [sum(x > 100 and x > 1000 * median_low(sample) for x in sample) for sample in flat]
     close(found["massive_per_token_median"], sum(by_token) / shape[0])
@@ -125,7 +125,7 @@ def test_rival_medians_disagree_about_a_token_that_is_large_throughout() -> None
     h = torch.ones(1, 9, 8)
     h[0, 0] = 50.0
     h[0, 0, 2] = 5000.0
-    found = F.massive_statistics(F.massive_moments(h))
+    found = F.massive_statistics(F.massive_accumulators(h))
     assert found["massive_per_tensor_median"] == 1
     assert found["massive_per_token_median"] == 0
     close(found["relative_100_per_token_median"], 0.0)
@@ -136,21 +136,21 @@ def test_rival_medians_disagree_about_a_token_that_is_large_throughout() -> None
 
 def test_a_planted_massive_activation_is_no_residual_sink() -> None:
     h = residual((4, 50, 32)) * 0.1
-    quiet = F.residual_statistics(F.residual_moments(h))["sink_score"]
+    quiet = F.residual_statistics(F.residual_accumulators(h))["sink_score"]
     h[:, 0, 5] = 5000.0
-    assert F.massive_statistics(F.massive_moments(h))["massive_per_token_median"] == 1
-    assert F.residual_statistics(F.residual_moments(h))["sink_score"] == quiet
+    assert F.massive_statistics(F.massive_accumulators(h))["massive_per_token_median"] == 1
+    assert F.residual_statistics(F.residual_accumulators(h))["sink_score"] == quiet
 
 
 def test_a_sink_of_zeros_is_not_massive() -> None:
-    found = F.massive_statistics(F.massive_moments(torch.zeros(2, 3, 4)))
+    found = F.massive_statistics(F.massive_accumulators(torch.zeros(2, 3, 4)))
     assert found["massive_per_token_median"] == 0
     assert found["relative_100_per_token_median"] == 0
     assert found["top_over_median"].isnan().all()
 
 
 def test_fewer_than_three_values_have_no_third_largest() -> None:
-    found = F.massive_statistics(F.massive_moments(torch.tensor([[[2.0], [4.0]]])))
+    found = F.massive_statistics(F.massive_accumulators(torch.tensor([[[2.0], [4.0]]])))
     close(found["top_over_median"], [2.0, 1.0, math.nan])
 
 
@@ -165,10 +165,10 @@ def test_extremes_at_first_token_delimiters_and_elsewhere(shape: tuple[int, int,
     for sample, marks in zip(h.tolist(), delimiters.tolist(), strict=True):
         for i, (token, mark) in enumerate(zip(sample, marks, strict=True)):
             groups["first" if i == 0 else "delimiter" if mark else "rest"] += [abs(x) for x in token]
-    found = F.extreme_statistics(F.extreme_moments(h, delimiters))
+    found = F.extreme_statistics(F.extreme_accumulators(h, delimiters))
     for name, values in groups.items():
         close(found[f"max_abs_{name}"], max(values, default=math.nan))
-    plain = F.extreme_statistics(F.extreme_moments(h))
+    plain = F.extreme_statistics(F.extreme_accumulators(h))
     assert plain["max_abs_delimiter"].isnan()
     close(plain["max_abs_rest"], max(groups["delimiter"] + groups["rest"]))
 
@@ -177,7 +177,7 @@ def test_a_first_token_that_is_a_delimiter_counts_as_first() -> None:
     h = torch.ones(1, 3, 2)
     h[0, 0] = 9.0
     h[0, 1] = 4.0
-    found = F.extreme_statistics(F.extreme_moments(h, torch.tensor([[True, True, False]])))
+    found = F.extreme_statistics(F.extreme_accumulators(h, torch.tensor([[True, True, False]])))
     assert [float(found[f"max_abs_{name}"]) for name in ("first", "delimiter", "rest")] == [9, 4, 1]
 
 
@@ -189,7 +189,7 @@ def test_top_permille_ratio(shape: tuple[int, int, int]) -> None:
     h = residual(shape)
     tokens = [token for sample in h.double().tolist() for token in sample]
     mean_abs = [fmean(abs(token[j]) for token in tokens) for j in range(shape[-1])]
-    found = F.residual_statistics(F.residual_moments(h))["top_permille"]
+    found = F.residual_statistics(F.residual_accumulators(h))["top_permille"]
     close(found, 1000 * max(mean_abs) / sum(mean_abs))
 
 
@@ -206,7 +206,7 @@ def test_persistence_over_sites() -> None:
         h[..., dimension] = 40.0
     sites[3][..., 13] = 0.1  # far above the others on average, but only at every third token
     sites[3][:, 1::3, 13] = 80.0
-    found = [F.residual_statistics(F.residual_moments(h)) for h in sites]
+    found = [F.residual_statistics(F.residual_accumulators(h)) for h in sites]
     mean_abs = torch.stack([s["mean_abs"] for s in found])
     statistics = F.persistence_statistics(mean_abs, torch.stack([s["argmax_share"] for s in found]))
     assert statistics["site_dimension"].tolist() == [13, 13, 6, 13, 6]
@@ -225,14 +225,14 @@ def test_persistence_over_sites() -> None:
 
 def test_a_sink_planted_in_all_tokens_is_found_and_dominates() -> None:
     h = planted_sink()
-    found = F.residual_statistics(F.residual_moments(h))
+    found = F.residual_statistics(F.residual_accumulators(h))
     assert found["sink_dimension"] == 13
     assert found["sink_consistency"] == 1
-    energy = F.energy_statistics(F.energy_moments(h))
+    energy = F.energy_statistics(F.energy_accumulators(h))
     assert energy["energy_top_1"] > 0.95
-    fixed = F.sink_dimension_statistics(F.sink_dimension_moments(h, torch.tensor([13])))
+    fixed = F.sink_dimension_statistics(F.sink_dimension_accumulators(h, torch.tensor([13])))
     torch.testing.assert_close(fixed["energy_share"], energy["energy_top_1"])
-    elsewhere = F.sink_dimension_statistics(F.sink_dimension_moments(h, torch.tensor([12])))
+    elsewhere = F.sink_dimension_statistics(F.sink_dimension_accumulators(h, torch.tensor([12])))
     assert elsewhere["energy_share"] < 0.01
 
 
@@ -243,7 +243,7 @@ def test_a_sink_planted_in_all_tokens_is_found_and_dominates() -> None:
 def test_top_energy(shape: tuple[int, int, int]) -> None:
     h = residual(shape)
     channels = shape[-1]
-    found = F.energy_statistics(F.energy_moments(h, (1, 4, 16)))
+    found = F.energy_statistics(F.energy_accumulators(h, (1, 4, 16)))
     shares: dict[int, list[float]] = {1: [], 4: [], 16: []}
     peaks = []
     for token in later(h.double().tolist()):
@@ -282,16 +282,16 @@ def test_rescaling_by_fixed_dimensions(shape: tuple[int, int, int], dimensions: 
         formula = math.sqrt((1 - r2) * channels / (channels - len(members)))
         assert rescales[-1] == pytest.approx(formula, rel=1e-9)
     index = torch.tensor(dimensions)
-    found = F.sink_dimension_statistics(F.sink_dimension_moments(h, index))
+    found = F.sink_dimension_statistics(F.sink_dimension_accumulators(h, index))
     close(found["energy_share"], fmean(energies))
     close(found["rescale"], fmean(rescales))
     close(found["rescale_cv"], pstdev(rescales) / fmean(rescales), rtol=1e-4)
     close(found["rescale_min"], min(rescales))
     close(found["rescale_max"], max(rescales))
 
-    from_gain = F.output_share_statistics(F.output_share_moments(h, index, gain))["output_share"]
+    from_gain = F.output_share_statistics(F.output_share_accumulators(h, index, gain))["output_share"]
     output = torch.nn.functional.rms_norm(h, (channels,), gain)
-    from_output = F.output_share_statistics(F.output_share_moments(output, index))["output_share"]
+    from_output = F.output_share_statistics(F.output_share_accumulators(output, index))["output_share"]
     close(from_gain, fmean(outputs))
     close(from_output, fmean(outputs))
     close(F.rescale_contribute_index(found["energy_share"], from_output), fmean(energies) / fmean(outputs))
@@ -301,7 +301,7 @@ def test_a_rescale_factor_next_to_zero_keeps_its_digits() -> None:
     """r^2 = 1 - 1e-8 is 1 in float32; the rest is summed apart."""
     h = torch.ones(1, 5, 16)
     h[..., 3] = 1e4 * math.sqrt(15)
-    found = F.sink_dimension_statistics(F.sink_dimension_moments(h, torch.tensor([3])))
+    found = F.sink_dimension_statistics(F.sink_dimension_accumulators(h, torch.tensor([3])))
     close(found["rescale"], math.sqrt(1 / ((15 + 15e8) / 16)), rtol=1e-6)
 
 
@@ -312,13 +312,13 @@ def test_a_constant_sink_rescales_without_variation_and_a_changing_one_with() ->
     constant[..., 3] = 10.0
     changing[..., 3] = torch.arange(9.0) * 5
     dimension = torch.tensor([3])
-    assert F.sink_dimension_statistics(F.sink_dimension_moments(constant, dimension))["rescale_cv"] < 1e-6
-    assert F.sink_dimension_statistics(F.sink_dimension_moments(changing, dimension))["rescale_cv"] > 0.5
+    assert F.sink_dimension_statistics(F.sink_dimension_accumulators(constant, dimension))["rescale_cv"] < 1e-6
+    assert F.sink_dimension_statistics(F.sink_dimension_accumulators(changing, dimension))["rescale_cv"] > 0.5
 
 
 def test_all_channels_leave_no_rest() -> None:
     h = residual((2, 5, 3))
-    found = F.sink_dimension_statistics(F.sink_dimension_moments(h, torch.arange(3)))
+    found = F.sink_dimension_statistics(F.sink_dimension_accumulators(h, torch.arange(3)))
     close(found["energy_share"], 1.0)
     assert found["rescale"].isnan()
 
@@ -326,10 +326,10 @@ def test_all_channels_leave_no_rest() -> None:
 def test_a_suppressed_sink_rescales_and_does_not_contribute() -> None:
     h, gain, dimension = planted_sink(), torch.ones(32), torch.tensor([13])
     gain[13] = 0.004
-    energy = F.sink_dimension_statistics(F.sink_dimension_moments(h, dimension))["energy_share"]
-    output = F.output_share_statistics(F.output_share_moments(h, dimension, gain))["output_share"]
+    energy = F.sink_dimension_statistics(F.sink_dimension_accumulators(h, dimension))["energy_share"]
+    output = F.output_share_statistics(F.output_share_accumulators(h, dimension, gain))["output_share"]
     assert F.rescale_contribute_index(energy, output) > 1000
-    plain = F.output_share_statistics(F.output_share_moments(h, dimension, torch.ones(32)))["output_share"]
+    plain = F.output_share_statistics(F.output_share_accumulators(h, dimension, torch.ones(32)))["output_share"]
     close(F.rescale_contribute_index(energy, plain), 1.0)
 
 
@@ -351,7 +351,7 @@ def test_the_bound_by_loops(shape: tuple[int, int, int]) -> None:
     gain = torch.linspace(-1.5, 2, channels) + 0.01
     sink = channels // 2
     output = torch.nn.functional.rms_norm(h.double(), (channels,), gain.double(), eps=0)
-    found = F.bound_statistics(F.bound_moments(h, output.float(), gain, torch.tensor([sink])))
+    found = F.bound_statistics(F.bound_accumulators(h, output.float(), gain, torch.tensor([sink])))
     largest = max(abs(g) for g in gain.tolist())
     eps = abs(float(gain[sink])) / largest
     ratios = []
@@ -369,10 +369,10 @@ def test_the_bound_is_tight_where_the_other_gains_are_all_largest_and_broken_by_
     h, gain, sink = planted_sink(), torch.ones(32), torch.tensor([13])
     gain[13] = 0.004
     output = torch.nn.functional.rms_norm(h, (32,), gain)
-    found = F.bound_statistics(F.bound_moments(h, output, gain, sink))
+    found = F.bound_statistics(F.bound_accumulators(h, output, gain, sink))
     close(found["bound_max"], 1.0)
     close(found["bound_mean"], 1.0)
-    assert F.bound_statistics(F.bound_moments(h, 2 * output, gain, sink))["bound_max"] > 1.9
+    assert F.bound_statistics(F.bound_accumulators(h, 2 * output, gain, sink))["bound_max"] > 1.9
 
 
 # -- norm gates -----------------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def test_gates_against_magnitude(shape: tuple[int, int, int]) -> None:
     generator = torch.Generator().manual_seed(9)
     y = torch.randn(shape, generator=generator) * 3
     gate = torch.sigmoid(torch.randn(shape, generator=generator) * 0.3 - y.abs())
-    found = F.gate_magnitude_statistics(F.gate_magnitude_moments(gate, y))
+    found = F.gate_magnitude_statistics(F.gate_magnitude_accumulators(gate, y))
     magnitudes, gates = y.double().abs().flatten().tolist(), gate.double().flatten().tolist()
     close(found["gate_correlation"], pearson(magnitudes, gates))
     per_token = [
@@ -416,7 +416,7 @@ def test_deciles_agree_with_sorted_values_up_to_the_bins() -> None:
     generator = torch.Generator().manual_seed(9)
     y = torch.randn(4, 64, 100, generator=generator)
     gate = torch.sigmoid(-y.abs())
-    found = F.gate_magnitude_statistics(F.gate_magnitude_moments(gate, y))["gate_by_decile"]
+    found = F.gate_magnitude_statistics(F.gate_magnitude_accumulators(gate, y))["gate_by_decile"]
     exact = gate.flatten()[y.abs().flatten().argsort()].double().view(10, -1).mean(1)
     close(found, exact.tolist(), rtol=5e-3)
     assert (found.diff() < 0).all()
@@ -428,7 +428,7 @@ def test_a_gate_that_hardly_varies(noise: float) -> None:
     generator = torch.Generator().manual_seed(9)
     y = torch.randn(4, 64, 100, generator=generator)
     gate = 0.5 + noise * (torch.randn(4, 64, 100, generator=generator) - 2 * y.abs())
-    found = F.gate_magnitude_statistics(F.gate_magnitude_moments(gate, y))
+    found = F.gate_magnitude_statistics(F.gate_magnitude_accumulators(gate, y))
     if noise:
         expected = pearson(y.double().abs().flatten().tolist(), gate.double().flatten().tolist())
         close(found["gate_correlation"], expected, rtol=1e-4)
@@ -440,7 +440,7 @@ def test_a_gate_that_hardly_varies(noise: float) -> None:
 def test_one_gate_a_token_has_no_correlation_within_it() -> None:
     generator = torch.Generator().manual_seed(9)
     y, gate = torch.randn(4, 8, 10, generator=generator), torch.rand(4, 8, 1, generator=generator)
-    found = F.gate_magnitude_statistics(F.gate_magnitude_moments(gate, y))
+    found = F.gate_magnitude_statistics(F.gate_magnitude_accumulators(gate, y))
     wide = gate.double().expand(4, 8, 10).flatten().tolist()
     close(found["gate_correlation"], pearson(y.double().abs().flatten().tolist(), wide))
     assert found["gate_token_correlation"].isnan()
@@ -452,14 +452,14 @@ def test_one_gate_a_token_has_no_correlation_within_it() -> None:
 def test_one_token_has_no_others_but_extremes() -> None:
     h, dimension = residual((2, 1, 8)), torch.tensor([0])
     for statistics in (
-        F.kurtosis_statistics(F.kurtosis_moments(h)),
-        F.energy_statistics(F.energy_moments(h)),
-        F.sink_dimension_statistics(F.sink_dimension_moments(h, dimension)),
-        F.output_share_statistics(F.output_share_moments(h, dimension)),
+        F.kurtosis_statistics(F.kurtosis_accumulators(h)),
+        F.energy_statistics(F.energy_accumulators(h)),
+        F.sink_dimension_statistics(F.sink_dimension_accumulators(h, dimension)),
+        F.output_share_statistics(F.output_share_accumulators(h, dimension)),
     ):
         assert statistics.pop("nonfinite") == 0
         assert all(x.isnan().all() for x in statistics.values())
-    massive = F.massive_statistics(F.massive_moments(h))
+    massive = F.massive_statistics(F.massive_accumulators(h))
     assert massive["max_median_ratio"].isnan()
     assert massive["max_median_ratio_max"].isnan()
     assert massive["top_over_median"].isfinite().all()
@@ -468,16 +468,16 @@ def test_one_token_has_no_others_but_extremes() -> None:
 @pytest.mark.parametrize("value", [3.0, 0.1, -7.3])
 def test_constant_input(value: float) -> None:
     h = torch.full((2, 5, 11), value)
-    kurtosis = F.kurtosis_statistics(F.kurtosis_moments(h))
+    kurtosis = F.kurtosis_statistics(F.kurtosis_accumulators(h))
     assert kurtosis["kurtosis_token"].isnan()
     close(kurtosis["kurtosis_neuron"], 1.0)
-    massive = F.massive_statistics(F.massive_moments(h))
+    massive = F.massive_statistics(F.massive_accumulators(h))
     assert massive["max_median_ratio"] == 1
     assert massive["relative_100_per_token_median"] == 0
-    energy = F.energy_statistics(F.energy_moments(h))
+    energy = F.energy_statistics(F.energy_accumulators(h))
     close(energy["energy_top_4"], 4 / 11)
     close(energy["peak_mean"], 1.0)
-    fixed = F.sink_dimension_statistics(F.sink_dimension_moments(h, torch.tensor([2])))
+    fixed = F.sink_dimension_statistics(F.sink_dimension_accumulators(h, torch.tensor([2])))
     close(fixed["rescale"], 1.0)
     close(fixed["rescale_cv"], 0.0)
 
@@ -485,13 +485,13 @@ def test_constant_input(value: float) -> None:
 def test_a_token_of_zeros_has_no_shares() -> None:
     h = residual((1, 4, 8))
     h[0, 2] = 0
-    assert F.energy_statistics(F.energy_moments(h))["energy_top_1"].isnan()
-    assert F.sink_dimension_statistics(F.sink_dimension_moments(h, torch.tensor([1])))["rescale"].isnan()
+    assert F.energy_statistics(F.energy_accumulators(h))["energy_top_1"].isnan()
+    assert F.sink_dimension_statistics(F.sink_dimension_accumulators(h, torch.tensor([1])))["rescale"].isnan()
 
 
 def test_one_channel() -> None:
     h = residual((2, 5, 1))
-    assert F.residual_statistics(F.residual_moments(h))["sink_score"] == 1
-    assert F.energy_statistics(F.energy_moments(h))["energy_top_16"] == 1
-    assert F.kurtosis_statistics(F.kurtosis_moments(h))["kurtosis_neuron"] == 1
-    assert F.sink_dimension_statistics(F.sink_dimension_moments(h, torch.tensor([0])))["rescale"].isnan()
+    assert F.residual_statistics(F.residual_accumulators(h))["sink_score"] == 1
+    assert F.energy_statistics(F.energy_accumulators(h))["energy_top_16"] == 1
+    assert F.kurtosis_statistics(F.kurtosis_accumulators(h))["kurtosis_neuron"] == 1
+    assert F.sink_dimension_statistics(F.sink_dimension_accumulators(h, torch.tensor([0])))["rescale"].isnan()

@@ -16,10 +16,10 @@ SINK_THRESHOLDS = (0.3, 0.8)
 NYU_THRESHOLD = 0.3
 
 
-def attention_moments(
+def attention_accumulators(
     first_token_mass: Tensor, learned_sink_mass: Tensor, thresholds: tuple[float, ...] = SINK_THRESHOLDS
 ) -> dict[str, Tensor]:
-    """Moments of one attention sublayer from per-row masses [B, H, T].
+    """Accumulators of one attention sublayer from per-row masses [B, H, T].
 
     Returns:
         samples, rows: number of rows of tokens B, and of queries that see more than the first token, B * (T - 1).
@@ -48,8 +48,8 @@ def attention_moments(
     } | {f"sink_count_{eps}": total(exceeds(alpha, eps), 0) for eps in thresholds}
 
 
-def attention_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `attention_moments`, each [H].
+def attention_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `attention_accumulators`, each [H].
 
     Returns:
         first_token_mass: mean of A_{i,0} over queries i >= 1.
@@ -62,29 +62,30 @@ def attention_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
         sink_ratio_{eps}: share of samples with alpha_0 > eps; its mean over layers and heads is Sink^eps_1.
         nonfinite: number of NaN and infinite values (a scalar).
     """
-    rescale, cv = spread(moments["rescale_square_sum"], moments["rescale_sum"], moments["rows"])
+    rescale, cv = spread(accumulators["rescale_square_sum"], accumulators["rescale_sum"], accumulators["rows"])
     prefix = "sink_count_"
     return narrow(
         {
-            "first_token_mass": moments["first_sum"] / moments["rows"],
-            "first_token_mass_with_first_row": (moments["first_sum"] + moments["first_row_sum"]) / moments["queries"],
-            "learned_sink_mass": moments["learned_sum"] / moments["queries"],
+            "first_token_mass": accumulators["first_sum"] / accumulators["rows"],
+            "first_token_mass_with_first_row": (accumulators["first_sum"] + accumulators["first_row_sum"])
+            / accumulators["queries"],
+            "learned_sink_mass": accumulators["learned_sum"] / accumulators["queries"],
             "effective_rescale": rescale,
             "effective_rescale_cv": cv,
-            "nonfinite": moments["nonfinite"],
+            "nonfinite": accumulators["nonfinite"],
         }
         | {
-            f"sink_ratio_{name.removeprefix(prefix)}": count / moments["samples"]
-            for name, count in moments.items()
+            f"sink_ratio_{name.removeprefix(prefix)}": count / accumulators["samples"]
+            for name, count in accumulators.items()
             if name.startswith(prefix)
         }
     )
 
 
-def key_mass_moments(
+def key_mass_accumulators(
     key_mass: Tensor, positions: int = 4, thresholds: tuple[float, ...] = SINK_THRESHOLDS
 ) -> dict[str, Tensor]:
-    """Moments of the mass each key receives, sum_i A_ij [B, H, T] of `sink_kernels.key_mass`; keys count from 0 here.
+    """Accumulators of the mass each key receives, sum_i A_ij [B, H, T] of `sink_kernels.key_mass`; keys from 0 on.
 
     Returns:
         samples: number of samples B.
@@ -119,8 +120,8 @@ def key_mass_moments(
     } | {f"sink_count_{eps}": F.pad(total(exceeds(alpha, eps), 0), missing) for eps in thresholds}
 
 
-def key_mass_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `key_mass_moments`. Rivals: the two sink ratios differ in positions and in divisor.
+def key_mass_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `key_mass_accumulators`; the two sink ratios differ in positions and in divisor.
 
     Returns:
         alpha: [H, positions] mean over samples of alpha_k; NaN where no sample has a key k.
@@ -134,23 +135,23 @@ def key_mass_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
     prefix = "sink_count_"
     return narrow(
         {
-            "alpha": moments["alpha_sum"] / moments["alpha_count"],
-            "sink_nyu": moments["nyu_count"] / moments["nyu_samples"],
-            "nyu_largest": moments["nyu_largest_sum"] / moments["nyu_samples"],
-            "nonfinite": moments["nonfinite"],
+            "alpha": accumulators["alpha_sum"] / accumulators["alpha_count"],
+            "sink_nyu": accumulators["nyu_count"] / accumulators["nyu_samples"],
+            "nyu_largest": accumulators["nyu_largest_sum"] / accumulators["nyu_samples"],
+            "nonfinite": accumulators["nonfinite"],
         }
         | {
-            f"sink_gu_{name.removeprefix(prefix)}": count / moments["alpha_count"]
-            for name, count in moments.items()
+            f"sink_gu_{name.removeprefix(prefix)}": count / accumulators["alpha_count"]
+            for name, count in accumulators.items()
             if name.startswith(prefix)
         }
     )
 
 
-def attention_row_moments(
+def attention_row_accumulators(
     entropy: Tensor, max_logit: Tensor, window: int | None = None, sinks: int = 0
 ) -> dict[str, Tensor]:
-    """Moments of each query's entropy and largest logit, [B, H, T] each, as `sink_kernels.attention` gives them.
+    """Accumulators of each query's entropy and largest logit, [B, H, T] each, as `sink_kernels.attention` gives them.
 
     Args:
         entropy: of the row's weights in nats, a learned sink's included.
@@ -184,8 +185,8 @@ def attention_row_moments(
     }
 
 
-def attention_row_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `attention_row_moments`, each [H].
+def attention_row_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `attention_row_accumulators`, each [H].
 
     Returns:
         entropy: mean entropy in nats, in [0, log T].
@@ -193,13 +194,13 @@ def attention_row_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
         logit_mean, logit_max: mean and maximum over queries of the largest logit.
         nonfinite: number of NaN and infinite values (a scalar).
     """
-    queries = moments["queries"]
+    queries = accumulators["queries"]
     return narrow(
         {
-            "entropy": moments["entropy_sum"] / queries,
-            "entropy_share": moments["entropy_share_sum"] / moments["spread_queries"],
-            "logit_mean": moments["logit_sum"] / queries,
-            "logit_max": moments["logit_max"],
-            "nonfinite": moments["nonfinite"],
+            "entropy": accumulators["entropy_sum"] / queries,
+            "entropy_share": accumulators["entropy_share_sum"] / accumulators["spread_queries"],
+            "logit_mean": accumulators["logit_sum"] / queries,
+            "logit_max": accumulators["logit_max"],
+            "nonfinite": accumulators["nonfinite"],
         }
     )

@@ -5,7 +5,7 @@ For the contribution share, weights meet the norms n_j = ||W_O^h v_j|| in one mo
     norms = projected_value_norms(v, out_weight, n_heads)                      [B, H, T]
     out = sink_kernels.attention(q, k, contribution_values(norms, n_kv_heads, head_dim), **options)   without a gate
     totals = contribution_totals(out, n_kv_heads, renormalize=normalizer in ("sigmoid", "clipped_softmax"))
-    moments = contribution_moments(first_token_mass, norms, totals)
+    accumulators = contribution_accumulators(first_token_mass, norms, totals)
 """
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 from sinks.stats.functional.sums import narrow, nonfinite, number, quotient, total
 
 
-def value_moments(v: Tensor) -> dict[str, Tensor]:
-    """Moments of value vectors v [B, n_kv_heads, T, head_dim].
+def value_accumulators(v: Tensor) -> dict[str, Tensor]:
+    """Accumulators of value vectors v [B, n_kv_heads, T, head_dim].
 
     Returns:
         samples: B, or 0 if T is 1.
@@ -24,18 +24,22 @@ def value_moments(v: Tensor) -> dict[str, Tensor]:
         nonfinite: number of NaN and infinite values.
     """
     norms = torch.linalg.vector_norm(v.float(), dim=-1)
-    moments = {"samples": number(0, v), "ratio_sum": total(torch.zeros_like(norms), (0, 2)), "nonfinite": nonfinite(v)}
+    accumulators = {
+        "samples": number(0, v),
+        "ratio_sum": total(torch.zeros_like(norms), (0, 2)),
+        "nonfinite": nonfinite(v),
+    }
     if norms.shape[-1] < 2:
-        return moments
+        return accumulators
     ratio = norms[..., 0] / norms[..., 1:].median(dim=-1).values
     ratio = torch.where(torch.isfinite(norms).all(-1), ratio, torch.nan)  # a median would hide an infinity
-    return moments | {"samples": number(len(v), v), "ratio_sum": total(ratio, 0)}
+    return accumulators | {"samples": number(len(v), v), "ratio_sum": total(ratio, 0)}
 
 
-def value_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """value_norm_ratio: [n_kv_heads] mean of ||v_0|| / median ||v_j||, >= 0; nonfinite. From `value_moments`."""
-    ratio = moments["ratio_sum"] / moments["samples"]
-    return narrow({"value_norm_ratio": ratio, "nonfinite": moments["nonfinite"]})
+def value_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """value_norm_ratio: [n_kv_heads] mean of ||v_0|| / median ||v_j||, >= 0; nonfinite. From `value_accumulators`."""
+    ratio = accumulators["ratio_sum"] / accumulators["samples"]
+    return narrow({"value_norm_ratio": ratio, "nonfinite": accumulators["nonfinite"]})
 
 
 def output_grams(out_weight: Tensor, n_heads: int) -> Tensor:
@@ -113,10 +117,10 @@ def signed_contribution(first_token_mass: Tensor, v: Tensor, out: Tensor, out_we
         return first_token_mass.float() * (seen * first).sum(-1) / (seen * out.float()).sum(-1)
 
 
-def contribution_moments(
+def contribution_accumulators(
     first_token_mass: Tensor, norms: Tensor, totals: Tensor, signed: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Moments of the first token's contribution, over queries i >= 1 of [B, H, T] tensors.
+    """Accumulators of the first token's contribution, over queries i >= 1 of [B, H, T] tensors.
 
     Args:
         first_token_mass: A_i0.
@@ -142,7 +146,7 @@ def contribution_moments(
         norm_ratio = quotient(norms[..., 0], norms[..., 1:].mean(-1))
     else:
         norm_ratio = norms.new_zeros(0, heads)
-    moments = {
+    accumulators = {
         "rows": number(batch * (length - 1), mass),
         "samples": number(len(norm_ratio), mass),
         "defined_rows": total((~empty).float(), (0, 2)),
@@ -152,13 +156,13 @@ def contribution_moments(
         "nonfinite": nonfinite(mass, norms, totals),
     }
     if signed is not None:
-        moments["signed_sum"] = total(signed[..., 1:], (0, 2))
-        moments["nonfinite"] = nonfinite(mass, norms, totals, signed)
-    return moments
+        accumulators["signed_sum"] = total(signed[..., 1:], (0, 2))
+        accumulators["nonfinite"] = nonfinite(mass, norms, totals, signed)
+    return accumulators
 
 
-def contribution_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `contribution_moments`, each [H].
+def contribution_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `contribution_accumulators`, each [H].
 
     Returns:
         contribution_share: mean of A_i0 ||W_O v_0|| / sum_j A_ij ||W_O v_j||, in [0, 1].
@@ -169,16 +173,16 @@ def contribution_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
         undefined_rows: share of rows without any mass or value.
         nonfinite: number of NaN and infinite values (a scalar).
     """
-    defined = moments["defined_rows"]
-    contribution, mass = moments["contribution_sum"] / defined, moments["mass_sum"] / defined
+    defined = accumulators["defined_rows"]
+    contribution, mass = accumulators["contribution_sum"] / defined, accumulators["mass_sum"] / defined
     found = {
         "contribution_share": contribution,
         "mass_share": mass,
         "contribution_over_mass": quotient(contribution, mass),
-        "projected_norm_ratio": moments["norm_ratio_sum"] / moments["samples"],
-        "undefined_rows": 1 - defined / moments["rows"],
-        "nonfinite": moments["nonfinite"],
+        "projected_norm_ratio": accumulators["norm_ratio_sum"] / accumulators["samples"],
+        "undefined_rows": 1 - defined / accumulators["rows"],
+        "nonfinite": accumulators["nonfinite"],
     }
-    if "signed_sum" in moments:
-        found["signed_contribution"] = moments["signed_sum"] / moments["rows"]
+    if "signed_sum" in accumulators:
+        found["signed_contribution"] = accumulators["signed_sum"] / accumulators["rows"]
     return narrow(found)

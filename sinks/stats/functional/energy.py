@@ -9,10 +9,10 @@ from sinks.stats.functional.sums import narrow, nonfinite, number, total
 TOP_CHANNELS = (1, 4, 16)
 
 
-def energy_moments(h: Tensor, top: tuple[int, ...] = TOP_CHANNELS) -> dict[str, Tensor]:
-    """Moments of the energy of the largest channels of h [B, T, D], over tokens but token 0.
+def energy_accumulators(h: Tensor, top: tuple[int, ...] = TOP_CHANNELS) -> dict[str, Tensor]:
+    """Accumulators of the energy of the largest channels of h [B, T, D], over tokens but token 0.
 
-    Which channels are largest is asked of every token anew; `sink_dimension_moments` keeps them fixed.
+    Which channels are largest is asked of every token anew; `sink_dimension_accumulators` keeps them fixed.
 
     Returns:
         tokens, nonfinite: number of those tokens, and of their NaN and infinite values.
@@ -34,8 +34,8 @@ def energy_moments(h: Tensor, top: tuple[int, ...] = TOP_CHANNELS) -> dict[str, 
     } | {f"top_{k}_sum": total(ordered[..., :k].sum(-1)) for k in top}
 
 
-def energy_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `energy_moments`; a token of zeros makes all of it NaN.
+def energy_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `energy_accumulators`; a token of zeros makes all of it NaN.
 
     Returns:
         energy_top_{k}: mean E_k, in [k / D, 1].
@@ -43,19 +43,19 @@ def energy_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
         peak_p50, peak_p99: its quantiles over tokens, from the histogram (resolution 4.4 %).
         nonfinite: number of NaN and infinite values.
     """
-    tokens, largest = moments["tokens"], moments["peak_max"]
+    tokens, largest = accumulators["tokens"], accumulators["peak_max"]
     found = {
-        f"energy_{name.removesuffix('_sum')}": x / tokens for name, x in moments.items() if name.startswith("top_")
+        f"energy_{name.removesuffix('_sum')}": x / tokens for name, x in accumulators.items() if name.startswith("top_")
     }
-    undefined = ~torch.isfinite(moments["peak_sum"])
+    undefined = ~torch.isfinite(accumulators["peak_sum"])
     for name, quantile in (("p50", 0.5), ("p99", 0.99)):
-        edge = histogram_quantile(moments["peak_histogram"], quantile)
+        edge = histogram_quantile(accumulators["peak_histogram"], quantile)
         found[f"peak_{name}"] = torch.where(undefined, torch.nan, edge)
     return narrow(
         found
         | {
-            "peak_mean": moments["peak_sum"] / tokens,
+            "peak_mean": accumulators["peak_sum"] / tokens,
             "peak_max": torch.where(largest == -torch.inf, torch.nan, largest),
-            "nonfinite": moments["nonfinite"],
+            "nonfinite": accumulators["nonfinite"],
         }
     )

@@ -21,8 +21,8 @@ CLOSED = 0.1
 DECILES = 10
 
 
-def attention_gate_moments(gate: Tensor) -> dict[str, Tensor]:
-    """Moments of gate values g, [B, H, T] or [B, H, T, head_dim] in [0, 1].
+def attention_gate_accumulators(gate: Tensor) -> dict[str, Tensor]:
+    """Accumulators of gate values g, [B, H, T] or [B, H, T, head_dim] in [0, 1].
 
     Returns:
         count, first_count: values of each head at all tokens, and at token 0 alone.
@@ -49,8 +49,8 @@ def attention_gate_moments(gate: Tensor) -> dict[str, Tensor]:
     }
 
 
-def attention_gate_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `attention_gate_moments`, each [H].
+def attention_gate_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `attention_gate_accumulators`, each [H].
 
     Returns:
         gate_mean, gate_std: of all values, in [0, 1]; a deviation near 0 is a constant factor.
@@ -59,24 +59,24 @@ def attention_gate_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
         gate_first_over_rest: their ratio; far below 1 the gate does at token 0 what a sink did.
         nonfinite: number of NaN and infinite values (a scalar).
     """
-    count, first_count = moments["count"], moments["first_count"]
-    mean, cv = spread(moments["square_sum"], moments["gate_sum"], count)
-    first, rest = moments["first_sum"] / first_count, moments["rest_sum"] / (count - first_count)
+    count, first_count = accumulators["count"], accumulators["first_count"]
+    mean, cv = spread(accumulators["square_sum"], accumulators["gate_sum"], count)
+    first, rest = accumulators["first_sum"] / first_count, accumulators["rest_sum"] / (count - first_count)
     return narrow(
         {
             "gate_mean": mean,
             "gate_std": torch.where(mean == 0, 0.0, cv * mean.abs()),
-            "gate_closed": moments["closed_sum"] / count,
+            "gate_closed": accumulators["closed_sum"] / count,
             "gate_first": first,
             "gate_rest": rest,
             "gate_first_over_rest": quotient(first, rest),
-            "nonfinite": moments["nonfinite"],
+            "nonfinite": accumulators["nonfinite"],
         }
     )
 
 
-def norm_gate_moments(gate: Tensor, channels: int) -> dict[str, Tensor]:
-    """Moments of a norm's gate, [B, T, D] or [B, T, 1]: `count` tokens, `gate_sum` [D], `nonfinite`."""
+def norm_gate_accumulators(gate: Tensor, channels: int) -> dict[str, Tensor]:
+    """Accumulators of a norm's gate, [B, T, D] or [B, T, 1]: `count` tokens, `gate_sum` [D], `nonfinite`."""
     return {
         "count": number(gate.shape[0] * gate.shape[1], gate),
         "gate_sum": channel_total(gate).expand(channels).clone(),
@@ -84,14 +84,16 @@ def norm_gate_moments(gate: Tensor, channels: int) -> dict[str, Tensor]:
     }
 
 
-def norm_gate_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """gate_by_channel: [D] mean gate of each channel; gate_mean: their mean; nonfinite. From `norm_gate_moments`."""
-    by_channel = moments["gate_sum"] / moments["count"]
-    return narrow({"gate_by_channel": by_channel, "gate_mean": by_channel.mean(), "nonfinite": moments["nonfinite"]})
+def norm_gate_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """gate_by_channel [D], mean gate of each channel; gate_mean, their mean; nonfinite."""
+    by_channel = accumulators["gate_sum"] / accumulators["count"]
+    return narrow(
+        {"gate_by_channel": by_channel, "gate_mean": by_channel.mean(), "nonfinite": accumulators["nonfinite"]}
+    )
 
 
-def gate_magnitude_moments(gate: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Moments of a norm's gate g [B, T, D] or [B, T, 1] against the magnitude |y| of what it gates, over all tokens.
+def gate_magnitude_accumulators(gate: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Accumulators of a norm's gate g [B, T, D] or [B, T, 1] against the magnitude |y| of what it gates, all tokens.
 
     Args:
         gate: g.
@@ -141,8 +143,8 @@ def _rounding(mean: Tensor, count: int) -> Tensor:
     return 4 * torch.finfo(torch.float32).eps * mean.abs() * count**0.5
 
 
-def gate_magnitude_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `gate_magnitude_moments`.
+def gate_magnitude_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `gate_magnitude_accumulators`.
 
     Returns:
         gate_by_decile: [10] mean g of the values whose |y| lies in each tenth of all |y|, smallest first. Deciles come
@@ -154,7 +156,7 @@ def gate_magnitude_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
             constant within any token, as one gate a token always is.
         nonfinite: number of NaN and infinite values; where it is not zero the others are NaN.
     """
-    counts, gates = moments["magnitude_histogram"], moments["gate_histogram"]
+    counts, gates = accumulators["magnitude_histogram"], accumulators["gate_histogram"]
     mean_gate = torch.where(counts > 0, gates / counts, 0.0)
     upper = counts.cumsum(0)
     edges = upper[-1] * torch.arange(DECILES + 1, device=counts.device, dtype=counts.dtype) / DECILES
@@ -162,29 +164,29 @@ def gate_magnitude_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
     overlap = torch.minimum(upper, edges[1:, None]) - torch.maximum(lower, edges[:-1, None])
     deciles = (overlap.clamp_min(0.0) * mean_gate).sum(-1) / (upper[-1] / DECILES)
 
-    count = moments["count"]
-    mean_magnitude, mean_g = moments["magnitude_sum"] / count, moments["gate_sum"] / count
-    covariance = moments["product_sum"] / count - mean_magnitude * mean_g
+    count = accumulators["count"]
+    mean_magnitude, mean_g = accumulators["magnitude_sum"] / count, accumulators["gate_sum"] / count
+    covariance = accumulators["product_sum"] / count - mean_magnitude * mean_g
     deviations = []
     for name, mean in (("magnitude", mean_magnitude), ("gate", mean_g)):
-        deviation = (moments[f"{name}_square_sum"] / count - mean.square()).clamp_min(0.0).sqrt()
+        deviation = (accumulators[f"{name}_square_sum"] / count - mean.square()).clamp_min(0.0).sqrt()
         deviations.append(torch.where(deviation <= _rounding(mean, 1), torch.nan, deviation))
     found = {
         "gate_by_decile": deciles,
         "gate_top_over_bottom": deciles[-1] / deciles[0],
         "gate_correlation": covariance / (deviations[0] * deviations[1]),
-        "gate_token_correlation": moments["token_correlation_sum"] / moments["tokens"],
+        "gate_token_correlation": accumulators["token_correlation_sum"] / accumulators["tokens"],
     }
-    bad = moments["nonfinite"] > 0
+    bad = accumulators["nonfinite"] > 0
     found = {name: torch.where(bad, torch.nan, x) for name, x in found.items()}
-    return narrow(found | {"nonfinite": moments["nonfinite"]})
+    return narrow(found | {"nonfinite": accumulators["nonfinite"]})
 
 
-def share_moments(marked: Tensor) -> dict[str, Tensor]:
-    """Moments of a mask of any shape: `count` of its values, `share_sum` of those that are true."""
+def share_accumulators(marked: Tensor) -> dict[str, Tensor]:
+    """Accumulators of a mask of any shape: `count` of its values, `share_sum` of those that are true."""
     return {"count": number(marked.numel(), marked), "share_sum": marked.sum(dtype=wide(marked.device))}
 
 
-def share_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """share: of all values, those that are marked, in [0, 1]. From (summed) `share_moments`."""
-    return narrow({"share": moments["share_sum"] / moments["count"]})
+def share_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """share: of all values, those that are marked, in [0, 1]. From (summed) `share_accumulators`."""
+    return narrow({"share": accumulators["share_sum"] / accumulators["count"]})

@@ -25,8 +25,8 @@ def token_kurtosis(h: Tensor) -> Tensor:
     return torch.linalg.vector_norm(unit.square(), dim=-1).square() / h.shape[-1]
 
 
-def kurtosis_moments(h: Tensor) -> dict[str, Tensor]:
-    """Moments of the kurtosis family of h [B, T, D], over tokens but token 0.
+def kurtosis_accumulators(h: Tensor) -> dict[str, Tensor]:
+    """Accumulators of the kurtosis family of h [B, T, D], over tokens but token 0.
 
     Returns:
         tokens, nonfinite: number of those tokens, and of their NaN and infinite values.
@@ -46,29 +46,29 @@ def kurtosis_moments(h: Tensor) -> dict[str, Tensor]:
     }
 
 
-def kurtosis_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `kurtosis_moments`.
+def kurtosis_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `kurtosis_accumulators`.
 
     Returns:
         kurtosis_token: Bondarenko et al. (arXiv:2306.12929): mean over tokens of m4 / m2^2 over channels, centerd, not
             excess; in [1, D], 3 for a normal distribution. High if any channel of a token stands out.
         kurtosis_excess: kurtosis_token - 3.
         kurtosis_osp: Outlier-Safe Pre-Training (arXiv:2506.19697): mean over tokens of mean_j h_j^4 / std^4 - 3, the
-            fourth moment uncentered, clipped at 0 in each token; std here is the population's.
+            fourth accumulator uncentered, clipped at 0 in each token; std here is the population's.
         kurtosis_neuron: He et al. (arXiv:2405.19279): mean_j s_j^4 / (mean_j s_j^2)^2 with s_j the RMS of channel j
             over tokens; in [1, D], 1 if all channels are alike, D if one carries everything. Blind to outliers that
             wander from channel to channel.
         nonfinite: number of NaN and infinite values.
     """
-    tokens = moments["tokens"]
-    square = moments["square_sum"] / tokens
-    token = moments["token_sum"] / tokens
+    tokens = accumulators["tokens"]
+    square = accumulators["square_sum"] / tokens
+    token = accumulators["token_sum"] / tokens
     return narrow(
         {
             "kurtosis_token": token,
             "kurtosis_excess": token - 3,
-            "kurtosis_osp": moments["uncentered_sum"] / tokens,
+            "kurtosis_osp": accumulators["uncentered_sum"] / tokens,
             "kurtosis_neuron": square.square().mean() / square.mean().square(),
-            "nonfinite": moments["nonfinite"],
+            "nonfinite": accumulators["nonfinite"],
         }
     )

@@ -24,8 +24,8 @@ def _count(magnitude: Tensor, peak: Tensor, median: Tensor) -> Tensor:
     return torch.where(torch.isfinite(peak), (magnitude > threshold.unsqueeze(-1)).sum(-1), torch.nan)
 
 
-def massive_moments(h: Tensor, median: Tensor | None = None) -> dict[str, Tensor]:
-    """Moments of massive activations of h [B, T, D]. All tokens count, token 0 too, except in `ratio_*`.
+def massive_accumulators(h: Tensor, median: Tensor | None = None) -> dict[str, Tensor]:
+    """Accumulators of massive activations of h [B, T, D]. All tokens count, token 0 too, except in `ratio_*`.
 
     Medians are of |h|: "token" that of the token's D channels, "tensor" that of the sample's T * D values (as the
     authors' code takes it, one sequence at a time). A rival median changes the count; both are kept.
@@ -49,7 +49,7 @@ def massive_moments(h: Tensor, median: Tensor | None = None) -> dict[str, Tensor
     sample = magnitude.flatten(1)
     sample_top, sample_median = _largest(sample), sample.median(-1).values
     ratio = peak[:, 1:] / median[:, 1:]
-    moments = {
+    accumulators = {
         "tokens": number(batch * length, h),
         "samples": number(batch, h),
         "later_tokens": number(batch * (length - 1), h),
@@ -61,13 +61,13 @@ def massive_moments(h: Tensor, median: Tensor | None = None) -> dict[str, Tensor
         "ratio_max": ratio.max() if length > 1 else torch.full((), -torch.inf, device=h.device),
     }
     for c in RELATIVE_CRITERIA:
-        moments[f"relative_{c}_token_count"] = total(exceeds(peak, c * median))
-        moments[f"relative_{c}_tensor_count"] = total(exceeds(sample_top[:, 0], c * sample_median))
-    return moments
+        accumulators[f"relative_{c}_token_count"] = total(exceeds(peak, c * median))
+        accumulators[f"relative_{c}_tensor_count"] = total(exceeds(sample_top[:, 0], c * sample_median))
+    return accumulators
 
 
-def massive_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `massive_moments`.
+def massive_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `massive_accumulators`.
 
     Returns:
         massive_per_token_median, massive_per_tensor_median: massive activations a sample (mean count), >= 0.
@@ -78,17 +78,17 @@ def massive_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
         max_median_ratio_max: the largest of them; NaN if there is none.
         nonfinite: number of NaN and infinite values.
     """
-    samples = moments["samples"]
-    largest = moments["ratio_max"]
+    samples = accumulators["samples"]
+    largest = accumulators["ratio_max"]
     found = {
-        "massive_per_token_median": moments["token_count"] / samples,
-        "massive_per_tensor_median": moments["tensor_count"] / samples,
-        "top_over_median": moments["top_sum"] / samples,
-        "max_median_ratio": moments["ratio_sum"] / moments["later_tokens"],
+        "massive_per_token_median": accumulators["token_count"] / samples,
+        "massive_per_tensor_median": accumulators["tensor_count"] / samples,
+        "top_over_median": accumulators["top_sum"] / samples,
+        "max_median_ratio": accumulators["ratio_sum"] / accumulators["later_tokens"],
         "max_median_ratio_max": torch.where(largest == -torch.inf, torch.nan, largest),
-        "nonfinite": moments["nonfinite"],
+        "nonfinite": accumulators["nonfinite"],
     }
     for c in RELATIVE_CRITERIA:
-        found[f"relative_{c}_per_token_median"] = moments[f"relative_{c}_token_count"] / moments["tokens"]
-        found[f"relative_{c}_per_tensor_median"] = moments[f"relative_{c}_tensor_count"] / samples
+        found[f"relative_{c}_per_token_median"] = accumulators[f"relative_{c}_token_count"] / accumulators["tokens"]
+        found[f"relative_{c}_per_tensor_median"] = accumulators[f"relative_{c}_tensor_count"] / samples
     return narrow(found)

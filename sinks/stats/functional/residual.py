@@ -22,8 +22,8 @@ def token_median(h: Tensor) -> Tensor:
     return h.float().abs().median(dim=-1).values
 
 
-def residual_moments(h: Tensor, median: Tensor | None = None) -> dict[str, Tensor]:
-    """Moments of a residual stream h [B, T, D].
+def residual_accumulators(h: Tensor, median: Tensor | None = None) -> dict[str, Tensor]:
+    """Accumulators of a residual stream h [B, T, D].
 
     Args:
         h: the stream.
@@ -59,8 +59,8 @@ def residual_moments(h: Tensor, median: Tensor | None = None) -> dict[str, Tenso
     }
 
 
-def residual_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `residual_moments`.
+def residual_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `residual_accumulators`.
 
     Returns:
         mean_abs: [D] m_j, mean of |h_j| over tokens but token 0.
@@ -76,14 +76,14 @@ def residual_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
         p999: 99.9th percentile of |h| over all tokens, from the histogram (resolution 4.4 %).
         nonfinite: number of NaN and infinite values; where it is not zero the others are NaN or infinite too.
     """
-    tokens = moments["tokens"]
-    mean_abs = moments["abs_sum"] / tokens
-    with_first = (moments["abs_sum"] + moments["first_abs_sum"]) / (tokens + moments["samples"])
-    broken = ~torch.isfinite(moments["abs_sum"]).all()
-    argmax_share = torch.where(broken, torch.nan, moments["argmax_count"] / tokens)
+    tokens = accumulators["tokens"]
+    mean_abs = accumulators["abs_sum"] / tokens
+    with_first = (accumulators["abs_sum"] + accumulators["first_abs_sum"]) / (tokens + accumulators["samples"])
+    broken = ~torch.isfinite(accumulators["abs_sum"]).all()
+    argmax_share = torch.where(broken, torch.nan, accumulators["argmax_count"] / tokens)
     sink_dimension = mean_abs.argmax()
-    max_abs = torch.stack([moments["first_max"], moments["others_max"]])
-    p999 = histogram_quantile(moments["histogram"], 0.999)
+    max_abs = torch.stack([accumulators["first_max"], accumulators["others_max"]])
+    p999 = histogram_quantile(accumulators["histogram"], 0.999)
     return narrow(
         {
             "mean_abs": mean_abs,
@@ -91,12 +91,12 @@ def residual_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
             "sink_dimension": sink_dimension,
             "sink_score": mean_abs.max() / mean_abs.median(),
             "sink_consistency": argmax_share.take(sink_dimension),
-            "kurtosis": moments["kurtosis_sum"] / tokens,
+            "kurtosis": accumulators["kurtosis_sum"] / tokens,
             "max_abs": max_abs,
-            "max_over_median": max_abs.max() / (moments["median_sum"] / tokens),
+            "max_over_median": max_abs.max() / (accumulators["median_sum"] / tokens),
             "top_permille": top_permille_ratio(with_first),
-            "p999": torch.where(moments["nonfinite"] > 0, torch.nan, p999),
-            "nonfinite": moments["nonfinite"],
+            "p999": torch.where(accumulators["nonfinite"] > 0, torch.nan, p999),
+            "nonfinite": accumulators["nonfinite"],
         }
     )
 
@@ -153,11 +153,11 @@ def choose_sink_dimensions(mean_abs: Tensor, count: int = 1) -> Tensor:
     return mean_abs.reshape(-1, mean_abs.shape[-1]).mean(0).topk(min(count, mean_abs.shape[-1])).indices
 
 
-def extreme_moments(h: Tensor, delimiters: Tensor | None = None) -> dict[str, Tensor]:
+def extreme_accumulators(h: Tensor, delimiters: Tensor | None = None) -> dict[str, Tensor]:
     """Largest |h| of h [B, T, D] at token 0, at delimiters (a mask [B, T], token 0 aside) and at all other tokens.
 
     Massive activations sit on the first token and on delimiters such as "." and newline (arXiv:2402.17762).
-    The moments `first_max`, `delimiter_max`, `rest_max` are -inf where there is no such token.
+    The accumulators `first_max`, `delimiter_max`, `rest_max` are -inf where there is no such token.
     """
     peak = h.float().abs().amax(-1)
     later = torch.arange(peak.shape[1], device=h.device) > 0
@@ -167,8 +167,8 @@ def extreme_moments(h: Tensor, delimiters: Tensor | None = None) -> dict[str, Te
     return found | {"nonfinite": nonfinite(peak)}
 
 
-def extreme_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
+def extreme_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
     """max_abs_first, max_abs_delimiter, max_abs_rest (NaN where there is no such token), nonfinite (tokens)."""
-    named = {f"max_abs_{name}": moments[f"{name}_max"] for name in ("first", "delimiter", "rest")}
+    named = {f"max_abs_{name}": accumulators[f"{name}_max"] for name in ("first", "delimiter", "rest")}
     found = {name: torch.where(x == -torch.inf, torch.nan, x) for name, x in named.items()}
-    return narrow(found | {"nonfinite": moments["nonfinite"]})
+    return narrow(found | {"nonfinite": accumulators["nonfinite"]})

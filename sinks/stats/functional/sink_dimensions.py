@@ -24,8 +24,8 @@ def _energies(x: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     return sink, rest
 
 
-def sink_dimension_moments(h: Tensor, dimensions: Tensor) -> dict[str, Tensor]:
-    """Moments of what S does to the norm of h [B, T, D], over tokens but token 0.
+def sink_dimension_accumulators(h: Tensor, dimensions: Tensor) -> dict[str, Tensor]:
+    """Accumulators of what S does to the norm of h [B, T, D], over tokens but token 0.
 
     Returns:
         tokens, nonfinite: number of those tokens, and of their NaN and infinite values.
@@ -53,8 +53,8 @@ def sink_dimension_moments(h: Tensor, dimensions: Tensor) -> dict[str, Tensor]:
     }
 
 
-def sink_dimension_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `sink_dimension_moments`; a token of zeros, or S = all channels, gives NaN.
+def sink_dimension_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `sink_dimension_accumulators`; a token of zeros, or S = all channels, gives NaN.
 
     Returns:
         energy_share: mean r^2, in [0, 1].
@@ -64,22 +64,22 @@ def sink_dimension_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
         rescale_min, rescale_max: the extremes of rho.
         nonfinite: number of NaN and infinite values.
     """
-    tokens = moments["tokens"]
-    rescale, cv = spread(moments["rescale_square_sum"], moments["rescale_sum"], tokens)
+    tokens = accumulators["tokens"]
+    rescale, cv = spread(accumulators["rescale_square_sum"], accumulators["rescale_sum"], tokens)
     return narrow(
         {
-            "energy_share": moments["energy_sum"] / tokens,
+            "energy_share": accumulators["energy_sum"] / tokens,
             "rescale": rescale,
             "rescale_cv": cv,
-            "rescale_min": torch.where(tokens > 0, moments["rescale_min"], torch.nan),
-            "rescale_max": torch.where(tokens > 0, moments["rescale_max"], torch.nan),
-            "nonfinite": moments["nonfinite"],
+            "rescale_min": torch.where(tokens > 0, accumulators["rescale_min"], torch.nan),
+            "rescale_max": torch.where(tokens > 0, accumulators["rescale_max"], torch.nan),
+            "nonfinite": accumulators["nonfinite"],
         }
     )
 
 
-def output_share_moments(output: Tensor, dimensions: Tensor, gain: Tensor | None = None) -> dict[str, Tensor]:
-    """Moments of what S contributes to a norm's output, over tokens but token 0.
+def output_share_accumulators(output: Tensor, dimensions: Tensor, gain: Tensor | None = None) -> dict[str, Tensor]:
+    """Accumulators of what S contributes to a norm's output, over tokens but token 0.
 
     Args:
         output: the norm's output y [B, T, D]; or its input h, with `gain`.
@@ -101,10 +101,10 @@ def output_share_moments(output: Tensor, dimensions: Tensor, gain: Tensor | None
     }
 
 
-def output_share_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """output_share: mean share of S in the norm's output, in [0, 1]; nonfinite. From `output_share_moments`."""
-    share = moments["output_share_sum"] / moments["tokens"]
-    return narrow({"output_share": share, "nonfinite": moments["nonfinite"]})
+def output_share_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """output_share: mean share of S in the norm's output, in [0, 1]; nonfinite. From `output_share_accumulators`."""
+    share = accumulators["output_share_sum"] / accumulators["tokens"]
+    return narrow({"output_share": share, "nonfinite": accumulators["nonfinite"]})
 
 
 def rescale_contribute_index(energy_share: Tensor, output_share: Tensor) -> Tensor:
@@ -147,8 +147,8 @@ def gain_statistics(gain: Tensor, dimensions: Tensor) -> dict[str, Tensor]:
     }
 
 
-def bound_moments(h: Tensor, output: Tensor, gain: Tensor, dimensions: Tensor) -> dict[str, Tensor]:
-    """Moments of the check of the theorem of arXiv:2601.22966, appendix A.1, over all tokens, token 0 too.
+def bound_accumulators(h: Tensor, output: Tensor, gain: Tensor, dimensions: Tensor) -> dict[str, Tensor]:
+    """Accumulators of the check of the theorem of arXiv:2601.22966, appendix A.1, over all tokens, token 0 too.
 
     ||y||_rms <= ||gain||_inf * sqrt((1 - r^2) + eps^2 r^2), y = RMSNorm(h), eps = max_S |gain| / ||gain||_inf and
     r^2 the energy share of S; the paper has one dimension in S, the proof is the same for more.
@@ -180,13 +180,13 @@ def bound_moments(h: Tensor, output: Tensor, gain: Tensor, dimensions: Tensor) -
     }
 
 
-def bound_statistics(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `bound_moments`.
+def bound_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from (summed) `bound_accumulators`.
 
     Returns:
         bound_max: the largest left side over right side; at most 1, up to the output's rounding, if the theorem holds.
         bound_mean: the mean: near 1 the bound is tight, the sink really is what limits the output.
         nonfinite: number of tokens where it is undefined.
     """
-    mean = moments["bound_sum"] / moments["tokens"]
-    return narrow({"bound_max": moments["bound_max"], "bound_mean": mean, "nonfinite": moments["nonfinite"]})
+    mean = accumulators["bound_sum"] / accumulators["tokens"]
+    return narrow({"bound_max": accumulators["bound_max"], "bound_mean": mean, "nonfinite": accumulators["nonfinite"]})

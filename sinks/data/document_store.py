@@ -13,7 +13,7 @@ from sinks.errors import UserError
 
 
 @dataclass(frozen=True)
-class Spool:
+class DocumentStore:
     """Every document one after the other (UTF-8).
 
     Args:
@@ -27,7 +27,7 @@ class Spool:
     hashes: np.ndarray
 
     @classmethod
-    def write(cls, corpus: Corpus, file: Path, progress: Callable[[int], None]) -> "Spool":
+    def write(cls, corpus: Corpus, file: Path, progress: Callable[[int], None]) -> "DocumentStore":
         """Copy a corpus; `progress` is called with the bytes of the corpus that were read."""
         offsets, hashes = array("q", [0]), array("Q")
         with file.open("wb") as stream:

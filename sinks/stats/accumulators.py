@@ -1,4 +1,4 @@
-"""Moments that add up: over the batches of a stage, and over the ranks of a run."""
+"""Accumulators that add up: over the batches of a stage, and over the ranks of a run."""
 
 from collections.abc import Callable, Hashable
 from typing import Literal, TypeVar
@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Moments = dict[str, Tensor]
+Accumulators = dict[str, Tensor]
 Key = TypeVar("Key", bound=Hashable)
 Combination = Literal["sum", "max", "min"]
 COMBINE: dict[Combination, Callable[[Tensor, Tensor], Tensor]] = {
@@ -20,46 +20,46 @@ NEUTRAL: dict[Combination, float] = {"sum": 0.0, "max": -torch.inf, "min": torch
 
 
 def combination(name: str) -> Combination:
-    """How a moment is combined: `_max` by maximum, `_min` by minimum, all others by sum."""
+    """How a accumulator is combined: `_max` by maximum, `_min` by minimum, all others by sum."""
     if name.endswith("_max"):
         return "max"
     return "min" if name.endswith("_min") else "sum"
 
 
-def add(total: Moments | None, moments: Moments) -> Moments:
-    """Moments of two parts taken together."""
+def add(total: Accumulators | None, accumulators: Accumulators) -> Accumulators:
+    """Accumulators of two parts taken together."""
     if total is None:
-        return moments
-    return {name: COMBINE[combination(name)](total[name], moment) for name, moment in moments.items()}
+        return accumulators
+    return {name: COMBINE[combination(name)](total[name], accumulator) for name, accumulator in accumulators.items()}
 
 
-def part_of_heads(moments: Moments, rank: int, size: int, per_head: bool) -> Moments:
+def part_of_heads(accumulators: Accumulators, rank: int, size: int, per_head: bool) -> Accumulators:
     """What rank `rank` of `size` tensor-parallel ranks adds to the total over all ranks.
 
     Args:
-        moments: of a site; per head, of the heads this rank holds: those with dimensions have heads first.
+        accumulators: of a site; per head, of the heads this rank holds: those with dimensions have heads first.
         rank: within the tensor-parallel group.
         size: of that group.
-        per_head: whether the ranks hold different heads; otherwise all hold the same moments, and one reports.
+        per_head: whether the ranks hold different heads; otherwise all hold the same accumulators, and one reports.
     """
-    found: Moments = {}
-    for name, moment in moments.items():
+    found: Accumulators = {}
+    for name, accumulator in accumulators.items():
         neutral = NEUTRAL[combination(name)]
-        if per_head and moment.dim():
-            found[name] = moment.new_full((size, *moment.shape), neutral)
-            found[name][rank] = moment
+        if per_head and accumulator.dim():
+            found[name] = accumulator.new_full((size, *accumulator.shape), neutral)
+            found[name][rank] = accumulator
             found[name] = found[name].flatten(0, 1)
         else:
             apart = per_head and name == "nonfinite"
-            found[name] = moment if rank == 0 or apart else torch.full_like(moment, neutral)
+            found[name] = accumulator if rank == 0 or apart else torch.full_like(accumulator, neutral)
     return found
 
 
-def total_over_ranks(groups: dict[Key, Moments]) -> dict[Key, Moments]:
-    """Sums, maxima and minima over all ranks of many groups of moments, in two collectives whatever their number.
+def total_over_ranks(groups: dict[Key, Accumulators]) -> dict[Key, Accumulators]:
+    """Sums, maxima and minima over all ranks of many groups of accumulators, in two collectives whatever their number.
 
-    Every rank must hold the same moments. A NaN on any rank makes the extreme NaN everywhere: the collective maximum of
-    gloo and NCCL may drop it, so the number of NaN travels with the sums.
+    Every rank must hold the same accumulators. A NaN on any rank makes the extreme NaN everywhere: the collective
+    maximum of gloo and NCCL may drop it, so the number of NaN travels with the sums.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return groups
@@ -67,7 +67,7 @@ def total_over_ranks(groups: dict[Key, Moments]) -> dict[Key, Moments]:
     sums = [key for key in keys if combination(key[1]) == "sum"]
     extremes = [key for key in keys if combination(key[1]) != "sum"]
     signed = [groups[g][n] if combination(n) == "max" else -groups[g][n] for g, n in extremes]
-    result: dict[Key, Moments] = {group: {} for group in groups}
+    result: dict[Key, Accumulators] = {group: {} for group in groups}
     if not keys:
         return result
 

@@ -6,13 +6,13 @@ import sys
 from typing import NoReturn
 
 
-def among_others() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several; importing nothing for it."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End this process as `sys.exit` would, without C++'s destructors.
 
     After DDP or FSDP2 on gloo they abort now and then, when all is done and written ("terminate called without an

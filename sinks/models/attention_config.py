@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class AttentionShape:
+class AttentionConfig:
     """What an attention sublayer, its normalizer and its gate are built from.
 
     Args:

@@ -16,8 +16,8 @@ def _renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, An
     return {"state": {names[member]: value for member, value in state["state"].items()}, "param_groups": groups}
 
 
-def numbered(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state with its parameters numbered in the order of their groups.
+def state_by_index(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state with its parameters state_by_index in the order of their groups.
 
     Args:
         state: `state` and `param_groups`, by name.
@@ -25,7 +25,7 @@ def numbered(state: Mapping[str, Any]) -> dict[str, Any]:
     return _renamed(state, {name: number for number, name in enumerate(_members(state))})
 
 
-def named(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+def state_by_name(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """A state with its parameters named.
 
     Only the place within the groups says which parameter a number means: one process counts group by group, Lightning's

@@ -5,7 +5,7 @@ import re
 import torch.distributed as dist
 
 
-def lost_rank(error: BaseException) -> str | None:
+def peer_failure(error: BaseException) -> str | None:
     """What the communication library said, in short, if an exception means that another process was lost.
 
     gloo tells at once when a connection breaks, and after the strategy's `timeout` when a process no longer answers.
