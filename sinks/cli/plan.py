@@ -6,11 +6,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from sinks.cli.training import TrainingCLI, command_line
 from sinks.data.module import TokenData
-from sinks.errors import UserError
 from sinks.families import CausalLM
-from sinks.plan.hybrid_moe import HybridMoE
 from sinks.plan.layout import count_devices, read_layout, read_precision
-from sinks.plan.plan import Batch, Plan, plan_hybrid, plan_model
+from sinks.plan.plan import Batch, Plan, plan_model
 
 GIB = 2**30
 
@@ -21,15 +19,12 @@ class PlanCLI(TrainingCLI):
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
-        parser.add_lightning_class_args(CausalLM, "model", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(CausalLM, "model", subclass_mode=True)
         parser.add_lightning_class_args(TokenData, "data", subclass_mode=True)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.set_defaults({"run.dir": "unused"})
-        parser.add_argument(
-            "--hybrid_moe", type=HybridMoE | None, default=None, help="a hybrid mixture of experts, in place of a model"
-        )
         parser.add_argument(
             "--devices", type=int | None, default=None, help="devices of all machines; the trainer section's by default"
         )
@@ -45,20 +40,15 @@ class PlanCLI(TrainingCLI):
         """The plan of the configuration.
 
         Raises:
-            UserError: if there is no model, or its layout or precision cannot be planned.
+            UserError: if its layout or precision cannot be planned.
         """
-        trainer, data, hybrid = self.config_init["trainer"], self.datamodule, self.config_init["hybrid_moe"]
-        if (self.model is None) == (hybrid is None):
-            given = "missing" if hybrid is None else "given"
-            raise UserError(f"the sections model and hybrid_moe are both {given}: give one of experiments/models/")
+        trainer, data = self.config_init["trainer"], self.datamodule
         devices = self.config["devices"]
         if devices is None:
             devices = count_devices(trainer["devices"], trainer["num_nodes"])
         layout = read_layout(trainer["strategy"], devices)
         precision = read_precision(trainer["precision"])
         batch = Batch(data.vocab_size, data.context_length, data.batch_size, trainer["accumulate_grad_batches"])
-        if hybrid is not None:
-            return plan_hybrid(hybrid, layout, precision, batch)
         return plan_model(self.model, layout, precision, batch, "cpu" if trainer["accelerator"] == "cpu" else "cuda")
 
 
@@ -80,12 +70,11 @@ def table(plan: Plan) -> str:
         + (f", {layout.replicas} replicas" if layout.replicas > 1 else "")
         + (f", {layout.tensor_parallel} share heads and channels" if layout.tensor_parallel > 1 else ""),
     }[layout.strategy]
-    active = f", a token meets {number(plan.active)}" if plan.active != plan.total else ""
     lines = [
         f"{plan.title}, vocabulary {batch.vocab_size}, context {batch.tokens}",
         f"{split}, {plan.precision.name}",
         "",
-        row("parameters", number(plan.total), f"{number(plan.non_embedding)} without embedding and head{active}"),
+        row("parameters", number(plan.total), f"{number(plan.non_embedding)} without embedding and head"),
         *(row(f"  {kind}", number(count)) for kind, count in plan.parameters.items()),
         "",
         row("FLOPs per token", number(flops.per_token, "G"), f"of which forward {number(flops.forward, 'G')}"),
@@ -119,8 +108,6 @@ def table(plan: Plan) -> str:
 
 def activations_remark(plan: Plan) -> str:
     """How they were counted, and what they would be otherwise."""
-    if False not in plan.activations:
-        return "layer inputs only; what one layer keeps comes on top"
     named = {True: "with activation checkpointing", False: "without activation checkpointing"}
     other = not plan.checkpointing
     return f"eager, {named[plan.checkpointing]}; {named[other]} {gib(plan.activations[other])}"

@@ -4,13 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.models.counting import SCORES, Flops, parameters_by_kind
 from sinks.models.decoder import Architecture
 from sinks.parallel.tensor_parallel import check_divisible
 from sinks.plan.activations import decoder_memory
-from sinks.plan.hybrid_moe import HybridMoE
 from sinks.plan.layout import Layout, Precision
 from sinks.plan.memory import Memory, Pieces, device_memory
 
@@ -39,7 +37,6 @@ class Plan:
     Args:
         title: the model in a line.
         parameters: number of each kind.
-        active: parameters a token meets.
         flops: operations per token.
         layout: how the run is spread.
         precision: of the run.
@@ -51,7 +48,6 @@ class Plan:
 
     title: str
     parameters: dict[str, int]
-    active: int
     flops: Flops
     layout: Layout
     precision: Precision
@@ -87,7 +83,6 @@ class Plan:
             "parameters": {
                 "total": self.total,
                 "non_embedding": self.non_embedding,
-                "active": self.active,
                 "by_kind": self.parameters,
             },
             "flops_per_token": {
@@ -104,7 +99,7 @@ class Plan:
             "memory_per_device": memory
             | {"at_the_loss": self.memory.at_the_loss, "after_backward": self.memory.after_backward}
             | {"peak": self.memory.peak, "activation_checkpointing": self.checkpointing}
-            | {"activations_without_checkpointing": self.activations.get(False)}
+            | {"activations_without_checkpointing": self.activations[False]}
             | {"activations_with_checkpointing": self.activations[True]},
         }
 
@@ -131,11 +126,9 @@ def plan_model(model: CausalLM, layout: Layout, precision: Precision, batch: Bat
     held = decoder_memory(lambda: model.make_decoder(architecture), batch.tokens, precision, device)
     activations = {choice: batch.rows * held.per_row.activations(choice) for choice in (False, True)}
     checkpointing = model.execution.activation_checkpointing
-    parameters = parameters_by_kind(whole)
     return Plan(
         title=f"{type(model).__name__}, {model.architecture.n_layers} layers, d_model {model.architecture.d_model}",
-        parameters=parameters,
-        active=sum(parameters.values()),
+        parameters=parameters_by_kind(whole),
         flops=whole.flops_per_token(batch.tokens),
         layout=layout,
         precision=precision,
@@ -146,38 +139,6 @@ def plan_model(model: CausalLM, layout: Layout, precision: Precision, batch: Bat
         ),
         activations=activations,
         checkpointing=checkpointing,
-    )  # fmt: skip
-
-
-def plan_hybrid(hybrid: HybridMoE, layout: Layout, precision: Precision, batch: Batch) -> Plan:
-    """Plan a hybrid mixture of experts by formula; of activations only the checkpointed layer inputs are counted.
-
-    Raises:
-        UserError: if tensor parallelizm is asked for.
-    """
-    if layout.tensor_parallel > 1:
-        raise UserError(
-            f"tensor_parallel_size is {layout.tensor_parallel}, but a hybrid mixture of experts is planned without: "
-            "give 1"
-        )
-    parameters = hybrid.parameters_by_kind(batch.vocab_size)
-    total = sum(parameters.values())
-    inputs = batch.rows * batch.tokens * hybrid.d_model * hybrid.n_layers * precision.stored.itemsize
-    copies = total * precision.autocast.itemsize if precision.autocast else 0
-    return Plan(
-        title=f"hybrid mixture of experts, {hybrid.n_layers} layers, d_model {hybrid.d_model}",
-        parameters=parameters,
-        active=hybrid.active_parameters(batch.vocab_size),
-        flops=hybrid.flops(batch.vocab_size, batch.tokens),
-        layout=layout,
-        precision=precision,
-        batch=batch,
-        memory=device_memory(
-            hybrid.pieces(batch.vocab_size), layout, precision, buffers=0, weight_copies=copies, activations=inputs,
-            logits=batch.rows * batch.tokens * batch.vocab_size, accumulates=batch.accumulated > 1,
-        ),
-        activations={True: inputs},
-        checkpointing=True,
     )  # fmt: skip
 
 

@@ -120,7 +120,7 @@ def train(
         max_steps: optimizer steps.
         seed: of initialization.
         variant: name of the run in reports; the family's name if not given.
-        trainer: options of Lightning's trainer, e.g. `{"val_check_interval": 100, "accelerator": "cpu"}`.
+        trainer: options of Lightning's trainer, e.g. `{"accelerator": "cpu", "val_check_interval": 50}`.
         sections: options of `statistics`, `progress`, `notes` and `checkpoints`, as in a configuration.
         callbacks: beside the suite's own.
 
@@ -130,7 +130,7 @@ def train(
     Raises:
         UserError: if the folder holds another run, or something about the model, the data or the options is wrong.
     """
-    options = {"max_steps": max_steps} | dict(trainer or {})
+    options = {"max_steps": max_steps, "val_check_interval": max(1, min(100, max_steps))} | dict(trainer or {})
     given = {"run": {"dir": str(folder), "variant": variant}} | dict(sections or {})
     sections_of = {"model": section_of(model, "vocab_size", "context_length"), "data": section_of(data)}
     config = {"seed_everything": seed} | sections_of | {"trainer": {k: _written(v) for k, v in options.items()}}

@@ -15,7 +15,7 @@ from sinks.families import CausalLM
 from sinks.observe import groups, summary
 
 ROOT = Path(__file__).parents[2]
-EXECUTED = ("CONTRIBUTING.md", "docs/architecture.md")
+EXECUTED = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/python.md")
 PAGES = ("README.md", "CONTRIBUTING.md", "kernels/README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
 every_page = pytest.mark.parametrize("page", PAGES)
 

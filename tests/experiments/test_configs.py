@@ -25,10 +25,7 @@ PLANNED_WITH = {
     "models/text-cpu.yaml": "data/text.yaml",
     "models/60m.yaml": "data/text-60m.yaml",
     "models/2b.yaml": "data/qwen-text.yaml",
-    "models/7b-a2b.yaml": "data/qwen-text.yaml",
-    "models/24b-a3b.yaml": "data/qwen-text.yaml",
 }
-HYBRIDS = ("models/7b-a2b.yaml", "models/24b-a3b.yaml")
 
 
 def names(folder: str) -> list[str]:
@@ -66,7 +63,7 @@ def test_every_file_is_reached_by_a_test() -> None:
 
 @pytest.mark.parametrize("file", names("models"))
 def test_every_model_is_planned(file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    files = [file, PLANNED_WITH[file], "trainers/fsdp2.yaml", *([] if file in HYBRIDS else ["variants/baseline.yaml"])]
+    files = [file, PLANNED_WITH[file], "trainers/fsdp2.yaml", "variants/baseline.yaml"]
     assert main(["plan", *(f"--config={EXPERIMENTS / f}" for f in files), "--devices=8"]) == 0
     assert "GiB per device" in capsys.readouterr().out
 
@@ -76,17 +73,6 @@ def test_every_trainer_is_planned(file: str, capsys: pytest.CaptureFixture[str])
     files = ["variants/gated-both.yaml", *SIZES["text"], file]
     assert main(["plan", *(f"--config={EXPERIMENTS / f}" for f in files), "--devices=16"]) == 0
     assert "tokens per step" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("file", HYBRIDS)
-def test_a_hybrid_is_planned_and_not_trained(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = [file, PLANNED_WITH[file], "trainers/cpu.yaml"]
-    arguments = [f"--config={EXPERIMENTS / f}" for f in files]
-    assert main(["fit", *arguments, f"--run.dir={tmp_path / 'run'}"]) == 2
-    error = capsys.readouterr().err
-    assert "can only be planned" in error
-    assert error.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("file", names("ablations"))
@@ -111,3 +97,20 @@ def test_every_trainer_is_built_or_says_what_it_lacks(file: str) -> None:
     else:
         with pytest.raises(UserError, match="gpu"):
             built(*arguments)
+
+
+RECIPES = {
+    "recipes/backcopy-baseline.yaml": ("variants/baseline.yaml", "models/backcopy.yaml", "data/backcopy.yaml"),
+    "recipes/backcopy-gated.yaml": ("variants/gated-both.yaml", "models/backcopy.yaml", "data/backcopy.yaml"),
+    "recipes/text-gated.yaml": ("variants/gated-both.yaml", "models/text-cpu.yaml", "data/text.yaml"),
+}
+
+
+@pytest.mark.parametrize("file", names("recipes"))
+def test_a_recipe_in_one_file_is_its_layers(file: str) -> None:
+    def resolved(*files: str) -> str:
+        configs = [f"--config={EXPERIMENTS / f}" for f in files]
+        cli = command_line([*configs, "--run.dir=runs/test"], run=False)
+        return cli.parser.dump(cli.config, skip_unset=False).split("config:")[0]
+
+    assert resolved(file) == resolved(*RECIPES[file], "trainers/cpu.yaml")
