@@ -14,7 +14,16 @@ BLOCK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))"
 
 
 @pytest.mark.parametrize(
-    "module", ["sinks.models.decoder", "sinks.families", "sinks.stats.functional", "sinks.plan.plan", "sink_kernels"]
+    "module",
+    [
+        "sinks.models.decoder",
+        "sinks.families",
+        "sinks.observe",
+        "sinks.checks",
+        "sinks.runs",
+        "sinks.plan.plan",
+        "sink_kernels",
+    ],
 )
 def test_imports_with_torch_lightning_torchmetrics_and_numpy_alone(module: str) -> None:
     subprocess.run([sys.executable, "-c", f"{BLOCK}\nimport {module}"], check=True)

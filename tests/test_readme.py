@@ -44,7 +44,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the README's reader has it: experiments/, and the two files of "Add a variant"."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "experiments").symlink_to(ROOT / "experiments")
-    for text in [*blocks("python"), *blocks("yaml")]:
+    for text in (block for block in [*blocks("python"), *blocks("yaml")] if block.startswith("# ")):
         name = text.splitlines()[0].removeprefix("# ")
         (folder / name).write_text(text)
     (folder / "corpus.txt").write_text("\n\n".join(f"Paragraph {i} about sinks, {i * i}." for i in range(3000)))
