@@ -30,7 +30,7 @@ class AttentionGate(nn.Module):
         raise NotImplementedError
 
     def shard_plan(self) -> dict[str, Split]:
-        """How tensor parallelizm splits the parameters of the gate, by name."""
+        """How tensor parallelism splits the parameters of the gate, by name."""
         return {}
 
 

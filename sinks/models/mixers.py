@@ -10,7 +10,7 @@ class Sublayer(nn.Module):
     """[B, T, D] -> [B, T, D], added to the residual stream.
 
     `kind` names the part in counts of parameters and operations. A subclass whose operations are not all products with
-    its `nn.Linear` weights says so in `flops_per_token`; one that tensor parallelizm can split says how in
+    its `nn.Linear` weights says so in `flops_per_token`; one that tensor parallelism can split says how in
     `shard_plan`.
     """
 
@@ -24,7 +24,7 @@ class Sublayer(nn.Module):
         return linear_flops(self)
 
     def shard_plan(self) -> dict[str, Split]:
-        """How tensor parallelizm splits the parameters, by name; a parameter left out cannot be split."""
+        """How tensor parallelism splits the parameters, by name; a parameter left out cannot be split."""
         return {}
 
 

@@ -90,7 +90,7 @@ class Normalizer(nn.Module):
         return 2 * 2 * self.config.n_heads * self.config.head_dim * tokens / 2
 
     def shard_plan(self) -> dict[str, Split]:
-        """How tensor parallelizm splits the parameters this module owns, by name."""
+        """How tensor parallelism splits the parameters this module owns, by name."""
         return {}
 
 

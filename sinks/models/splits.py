@@ -1,4 +1,4 @@
-"""How tensor parallelizm splits a parameter: said by the sublayer that owns it."""
+"""How tensor parallelism splits a parameter: said by the sublayer that owns it."""
 
 from typing import Literal, NamedTuple
 

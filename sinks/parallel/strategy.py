@@ -1,4 +1,4 @@
-"""The sharded strategy: FSDP2 over all processes, in replicas of it (HSDP), or beside tensor parallelizm."""
+"""The sharded strategy: FSDP2 over all processes, in replicas of it (HSDP), or beside tensor parallelism."""
 
 from datetime import timedelta
 from typing import Any

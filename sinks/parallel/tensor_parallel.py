@@ -1,4 +1,4 @@
-"""Tensor parallelizm: neighboring processes split the heads and hidden channels of every block.
+"""Tensor parallelism: neighboring processes split the heads and hidden channels of every block.
 
 Parameters are DTensors, for storage, clipping, optimizer and checkpoints; computing sees plain local tensors, so custom
 ops and kernels need to know nothing. Two collectives per sublayer (arXiv:1909.08053, section 3): its input's gradient

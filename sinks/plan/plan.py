@@ -143,7 +143,7 @@ def plan_model(model: CausalLM, layout: Layout, precision: Precision, batch: Bat
 
 
 def on_one_device(architecture: Architecture, tensor_parallel: int) -> Architecture:
-    """The widths that one device computes under tensor parallelizm: its heads and hidden channels."""
+    """The widths that one device computes under tensor parallelism: its heads and hidden channels."""
     config = architecture.attention_config("", 1)
     return dataclasses.replace(
         architecture,
