@@ -103,7 +103,7 @@ def every_parameter_in_one_group(subject: Subject) -> None:
     if flat:
         raise Broken(f"{', '.join(flat)} has no dimension, which FSDP2 refuses: give it one, shape (1,)")
     (optimizer,) = trained(model.train(), subject.rows(model), 1).optimizers
-    groups = parameter_groups(model, model.optimization.group_options)
+    groups = parameter_groups(model, model.optimization)
     try:
         check_coverage(getattr(optimizer, "optimizer", optimizer), groups)
     except ValueError as error:
@@ -214,11 +214,8 @@ def norms_are_as_reported(subject: Subject) -> None:
 @torch.no_grad()
 def maps_give_the_output(subject: Subject) -> None:
     """Attention maps are causal, and times the values they are the output of attention."""
-    found, layers = _records(subject)
-    if not layers:
-        raise NotTried("no layer has attention weights")
-    for (site, record), layer in zip(_attention(found), layers, strict=True):
-        weights = _weights(record, layer)
+    for site, record, layer in _attention_records(subject):
+        weights = layer.weights_of(*_projections(record))
         if weights.triu(1).abs().max() > EXACT:
             raise Broken(f"the attention map of {site.name} looks into the future")
         if layer.normalizer.learned_values:
@@ -232,11 +229,8 @@ def maps_give_the_output(subject: Subject) -> None:
 @torch.no_grad()
 def attention_is_as_reported(subject: Subject) -> None:
     """Masses, entropy and key mass are those of the attention maps."""
-    found, layers = _records(subject)
-    if not layers:
-        raise NotTried("no layer has attention weights")
-    for (site, record), layer in zip(_attention(found), layers, strict=True):
-        weights = _weights(record, layer)
+    for site, record, layer in _attention_records(subject):
+        weights = layer.weights_of(*_projections(record))
         total = weights.sum(-1)
         learned = torch.zeros_like(total)
         if record.row_normalized:
@@ -264,13 +258,12 @@ def attention_is_as_reported(subject: Subject) -> None:
                 )
 
 
-def _attention(found: list[tuple[Site, AttentionRecord | NormRecord]]) -> list[tuple[Site, AttentionRecord]]:
-    return [(site, record) for site, record in found if isinstance(record, AttentionRecord)]
-
-
-def _weights(record: AttentionRecord, layer: Attention) -> Tensor:
-    """Attention weights [B, H, T, T] of a record's queries and keys, by attending to one-hot values."""
-    return layer.weights_of(*_projections(record))
+def _attention_records(subject: Subject) -> list[tuple[Site, AttentionRecord, Attention]]:
+    found, layers = _records(subject)
+    if not layers:
+        raise NotTried("no layer has attention weights")
+    records = [(site, record) for site, record in found if isinstance(record, AttentionRecord)]
+    return [(site, record, layer) for (site, record), layer in zip(records, layers, strict=True)]
 
 
 def _projections(record: AttentionRecord) -> tuple[Tensor, Tensor, Tensor]:

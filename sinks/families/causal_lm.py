@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
@@ -15,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from sinks.described import Described
 from sinks.errors import UserError
-from sinks.families.optimizers import AdamW, GroupOptions, OptimizerFactory, SkipGuard, check_coverage, parameter_groups
+from sinks.families.optimizers import AdamW, Optimization, OptimizerFactory, SkipGuard, check_coverage, parameter_groups
 from sinks.families.token_mean import TokenMean
 from sinks.models.attention import Attention
 from sinks.models.attention_config import AttentionConfig
@@ -30,57 +29,6 @@ from sinks.models.normalizers import Normalizer, Softmax
 from sinks.models.norms import Norm, RMSNorm
 from sinks.parallel.checkpoint_io import refuse_another_architecture, sizes
 from sinks.parallel.sharding import shard
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """What the optimizer is given, and the schedule of the learning rate.
-
-    Args:
-        lr: peak learning rate.
-        betas: decay of the first and second moment.
-        eps: added to the root of the second moment.
-        weight_decay: of parameters with two or more dimensions.
-        scale_weight_decay: of gains, biases and sinks; decay on gains is a first-order confound.
-        scale_lr_multiplier: factor on the learning rate of gains, biases and sinks.
-        warmup_steps: steps of linear warm-up.
-        schedule: after the warm-up: constant, or a cosine or straight line down to `final_lr_ratio` at the last step.
-        final_lr_ratio: last learning rate over the peak.
-    """
-
-    lr: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    scale_weight_decay: float = 0.0
-    scale_lr_multiplier: float = 1.0
-    warmup_steps: int = 100
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    final_lr_ratio: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise UserError(f"optimization.lr is {self.lr}, but must be above 0: give e.g. 3e-3")
-
-    def factor(self, step: int, max_steps: int) -> float:
-        """Learning rate of optimizer step `step` (from 0) over the peak."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
-        decayed = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
-        return self.final_lr_ratio + (1 - self.final_lr_ratio) * decayed[self.schedule]
-
-    @property
-    def group_options(self) -> GroupOptions:
-        """Of the groups of parameters."""
-        return GroupOptions(
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            scale_lr=self.lr * self.scale_lr_multiplier,
-            scale_weight_decay=self.scale_weight_decay,
-            betas=self.betas,
-            eps=self.eps,
-        )
 
 
 def refuse_attention_options(
@@ -155,7 +103,7 @@ class CausalLM(Described, lightning.LightningModule):
         )
         self.head_norm = head_norm
         # A bad option is an error at construction, before data is read or devices are taken.
-        parameter_groups(self.meta_decoder(), optimization.group_options)
+        parameter_groups(self.meta_decoder(), optimization)
         self.decoder: Decoder | None = None
         self.validation_loss = TokenMean()
         self.gradient_norm: Tensor | None = None
@@ -247,7 +195,7 @@ class CausalLM(Described, lightning.LightningModule):
         self._guard.arm(self.first_nonfinite_step > 0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups = parameter_groups(self, self.optimization.group_options)
+        groups = parameter_groups(self, self.optimization)
         optimizer = self.optimizer_factory(groups)
         check_coverage(optimizer, groups)
         self._guard = SkipGuard(optimizer)

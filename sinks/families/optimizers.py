@@ -1,5 +1,6 @@
 """Which parameter is updated how: groups by what modules say of their parameters, and optimizers over these groups."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,27 +18,45 @@ OptimizerFactory = Callable[[Groups], Optimizer]
 
 
 @dataclass(frozen=True)
-class GroupOptions:
-    """What the groups are given.
+class Optimization:
+    """What the optimizer is given, and the schedule of the learning rate.
 
     Args:
         lr: peak learning rate.
-        weight_decay: of weights.
-        scale_lr: peak learning rate of scales.
-        scale_weight_decay: of scales.
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
+        weight_decay: of parameters with two or more dimensions.
+        scale_weight_decay: of gains, biases and sinks; decay on gains is a first-order confound.
+        scale_lr_multiplier: factor on the learning rate of gains, biases and sinks.
+        warmup_steps: steps of linear warm-up.
+        schedule: after the warm-up: constant, or a cosine or straight line down to `final_lr_ratio` at the last step.
+        final_lr_ratio: last learning rate over the peak.
     """
 
-    lr: float
-    weight_decay: float
-    scale_lr: float
-    scale_weight_decay: float
-    betas: tuple[float, float]
-    eps: float
+    lr: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    scale_weight_decay: float = 0.0
+    scale_lr_multiplier: float = 1.0
+    warmup_steps: int = 100
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    final_lr_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise UserError(f"optimization.lr is {self.lr}, but must be above 0: give e.g. 3e-3")
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """Learning rate of optimizer step `step` (from 0) over the peak."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
+        decayed = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+        return self.final_lr_ratio + (1 - self.final_lr_ratio) * decayed[self.schedule]
 
 
-def parameter_groups(model: nn.Module, options: GroupOptions) -> Groups:
+def parameter_groups(model: nn.Module, optimization: Optimization) -> Groups:
     """Every trained parameter of a model in exactly one group.
 
     Scales (gains, biases, sinks: fewer than two dimensions, or named in their module's `no_decay`) are apart from
@@ -45,7 +64,7 @@ def parameter_groups(model: nn.Module, options: GroupOptions) -> Groups:
 
     Args:
         model: on any device.
-        options: learning rates, decay, moments.
+        optimization: learning rates, decay, moments.
 
     Returns:
         Groups as torch.optim takes them, each with a `name`; empty ones are left out.
@@ -69,9 +88,10 @@ def parameter_groups(model: nn.Module, options: GroupOptions) -> Groups:
                 continue
             seen.add(parameter)
             named[_group_of(kind, parameter, name in no_decay)].append(parameter)
-    shared = {"betas": options.betas, "eps": options.eps}
-    weights = shared | {"lr": options.lr, "weight_decay": options.weight_decay}
-    scales = shared | {"lr": options.scale_lr, "weight_decay": options.scale_weight_decay}
+    shared = {"betas": optimization.betas, "eps": optimization.eps}
+    weights = shared | {"lr": optimization.lr, "weight_decay": optimization.weight_decay}
+    scale_lr = optimization.lr * optimization.scale_lr_multiplier
+    scales = shared | {"lr": scale_lr, "weight_decay": optimization.scale_weight_decay}
     return [
         {"params": members, "name": name} | (scales if name == "scales" else weights)
         for name, members in named.items()

@@ -35,11 +35,7 @@ class AttentionGate(nn.Module):
 
 
 class NoGate(AttentionGate):
-    """No gate.
-
-    Args:
-        config: widths, names and initialization of the attention sublayer.
-    """
+    """No gate."""
 
     def forward(self, x: Tensor) -> None:
         return None

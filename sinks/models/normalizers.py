@@ -95,19 +95,11 @@ class Normalizer(nn.Module):
 
 
 class Softmax(Normalizer):
-    """The ordinary softmax.
-
-    Args:
-        config: widths and names of the attention sublayer.
-    """
+    """The ordinary softmax."""
 
 
 class OffByOne(Normalizer):
-    """exp(s_j) / (1 + sum_i exp(s_i)): a sink logit frozen at zero.
-
-    Args:
-        config: widths and names of the attention sublayer.
-    """
+    """exp(s_j) / (1 + sum_i exp(s_i)): a sink logit frozen at zero."""
 
     learned_sinks = 1
 
@@ -175,11 +167,8 @@ class KeyValueBias(Normalizer):
         key = self.key.to(k.dtype)[None, :, None].expand(batch, -1, 1, -1)
         value = self.value.to(v.dtype)[None, :, None].expand(batch, -1, 1, -1)
         q = torch.cat([torch.zeros_like(q[:, :, :1]), q], dim=2)
-        return q, torch.cat([key, k], dim=2), torch.cat([value, v], dim=2), self._pad(gate)
-
-    @staticmethod
-    def _pad(gate: Tensor | None) -> Tensor | None:
-        return None if gate is None else torch.cat([torch.zeros_like(gate[:, :, :1]), gate], dim=2)
+        gate = None if gate is None else torch.cat([torch.zeros_like(gate[:, :, :1]), gate], dim=2)
+        return q, torch.cat([key, k], dim=2), torch.cat([value, v], dim=2), gate
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Sequence[Statistic]
@@ -210,9 +199,6 @@ class Sigmoid(Normalizer):
     """sigmoid(s_j + bias): every key weighed by itself, no normalization over keys (arXiv:2409.04431).
 
     The bias is -log(context_length) of the configured context, so that a prefix alone gives the same outputs.
-
-    Args:
-        config: widths and names of the attention sublayer.
     """
 
     def options(self) -> dict[str, Any]:

@@ -116,11 +116,7 @@ class DyT(Norm):
 
 
 class IdentityNorm(Norm):
-    """y = x: nothing at all between the residual stream and the sublayer.
-
-    Args:
-        d_model: width D of the residual stream.
-    """
+    """y = x: nothing at all between the residual stream and the sublayer."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x

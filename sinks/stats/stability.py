@@ -48,11 +48,6 @@ def loss_spikes(loss: Series, window: int = SPIKE_WINDOW, margin: float = SPIKE_
         return values > rolling_median(values, window) + margin
 
 
-def clip_crossings(gradient_norm: Series, clip: float) -> NDArray[np.bool_]:
-    """Which steps have a gradient norm, before clipping, above the clip threshold."""
-    return np.asarray(gradient_norm, dtype=np.float64) > clip
-
-
 def stability_statistics(
     loss: Series, gradient_norm: Series, clip: float | None = None, window: int = SPIKE_WINDOW
 ) -> dict[str, float]:
@@ -68,7 +63,7 @@ def stability_statistics(
         The statistics of an empty series are NaN.
     """
     losses, norms = np.asarray(loss, dtype=np.float64), np.asarray(gradient_norm, dtype=np.float64)
-    crossings = clip_crossings(norms, clip if clip is not None else math.nan)
+    crossings = norms > (clip if clip is not None else math.nan)
     has_clip = clip is not None and len(norms) > 0 and not np.isnan(norms).any()
     spiky = len(losses) > 0 and not np.isnan(losses).any()
     return {

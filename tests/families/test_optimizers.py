@@ -20,7 +20,7 @@ OPTIONS = Optimization(weight_decay=0.3, scale_weight_decay=0.1, scale_lr_multip
 
 def names_by_group(model: CausalLM) -> dict[str, set[str]]:
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, OPTIONS.group_options)
+    groups = parameter_groups(model, OPTIONS)
     return {group["name"]: {names[p] for p in group["params"]} for group in groups}
 
 
@@ -52,7 +52,7 @@ def test_a_number_of_no_dimension_is_trained() -> None:
 
 
 def test_groups_have_their_own_learning_rate_and_decay() -> None:
-    groups = {group["name"]: group for group in parameter_groups(build("gated"), OPTIONS.group_options)}
+    groups = {group["name"]: group for group in parameter_groups(build("gated"), OPTIONS)}
     assert groups["scales"]["lr"] == 5 * OPTIONS.lr
     assert {groups[name]["lr"] for name in ("hidden", "gates", "embeddings")} == {OPTIONS.lr}
     assert (groups["scales"]["weight_decay"], groups["gates"]["weight_decay"]) == (0.1, 0.3)
@@ -69,7 +69,7 @@ def test_a_name_that_is_no_parameter_is_refused_at_construction() -> None:
 
 
 def test_an_optimizer_that_leaves_parameters_out_is_refused() -> None:
-    groups = parameter_groups(build("baseline"), OPTIONS.group_options)
+    groups = parameter_groups(build("baseline"), OPTIONS)
     check_coverage(AdamW(groups), groups)
     with pytest.raises(UserError, match="ForgetfulAdamW updates 14 of the model's 19 parameters"):
         check_coverage(ForgetfulAdamW(groups), groups)
@@ -91,8 +91,8 @@ def train(model: CausalLM, steps: int, callback: lightning.Callback | None = Non
 def test_muon_and_adamw_together_are_the_two_apart(gates: Any) -> None:
     together, apart = build("gated"), build("gated")
     apart.load_state_dict(together.state_dict())
-    composite = MuonAdamW(parameter_groups(together, OPTIONS.group_options), gates=gates)
-    groups = {g["name"]: g for g in parameter_groups(apart, OPTIONS.group_options)}
+    composite = MuonAdamW(parameter_groups(together, OPTIONS), gates=gates)
+    groups = {g["name"]: g for g in parameter_groups(apart, OPTIONS)}
     matrices = [groups.pop("hidden"), *([groups.pop("gates")] if gates == "muon" else [])]
     muon = torch.optim.Muon(
         [{k: v for k, v in g.items() if k not in ("betas", "eps")} for g in matrices], adjust_lr_fn="match_rms_adamw"
@@ -106,7 +106,7 @@ def test_muon_and_adamw_together_are_the_two_apart(gates: Any) -> None:
                 optimizer.step()
             model.zero_grad()
         if step == 1:  # states travel through a checkpoint
-            again = MuonAdamW(parameter_groups(together, OPTIONS.group_options), gates=gates)
+            again = MuonAdamW(parameter_groups(together, OPTIONS), gates=gates)
             again.load_state_dict(composite.state_dict())
             composite = again
     for (name, p), other in zip(together.named_parameters(), apart.parameters(), strict=True):

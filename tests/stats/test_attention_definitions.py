@@ -167,29 +167,24 @@ def test_sink_value_ratio() -> None:
 # -- contribution beside mass ---------------------------------------------------------------------------------------
 
 
-def contribution_by_loops(
-    a: Tensor, v: Tensor, out_weight: Tensor, n_heads: int
-) -> tuple[list[float], list[float], list[float]]:
-    """Contribution share, mass share and signed contribution of each head, by projecting every value."""
+def contribution_by_loops(a: Tensor, v: Tensor, out_weight: Tensor, n_heads: int) -> tuple[list[float], list[float]]:
+    """Contribution share and mass share of each head, by projecting every value."""
     batch, _, length, head_dim = v.shape
     group = n_heads // v.shape[1]
-    shares, masses, signed = [], [], []
+    shares, masses = [], []
     for h in range(n_heads):
         w = out_weight.double()[:, h * head_dim : (h + 1) * head_dim]
-        share, mass, along = [], [], []
+        share, mass = [], []
         for b in range(batch):
             parts = [(w @ v[b, h // group, j].double()) for j in range(length)]
             for i in range(1, length):
                 row = a[b, h, i].double()
                 sizes = [float(row[j]) * math.sqrt(sum(float(x) ** 2 for x in parts[j])) for j in range(i + 1)]
-                output = sum((float(row[j]) * parts[j] for j in range(i + 1)), torch.zeros(len(w)).double())
                 share.append(sizes[0] / sum(sizes))
                 mass.append(float(row[0]))
-                along.append(float(row[0] * (parts[0] * output).sum() / (output * output).sum()))
         shares.append(fmean(share))
         masses.append(fmean(mass))
-        signed.append(fmean(along))
-    return shares, masses, signed
+    return shares, masses
 
 
 @pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(1, 1), (4, 4), (6, 2)])
@@ -203,21 +198,19 @@ def test_contribution_share_from_one_more_attention_call(n_heads: int, n_kv_head
     v[:, :, 0] *= 0.2
     out_weight = torch.randn(d_model, n_heads * head_dim, generator=generator)
 
-    out, taken = attention(q, k, v, normalizer=normalizer, stats=("first_key_mass", "lse"))
+    _, taken = attention(q, k, v, normalizer=normalizer, stats=("first_key_mass", "lse"))
     norms = F.projected_value_norms(v, out_weight, n_heads)
     weighed = attention(q, k, F.contribution_values(norms, n_kv_heads, head_dim), normalizer=normalizer)
-    signed = F.signed_contribution(taken["first_key_mass"], v, out, out_weight)
     totals = F.contribution_totals(weighed, n_kv_heads)
-    found = F.contribution_statistics(F.contribution_accumulators(taken["first_key_mass"], norms, totals, signed))
+    found = F.contribution_statistics(F.contribution_accumulators(taken["first_key_mass"], norms, totals))
 
     logits = q.double() @ k.double().repeat_interleave(n_heads // n_kv_heads, 1).transpose(-1, -2) * head_dim**-0.5
     powers = logits.exp().tril()
     a = powers / (powers.sum(-1, keepdim=True) + (normalizer == "off_by_one"))
-    shares, masses, along = contribution_by_loops(a, v, out_weight, n_heads)
+    shares, masses = contribution_by_loops(a, v, out_weight, n_heads)
     close(found["contribution_share"], shares)
     close(found["mass_share"], masses)
     close(found["contribution_over_mass"], [s / m for s, m in zip(shares, masses, strict=True)])
-    close(found["signed_contribution"], along, rtol=1e-4)
     assert not found["undefined_rows"].any()
 
     mass = key_mass(q, k, taken["lse"], normalizer=normalizer)
@@ -249,7 +242,7 @@ def test_contribution_of_unnormalized_attention_is_a_share_of_the_row(normalizer
     else:
         a = (1.1 * logits.masked_fill(hidden, -torch.inf).softmax(-1) - 0.1).clamp(0, 1)
     assert (a.sum(-1) > 0).all()
-    shares, masses, _ = contribution_by_loops(a / a.sum(-1, keepdim=True), v, out_weight, n_heads)
+    shares, masses = contribution_by_loops(a / a.sum(-1, keepdim=True), v, out_weight, n_heads)
     close(found["contribution_share"], shares)
     close(found["mass_share"], masses)
 

@@ -86,24 +86,10 @@ UNTOUCHED = {
     ("attention", 1): {"first_token_mass", "first_token_mass_with_first_row", "sink_ratio_0.3", "sink_ratio_0.8"},
     ("attention_row", 0): {"logit_mean", "logit_max"},
     ("attention_row", 1): {"entropy", "entropy_share"},
-    ("contribution", 0): {"projected_norm_ratio", "undefined_rows", "signed_contribution"},
-    ("contribution", 1): {
-        "contribution_share",
-        "mass_share",
-        "contribution_over_mass",
-        "undefined_rows",
-        "signed_contribution",
-    },
-    ("contribution", 2): {"mass_share", "projected_norm_ratio", "undefined_rows", "signed_contribution"},
-    ("contribution", 3): {
-        "contribution_share",
-        "mass_share",
-        "contribution_over_mass",
-        "undefined_rows",
-        "projected_norm_ratio",
-    },
+    ("contribution", 0): {"projected_norm_ratio", "undefined_rows"},
+    ("contribution", 1): {"contribution_share", "mass_share", "contribution_over_mass", "undefined_rows"},
+    ("contribution", 2): {"mass_share", "projected_norm_ratio", "undefined_rows"},
     ("attention_gate", 0): {"gate_first"},
-    ("extreme", 0): {"max_abs_first", "max_abs_delimiter"},
 }
 
 
@@ -112,11 +98,7 @@ UNTOUCHED = {
 def test_one_bad_value_is_counted_and_not_averaged_away(name: str, bad: float) -> None:
     case = CASES[name]
     inputs = case.inputs(3, 8)
-    if name == "extreme":
-        inputs[1][:] = torch.arange(8) == 5
     for which in range(len(inputs) - len(case.shared)):
-        if not inputs[which].is_floating_point():
-            continue
         broken = [x.clone() for x in inputs]
         place = (0, 3, 2) if broken[which].shape[1] == 8 else (0, 1, 3) if broken[which].dim() == 3 else (0, 1, 3, 2)
         broken[which][place] = bad

@@ -42,13 +42,6 @@ def value_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
     return narrow({"value_norm_ratio": ratio, "nonfinite": accumulators["nonfinite"]})
 
 
-def output_grams(out_weight: Tensor, n_heads: int) -> Tensor:
-    """W_h^T W_h [H, head_dim, head_dim] of an output projection's weight [D, H * head_dim]."""
-    with torch.autocast(out_weight.device.type, enabled=False):
-        per_head = out_weight.float().unflatten(1, (n_heads, -1)).transpose(0, 1)
-        return per_head.transpose(1, 2) @ per_head
-
-
 def projected_value_norms(v: Tensor, out_weight: Tensor, n_heads: int) -> Tensor:
     """||W_O^h v_j|| of values v [B, n_kv_heads, T, head_dim] for each query head h [B, n_heads, T].
 
@@ -56,8 +49,9 @@ def projected_value_norms(v: Tensor, out_weight: Tensor, n_heads: int) -> Tensor
     ||W_O^h|| ||v_j|| are rounding.
     """
     with torch.autocast(v.device.type, enabled=False):
+        per_head = out_weight.float().unflatten(1, (n_heads, -1)).transpose(0, 1)
         values = v.float().repeat_interleave(n_heads // v.shape[1], dim=1)
-        square = ((values @ output_grams(out_weight, n_heads)) * values).sum(-1)
+        square = ((values @ (per_head.transpose(1, 2) @ per_head)) * values).sum(-1)
     return square.clamp_min(0.0).sqrt()
 
 
@@ -104,29 +98,13 @@ def contribution_totals(out: Tensor, n_kv_heads: int, renormalize: bool = False)
     return totals / out[..., group].float().clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def signed_contribution(first_token_mass: Tensor, v: Tensor, out: Tensor, out_weight: Tensor) -> Tensor:
-    """The first token's part of each head's output along that output [B, H, T]; all keys' parts sum to 1.
-
-    <A_i0 W_h v_0, W_h o_i> / ||W_h o_i||^2 with o [B, H, T, head_dim] the head's output before a gate, of the same A as
-    `first_token_mass`. Negative: the first token works against the output.
-    """
-    n_heads = out.shape[1]
-    with torch.autocast(out.device.type, enabled=False):
-        seen = out.float() @ output_grams(out_weight, n_heads)
-        first = v[:, :, :1].float().repeat_interleave(n_heads // v.shape[1], dim=1)
-        return first_token_mass.float() * (seen * first).sum(-1) / (seen * out.float()).sum(-1)
-
-
-def contribution_accumulators(
-    first_token_mass: Tensor, norms: Tensor, totals: Tensor, signed: Tensor | None = None
-) -> dict[str, Tensor]:
+def contribution_accumulators(first_token_mass: Tensor, norms: Tensor, totals: Tensor) -> dict[str, Tensor]:
     """Accumulators of the first token's contribution, over queries i >= 1 of [B, H, T] tensors.
 
     Args:
         first_token_mass: A_i0.
         norms: n_j = ||W_O^h v_j||.
         totals: `contribution_totals`, sum_j A_ij n_j with the same A as `first_token_mass`: renormalized where that is.
-        signed: `signed_contribution`, if wanted.
 
     Returns:
         rows: number of queries B * (T - 1).
@@ -134,7 +112,6 @@ def contribution_accumulators(
         contribution_sum: [H] sum over defined rows of c_i = A_i0 n_0 / totals_i.
         mass_sum: [H] sum over the same rows of A_i0.
         norm_ratio_sum: [H] sum over samples of n_0 over the mean of the others, and `samples` (0 if T is 1).
-        signed_sum: [H] sum over all rows, if given.
         nonfinite: number of NaN and infinite values.
     """
     mass, norms, totals = first_token_mass.float(), norms.float(), totals.float()
@@ -146,7 +123,7 @@ def contribution_accumulators(
         norm_ratio = quotient(norms[..., 0], norms[..., 1:].mean(-1))
     else:
         norm_ratio = norms.new_zeros(0, heads)
-    accumulators = {
+    return {
         "rows": number(batch * (length - 1), mass),
         "samples": number(len(norm_ratio), mass),
         "defined_rows": total((~empty).float(), (0, 2)),
@@ -155,10 +132,6 @@ def contribution_accumulators(
         "norm_ratio_sum": total(norm_ratio, 0),
         "nonfinite": nonfinite(mass, norms, totals),
     }
-    if signed is not None:
-        accumulators["signed_sum"] = total(signed[..., 1:], (0, 2))
-        accumulators["nonfinite"] = nonfinite(mass, norms, totals, signed)
-    return accumulators
 
 
 def contribution_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -169,20 +142,18 @@ def contribution_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor
         mass_share: mean of A_i0 over the same rows.
         contribution_over_mass: the former over the latter; far below 1 the sink takes mass but adds nothing.
         projected_norm_ratio: mean of ||W_O v_0|| over the mean of the others.
-        signed_contribution: mean share along the output, if given; may be negative or above 1.
         undefined_rows: share of rows without any mass or value.
         nonfinite: number of NaN and infinite values (a scalar).
     """
     defined = accumulators["defined_rows"]
     contribution, mass = accumulators["contribution_sum"] / defined, accumulators["mass_sum"] / defined
-    found = {
-        "contribution_share": contribution,
-        "mass_share": mass,
-        "contribution_over_mass": quotient(contribution, mass),
-        "projected_norm_ratio": accumulators["norm_ratio_sum"] / accumulators["samples"],
-        "undefined_rows": 1 - defined / accumulators["rows"],
-        "nonfinite": accumulators["nonfinite"],
-    }
-    if "signed_sum" in accumulators:
-        found["signed_contribution"] = accumulators["signed_sum"] / accumulators["rows"]
-    return narrow(found)
+    return narrow(
+        {
+            "contribution_share": contribution,
+            "mass_share": mass,
+            "contribution_over_mass": quotient(contribution, mass),
+            "projected_norm_ratio": accumulators["norm_ratio_sum"] / accumulators["samples"],
+            "undefined_rows": 1 - defined / accumulators["rows"],
+            "nonfinite": accumulators["nonfinite"],
+        }
+    )

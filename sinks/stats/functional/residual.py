@@ -116,16 +116,11 @@ def persistence_statistics(mean_abs: Tensor, argmax_share: Tensor) -> dict[str, 
     """Whether sites share one residual sink: from `residual_statistics` stacked over S sites, [S, D] each.
 
     Returns:
-        site_dimension: [S] argmax_j m_j of each site.
-        site_score, site_consistency: [S] R and the share of tokens whose largest |h_j| is there.
-        site_is_sink: [S] 1 where R >= 10 and consistency >= 0.5.
-        sink_dimension: the dimension that is the argmax of most sites (the lowest of equals).
-        persistence: share of sites whose argmax it is, in [1 / S, 1].
-        sink_sites: share of sites with a sink at that dimension.
+        persistence: fraction of sites whose argmax_j m_j is the most common one (the lowest of equals), in [1 / S, 1].
+        sink_sites: fraction of sites with a sink at that dimension: R >= 10 and consistency >= 0.5.
     """
     dimension = mean_abs.argmax(-1)
-    votes = occurrences(dimension, mean_abs.shape[-1])
-    elected = votes.argmax()
+    elected = occurrences(dimension, mean_abs.shape[-1]).argmax()
     score = mean_abs.amax(-1) / mean_abs.median(-1).values
     consistency = argmax_share.gather(-1, dimension[:, None])[:, 0]
     undefined = torch.isnan(score) | torch.isnan(consistency)
@@ -133,11 +128,6 @@ def persistence_statistics(mean_abs: Tensor, argmax_share: Tensor) -> dict[str, 
     persistence = (dimension == elected).float().mean()
     return narrow(
         {
-            "site_dimension": dimension,
-            "site_score": score,
-            "site_consistency": consistency,
-            "site_is_sink": is_sink,
-            "sink_dimension": elected,
             "persistence": torch.where(torch.isnan(mean_abs).any(), torch.nan, persistence),
             "sink_sites": (is_sink * (dimension == elected)).mean(),
         }
@@ -151,24 +141,3 @@ def choose_sink_dimensions(mean_abs: Tensor, count: int = 1) -> Tensor:
     token 0 and over the sites [S, D] given. To be fixed at one sampled step and used at the next.
     """
     return mean_abs.reshape(-1, mean_abs.shape[-1]).mean(0).topk(min(count, mean_abs.shape[-1])).indices
-
-
-def extreme_accumulators(h: Tensor, delimiters: Tensor | None = None) -> dict[str, Tensor]:
-    """Largest |h| of h [B, T, D] at token 0, at delimiters (a mask [B, T], token 0 aside) and at all other tokens.
-
-    Massive activations sit on the first token and on delimiters such as "." and newline (arXiv:2402.17762).
-    The accumulators `first_max`, `delimiter_max`, `rest_max` are -inf where there is no such token.
-    """
-    peak = h.float().abs().amax(-1)
-    later = torch.arange(peak.shape[1], device=h.device) > 0
-    delimiter = later & (delimiters.bool() if delimiters is not None else torch.zeros_like(later))
-    groups = {"first": ~later, "delimiter": delimiter, "rest": later & ~delimiter}
-    found = {f"{name}_max": torch.where(mask, peak, -torch.inf).max() for name, mask in groups.items()}
-    return found | {"nonfinite": nonfinite(peak)}
-
-
-def extreme_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """max_abs_first, max_abs_delimiter, max_abs_rest (NaN where there is no such token), nonfinite (tokens)."""
-    named = {f"max_abs_{name}": accumulators[f"{name}_max"] for name in ("first", "delimiter", "rest")}
-    found = {name: torch.where(x == -torch.inf, torch.nan, x) for name, x in named.items()}
-    return narrow(found | {"nonfinite": accumulators["nonfinite"]})

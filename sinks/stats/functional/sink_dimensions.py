@@ -32,7 +32,6 @@ def sink_dimension_accumulators(h: Tensor, dimensions: Tensor) -> dict[str, Tens
         energy_sum: sum over tokens of r^2 = sum_{j in S} h_j^2 / ||h||^2.
         rescale_sum, rescale_square_sum: of rho = rms(h_rest) / rms(h) = sqrt((1 - r^2) D / (D - |S|)), the factor by
             which the norm shrinks the rest because S is there; and of rho^2.
-        rescale_min, rescale_max: the smallest and largest rho (inf and -inf without tokens).
     """
     h = h[:, 1:].float()
     channels = h.shape[-1]
@@ -41,15 +40,12 @@ def sink_dimension_accumulators(h: Tensor, dimensions: Tensor) -> dict[str, Tens
     energy = sink + rest
     remaining = (channels - inside.sum()).to(h.dtype)
     rescale = (quotient(rest, energy) * (channels / remaining)).sqrt()
-    extreme = rescale.numel() > 0
     return {
         "tokens": number(rescale.numel(), h),
         "nonfinite": nonfinite(h),
         "energy_sum": total(quotient(sink, energy)),
         "rescale_sum": total(rescale),
         "rescale_square_sum": total(rescale.to(wide(h.device)).square()),
-        "rescale_min": rescale.min() if extreme else torch.full((), torch.inf, device=h.device),
-        "rescale_max": rescale.max() if extreme else torch.full((), -torch.inf, device=h.device),
     }
 
 
@@ -61,7 +57,6 @@ def sink_dimension_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tens
         rescale: mean rho, in [0, sqrt(D / (D - |S|))]; 1 if S is an average set of channels, near 0 if it dominates.
         rescale_cv: standard deviation of rho over tokens over its mean. A rho that does not vary with context is no
             rescaling that attention or the gain could not absorb; the paper does not check it.
-        rescale_min, rescale_max: the extremes of rho.
         nonfinite: number of NaN and infinite values.
     """
     tokens = accumulators["tokens"]
@@ -71,8 +66,6 @@ def sink_dimension_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tens
             "energy_share": accumulators["energy_sum"] / tokens,
             "rescale": rescale,
             "rescale_cv": cv,
-            "rescale_min": torch.where(tokens > 0, accumulators["rescale_min"], torch.nan),
-            "rescale_max": torch.where(tokens > 0, accumulators["rescale_max"], torch.nan),
             "nonfinite": accumulators["nonfinite"],
         }
     )
@@ -124,27 +117,6 @@ def gain_at_sink(gain: Tensor, sink_dimension: Tensor) -> Tensor:
     """
     magnitude = gain.float().abs()
     return magnitude.take(sink_dimension) / magnitude.median()
-
-
-def gain_statistics(gain: Tensor, dimensions: Tensor) -> dict[str, Tensor]:
-    """Of one norm's gain [D], a parameter: the same on all ranks, nothing to sum.
-
-    Returns:
-        gain_at_sinks: [K] |gain| at S over the median |gain|.
-        gain_at_sinks_mean: their mean.
-        gain_epsilon: max_S |gain| / max |gain|, the theorem's eps, in [0, 1].
-        gain_min, gain_median, gain_max: of |gain|.
-    """
-    magnitude = gain.float().abs()
-    at_sinks = gain_at_sink(gain, dimensions)
-    return {
-        "gain_at_sinks": at_sinks,
-        "gain_at_sinks_mean": at_sinks.mean(),
-        "gain_epsilon": magnitude[dimensions].max() / magnitude.max(),
-        "gain_min": magnitude.min(),
-        "gain_median": magnitude.median(),
-        "gain_max": magnitude.max(),
-    }
 
 
 def bound_accumulators(h: Tensor, output: Tensor, gain: Tensor, dimensions: Tensor) -> dict[str, Tensor]:
