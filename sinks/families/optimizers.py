@@ -1,4 +1,4 @@
-"""Which parameter is updated how: groups by what modules say of their parameters, and optimizers over these groups."""
+"""Parameter groups by the modules that own the parameters, and optimizers over these groups."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ OptimizerFactory = Callable[[Groups], Optimizer]
 
 @dataclass(frozen=True)
 class Optimization:
-    """What the optimizer is given, and the schedule of the learning rate.
+    """Hyperparameters of the optimizer, and the learning-rate schedule.
 
     Args:
         lr: peak learning rate.
@@ -59,8 +59,8 @@ class Optimization:
 def parameter_groups(model: nn.Module, optimization: Optimization) -> Groups:
     """Every trained parameter of a model in exactly one group.
 
-    Scales (gains, biases, sinks: fewer than two dimensions, or named in their module's `no_decay`) are apart from
-    weights. Weights are `hidden` matrices, `gates` (matrices of gates), and `embeddings` with everything else.
+    Scales (gains, biases, sinks: fewer than two dimensions, or named in their module's `no_decay`) are separate
+    from weights. Weights are `hidden` matrices, `gates` (matrices of gates), and `embeddings` with everything else.
 
     Args:
         model: on any device.
@@ -129,12 +129,12 @@ class MuonAdamW(Optimizer):
         gates: what updates the matrices of gates.
 
     Raises:
-        UserError: if parameters are sharded: orthogonalizing takes whole matrices.
+        UserError: if parameters are sharded: orthogonalization needs unsharded matrices.
     """
 
     def __init__(self, groups: Groups, momentum: float = 0.95, gates: Literal["muon", "adamw"] = "adamw") -> None:
         if any(isinstance(p, DTensor) for group in groups for p in group["params"]):
-            raise UserError("MuonAdamW needs whole matrices, but the strategy shards them: use ddp, or AdamW")
+            raise UserError("MuonAdamW needs unsharded matrices, but the strategy shards them: use ddp, or AdamW")
         matrices = {"hidden", "gates"} if gates == "muon" else {"hidden"}
         self._muon = torch.optim.Muon(
             [_without(group, "betas", "eps") for group in groups if group["name"] in matrices],
@@ -151,7 +151,7 @@ class MuonAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for inner in (self._muon, self._adamw):
-            # Both are replaced when a checkpoint is loaded.
+            # Loading a checkpoint replaces both.
             inner.param_groups = [g for g in self.param_groups if ("ns_steps" in g) == (inner is self._muon)]
             inner.state = self.state
             inner.step()
@@ -163,25 +163,25 @@ def _without(group: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def check_coverage(optimizer: Optimizer, groups: Groups) -> None:
-    """Whether an optimizer updates every parameter of the groups, each once.
+    """Validate that an optimizer updates every parameter of the groups, each once.
 
     Raises:
-        UserError: if it leaves one out or has one twice.
+        UserError: if one is missing or duplicated.
     """
     given = [p for group in groups for p in group["params"]]
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if len(held) != len(given) or set(held) != set(given):
         raise UserError(
             f"{type(optimizer).__name__} updates {len(set(held))} of the model's {len(given)} parameters"
-            f"{', some twice' if len(held) != len(set(held)) else ''}: let it take every group it is given"
+            f"{', some twice' if len(held) != len(set(held)) else ''}: let it take every group"
         )
 
 
 class SkipGuard:
-    """Lets a step of an optimizer leave the weights as they are, decided on the device, without a host sync.
+    """Lets an optimizer step leave the weights unchanged, decided on the device, without a host sync.
 
-    torch's fused Adams can do so themselves. Of any other optimizer the weights are copied before the update and put
-    back after it: its states are not, so that what failed once must not be trained on.
+    torch's fused Adams support it. For any other optimizer the weights are copied before the update and restored after
+    it; its states are not, so do not continue training after a failure.
 
     Args:
         optimizer: any.
@@ -195,13 +195,13 @@ class SkipGuard:
         optimizer.register_step_post_hook(self._put_back)
 
     def arm(self, failed: Tensor) -> None:
-        """Decide the update that follows; call it when the gradients are there.
+        """Decide on the next update; call it when the gradients are computed.
 
         Args:
-            failed: bool scalar on the parameters' device: whether to leave the weights.
+            failed: bool scalar on the parameters' device: whether to leave the weights unchanged.
         """
         if self._native:
-            self._optimizer.found_inf = failed.float()  # type: ignore[attr-defined]  # as torch's gradient scaler says it
+            self._optimizer.found_inf = failed.float()  # type: ignore[attr-defined]  # as torch's gradient scaler does
         else:
             self._failed, self._kept = failed, [p.detach().clone() for p in self._updated()]
 

@@ -30,7 +30,7 @@ class AttentionGate(nn.Module):
         raise NotImplementedError
 
     def shard_plan(self) -> dict[str, Split]:
-        """How tensor parallelizm splits the parameters of the gate, by name."""
+        """How tensor parallelism splits the parameters of the gate, by name."""
         return {}
 
 
@@ -84,7 +84,7 @@ class ElementwiseGate(AttentionGate):
 
 
 class UnconditionalGate(AttentionGate):
-    """One learned gate per channel, the same for every token: the control, for it cannot rescale by context.
+    """One learned gate per channel, the same for every token: the control, which cannot rescale by context.
 
     Args:
         config: widths, names and initialization of the attention sublayer.

@@ -1,4 +1,4 @@
-"""Which statistics are read where: each group turns records into accumulators, and accumulators into statistics."""
+"""Groups of statistics: each turns the records of a kind of site into accumulators, and these into statistics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class Group:
     """One group of statistics.
 
     Args:
-        name: what it is switched on by.
-        kind: of the sites it is read at.
+        name: by which it is selected.
+        kind: of its sites.
         section: prefix of its keys.
         needs: fields of the record that it reads; at a site where one is None the group is absent.
         accumulators: record and the site's sink dimensions [K] (None before the first choice) -> accumulators, or None
-            where they are not defined.
+            where undefined.
         statistics: summed accumulators -> statistics of the site.
     """
 
@@ -34,7 +34,7 @@ class Group:
     statistics: Callable[[Accumulators], dict[str, Tensor]]
 
     def read(self, record: Any, dimensions: Tensor | None) -> Accumulators | None:
-        """Accumulators of a record, None where the site does not have what they are made of."""
+        """Accumulators of a record, None where a field that they need is not available."""
         if any(getattr(record, field) is None for field in self.needs):
             return None
         return self.accumulators(record, dimensions)

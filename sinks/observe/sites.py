@@ -23,7 +23,7 @@ ROW_STATISTICS = {
 
 
 class Site(Protocol):
-    """A place that reports a record of every forward pass while somebody listens.
+    """A place that reports a record of every forward pass while there is a listener.
 
     Args:
         name: stable, e.g. `blocks.0.attention`.
@@ -34,7 +34,7 @@ class Site(Protocol):
     kind: Kind
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
-        """Hand every record to a listener, None to stop; of costly fields only those that are named are filled."""
+        """Hand every record to a listener, None to stop; costly fields are filled only if named."""
 
 
 class _ReportSite:
@@ -73,7 +73,7 @@ class _AttentionSite:
 
 
 def sites_of(model: nn.Module) -> list[Site]:
-    """The sites of a model built from the suite's parts, in order of definition."""
+    """The sites of a model built from sinks.models, in order of definition."""
     found: list[Site] = []
     for module in model.modules():
         if isinstance(module, NormSite):

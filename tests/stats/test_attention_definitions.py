@@ -220,7 +220,7 @@ def test_contribution_share_from_one_more_attention_call(n_heads: int, n_kv_head
 
 
 @pytest.mark.parametrize("normalizer", ["sigmoid", "clipped_softmax"])
-def test_contribution_of_unnormalized_attention_is_a_share_of_the_row(normalizer: str) -> None:
+def test_contribution_of_unnormalized_attention_is_a_fraction_of_the_row(normalizer: str) -> None:
     generator = torch.Generator().manual_seed(5)
     batch, n_heads, n_kv_heads, length, head_dim = 2, 4, 2, 9, 8
     q = 2 * torch.randn(batch, n_heads, length, head_dim, generator=generator)
@@ -281,7 +281,7 @@ def test_rows_without_any_mass_are_left_out_and_counted() -> None:
     assert found["undefined_rows"] == 0.25
 
 
-def test_more_query_heads_than_channels_are_refused() -> None:
+def test_more_query_heads_than_channels_are_rejected() -> None:
     with pytest.raises(ValueError, match="3 query heads share a key head of head_dim 2"):
         F.contribution_values(torch.ones(1, 3, 4), n_kv_heads=1, head_dim=2)
 

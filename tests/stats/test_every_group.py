@@ -1,4 +1,4 @@
-"""What holds for every group of statistics: additivity, exact ranks, tracing, honest NaN, one token."""
+"""What holds for every group of statistics: additivity, exact ranks, tracing, NaN, one token."""
 
 import subprocess
 import sys
@@ -80,7 +80,7 @@ def test_traces_without_a_break(name: str) -> None:
         assert_same(statistics(*inputs), case.statistics(case.accumulators(*inputs)))
 
 
-# What one bad value at sample 0, head 1, token 3 (channel 2) of one input does not touch; everything else must show it.
+# Statistics unaffected by one non-finite value at sample 0, head 1, token 3 (channel 2); all others must not be finite.
 UNTOUCHED = {
     ("attention", 0): {"learned_sink_mass"},
     ("attention", 1): {"first_token_mass", "first_token_mass_with_first_row", "sink_ratio_0.3", "sink_ratio_0.8"},
@@ -95,7 +95,7 @@ UNTOUCHED = {
 
 @every_case
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_one_bad_value_is_counted_and_not_averaged_away(name: str, bad: float) -> None:
+def test_one_nonfinite_value_is_counted_and_not_averaged_away(name: str, bad: float) -> None:
     case = CASES[name]
     inputs = case.inputs(3, 8)
     for which in range(len(inputs) - len(case.shared)):
@@ -162,7 +162,7 @@ def test_one_process_keeps_its_accumulators() -> None:
     assert total_over_ranks(groups) is groups
 
 
-def test_moments_combine_by_their_names() -> None:
+def test_accumulators_combine_by_name() -> None:
     a = {"n": torch.tensor(1.0), "n_max": torch.tensor(1.0), "n_min": torch.tensor(1.0)}
     b = {"n": torch.tensor(2.0), "n_max": torch.tensor(2.0), "n_min": torch.tensor(2.0)}
     assert {n: float(x) for n, x in add(add(None, a), b).items()} == {"n": 3, "n_max": 2, "n_min": 1}

@@ -264,7 +264,7 @@ def test_rescaling_by_fixed_dimensions(shape: tuple[int, int, int], dimensions: 
 
 
 def test_a_rescale_factor_next_to_zero_keeps_its_digits() -> None:
-    """r^2 = 1 - 1e-8 is 1 in float32; the rest is summed apart."""
+    """r^2 = 1 - 1e-8 is 1 in float32; the rest is summed separately."""
     h = torch.ones(1, 5, 16)
     h[..., 3] = 1e4 * math.sqrt(15)
     found = F.sink_dimension_statistics(F.sink_dimension_accumulators(h, torch.tensor([3])))
@@ -355,7 +355,7 @@ def test_gates_against_magnitude(shape: tuple[int, int, int]) -> None:
         for ys, gs in zip(y.double().flatten(0, 1).tolist(), gate.double().flatten(0, 1).tolist(), strict=True)
     ]
     close(found["gate_token_correlation"], fmean(per_token))
-    # Deciles by sorting the values' bins; a value's share in a decile is the share of its bin that lies there.
+    # Deciles by sorting the values' bins; a value's weight in a decile is the fraction of its bin in it.
     bins = [min(639, max(0, math.floor((math.log2(max(m, 2**-20)) + 20) * 16))) for m in magnitudes]
     count, deciles = len(bins), [0.0] * 10
     below = 0
@@ -439,7 +439,7 @@ def test_constant_input(value: float) -> None:
     close(fixed["rescale_cv"], 0.0)
 
 
-def test_a_token_of_zeros_has_no_shares() -> None:
+def test_a_token_of_zeros_has_no_energy_fractions() -> None:
     h = residual((1, 4, 8))
     h[0, 2] = 0
     assert F.energy_statistics(F.energy_accumulators(h))["energy_top_1"].isnan()

@@ -1,4 +1,4 @@
-"""Definitions of the sink statistics, one idea a file; two pure functions a group.
+"""Definitions of the sink statistics, one topic per file; two pure functions per group.
 
 `*_accumulators(batch tensors)` gives named sums of one batch, which add up over batches and ranks: names ending in
 `_max` and `_min` are combined by maximum and minimum, all others by sum (`sinks.stats.accumulators`).
@@ -6,8 +6,8 @@
 computed in float32; sums over tokens, samples and batches in float64 where the device has it. Nothing synchronizes with
 the host and every shape is static, so all of it traces under torch.compile.
 
-Means are over tokens but token 0 unless stated. A statistic of nothing (T = 1) is NaN. NaN and infinite inputs are
-counted in `nonfinite` and make what they touch NaN or infinite.
+Means exclude token 0 unless stated. A statistic of an empty set (T = 1) is NaN. Every group counts NaN and infinite
+inputs in `nonfinite`; whatever depends on them becomes NaN or infinite.
 """
 
 from sinks.stats.functional.attention import (

@@ -1,4 +1,4 @@
-"""What the first token adds to the output, beside the mass it gets: values, and values seen through W_O.
+"""What the first token adds to the output, besides its mass: values, and values projected by W_O.
 
 For the contribution share, weights meet the norms n_j = ||W_O^h v_j|| in one more attention call, no T x T matrix:
 
@@ -21,7 +21,6 @@ def value_accumulators(v: Tensor) -> dict[str, Tensor]:
     Returns:
         samples: B, or 0 if T is 1.
         ratio_sum: [n_kv_heads] sum over samples of ||v_0|| / median_{j >= 1} ||v_j|| (arXiv:2410.10781).
-        nonfinite: number of NaN and infinite values.
     """
     norms = torch.linalg.vector_norm(v.float(), dim=-1)
     accumulators = {
@@ -32,7 +31,7 @@ def value_accumulators(v: Tensor) -> dict[str, Tensor]:
     if norms.shape[-1] < 2:
         return accumulators
     ratio = norms[..., 0] / norms[..., 1:].median(dim=-1).values
-    ratio = torch.where(torch.isfinite(norms).all(-1), ratio, torch.nan)  # a median would hide an infinity
+    ratio = torch.where(torch.isfinite(norms).all(-1), ratio, torch.nan)  # a median would hide an infinite value
     return accumulators | {"samples": number(len(v), v), "ratio_sum": total(ratio, 0)}
 
 
@@ -59,7 +58,7 @@ def contribution_values(norms: Tensor, n_kv_heads: int, head_dim: int) -> Tensor
     """Norms [B, H, T] as values [B, n_kv_heads, T, head_dim]: the g-th query head of a group reads channel g.
 
     Query heads that share a key head differ in n_j, so each gets a channel of its own and keys need no copies. Channels
-    left over are 1: they tell the row's total mass.
+    left over are 1: they give the row's total mass.
 
     Raises:
         ValueError: if more query heads share a key head than there are channels.
@@ -67,8 +66,8 @@ def contribution_values(norms: Tensor, n_kv_heads: int, head_dim: int) -> Tensor
     grouped = norms.unflatten(1, (n_kv_heads, -1)).transpose(2, 3)
     if grouped.shape[-1] > head_dim:
         raise ValueError(
-            f"{grouped.shape[-1]} query heads share a key head of head_dim {head_dim}: at most head_dim can be told "
-            "apart; repeat the key heads"
+            f"{grouped.shape[-1]} query heads share a key head of head_dim {head_dim}: at most head_dim can be "
+            "distinguished; repeat the key heads"
         )
     return F.pad(grouped, (0, head_dim - grouped.shape[-1]), value=1.0)
 
@@ -83,7 +82,7 @@ def contribution_totals(out: Tensor, n_kv_heads: int, renormalize: bool = False)
             are; a row without mass stays 0.
 
     Raises:
-        ValueError: if it is to be renormalized and no channel is left over for the total mass.
+        ValueError: if `renormalize` and no channel is left for the total mass.
     """
     grouped = out.float().unflatten(1, (n_kv_heads, -1))
     group, head_dim = grouped.shape[2], grouped.shape[4]
@@ -112,7 +111,6 @@ def contribution_accumulators(first_token_mass: Tensor, norms: Tensor, totals: T
         contribution_sum: [H] sum over defined rows of c_i = A_i0 n_0 / totals_i.
         mass_sum: [H] sum over the same rows of A_i0.
         norm_ratio_sum: [H] sum over samples of n_0 over the mean of the others, and `samples` (0 if T is 1).
-        nonfinite: number of NaN and infinite values.
     """
     mass, norms, totals = first_token_mass.float(), norms.float(), totals.float()
     batch, heads, length = mass.shape
@@ -140,10 +138,9 @@ def contribution_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor
     Returns:
         contribution_share: mean of A_i0 ||W_O v_0|| / sum_j A_ij ||W_O v_j||, in [0, 1].
         mass_share: mean of A_i0 over the same rows.
-        contribution_over_mass: the former over the latter; far below 1 the sink takes mass but adds nothing.
+        contribution_over_mass: the former over the latter; far below 1, the sink takes mass but adds nothing.
         projected_norm_ratio: mean of ||W_O v_0|| over the mean of the others.
-        undefined_rows: share of rows without any mass or value.
-        nonfinite: number of NaN and infinite values (a scalar).
+        undefined_rows: fraction of rows without any mass or value.
     """
     defined = accumulators["defined_rows"]
     contribution, mass = accumulators["contribution_sum"] / defined, accumulators["mass_sum"] / defined

@@ -17,7 +17,7 @@ def _membership(channels: int, dimensions: Tensor) -> Tensor:
 
 
 def _energies(x: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of squares [...] of x [..., D] in S and in the rest, apart so that neither is lost in the other."""
+    """Sums of squares [...] of x [..., D] in S and in the rest, summed separately so that neither is rounded away."""
     x = x.float()
     parts = (x.masked_fill(~inside, 0.0), x.masked_fill(inside, 0.0))
     sink, rest = (torch.linalg.vector_norm(part, dim=-1).square() for part in parts)
@@ -31,7 +31,7 @@ def sink_dimension_accumulators(h: Tensor, dimensions: Tensor) -> dict[str, Tens
         tokens, nonfinite: number of those tokens, and of their NaN and infinite values.
         energy_sum: sum over tokens of r^2 = sum_{j in S} h_j^2 / ||h||^2.
         rescale_sum, rescale_square_sum: of rho = rms(h_rest) / rms(h) = sqrt((1 - r^2) D / (D - |S|)), the factor by
-            which the norm shrinks the rest because S is there; and of rho^2.
+            which S makes the norm shrink the rest; and of rho^2.
     """
     h = h[:, 1:].float()
     channels = h.shape[-1]
@@ -57,7 +57,6 @@ def sink_dimension_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tens
         rescale: mean rho, in [0, sqrt(D / (D - |S|))]; 1 if S is an average set of channels, near 0 if it dominates.
         rescale_cv: standard deviation of rho over tokens over its mean. A rho that does not vary with context is no
             rescaling that attention or the gain could not absorb; the paper does not check it.
-        nonfinite: number of NaN and infinite values.
     """
     tokens = accumulators["tokens"]
     rescale, cv = spread(accumulators["rescale_square_sum"], accumulators["rescale_sum"], tokens)
@@ -77,7 +76,7 @@ def output_share_accumulators(output: Tensor, dimensions: Tensor, gain: Tensor |
     Args:
         output: the norm's output y [B, T, D]; or its input h, with `gain`.
         dimensions: S [K].
-        gain: [D]; then y = gain * h up to the factor 1 / rms(h), which cancels in the share.
+        gain: [D]; then y = gain * h up to the factor 1 / rms(h), which cancels in the fraction.
 
     Returns:
         tokens, nonfinite: number of those tokens, and of their NaN and infinite values.
@@ -95,13 +94,13 @@ def output_share_accumulators(output: Tensor, dimensions: Tensor, gain: Tensor |
 
 
 def output_share_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """output_share: mean share of S in the norm's output, in [0, 1]; nonfinite. From `output_share_accumulators`."""
+    """output_share: mean fraction of output energy in S, in [0, 1]; nonfinite. From `output_share_accumulators`."""
     share = accumulators["output_share_sum"] / accumulators["tokens"]
     return narrow({"output_share": share, "nonfinite": accumulators["nonfinite"]})
 
 
 def rescale_contribute_index(energy_share: Tensor, output_share: Tensor) -> Tensor:
-    """Mean r^2 over mean output share: how much more S weighs in the denominator than in the output.
+    """Mean r^2 over mean output share: how much larger S is in the denominator than in the output.
 
     1: the sink contributes as much as it rescales. Far above 1: it rescales (the paper's claim). Below 1: it
     contributes. 0 / 0 is NaN. The ratio of means, not the mean of ratios.
@@ -112,8 +111,8 @@ def rescale_contribute_index(energy_share: Tensor, output_share: Tensor) -> Tens
 def gain_at_sink(gain: Tensor, sink_dimension: Tensor) -> Tensor:
     """|gain| at the sink dimension over the median |gain|, of one norm's gain [D] (arXiv:2601.22966, section 3).
 
-    `sink_dimension` is one index, or a set [K] that gives [K]. 1: no suppression; the paper finds 0.004. Tell the kinds
-    of sites apart: suppression may be at feed-forward norms only.
+    `sink_dimension` is one index, or a set [K] that gives [K]. 1: no suppression; the paper finds 0.004. Distinguish
+    the kinds of sites: suppression may be at feed-forward norms only.
     """
     magnitude = gain.float().abs()
     return magnitude.take(sink_dimension) / magnitude.median()
@@ -123,11 +122,11 @@ def bound_accumulators(h: Tensor, output: Tensor, gain: Tensor, dimensions: Tens
     """Accumulators of the check of the theorem of arXiv:2601.22966, appendix A.1, over all tokens, token 0 too.
 
     ||y||_rms <= ||gain||_inf * sqrt((1 - r^2) + eps^2 r^2), y = RMSNorm(h), eps = max_S |gain| / ||gain||_inf and
-    r^2 the energy share of S; the paper has one dimension in S, the proof is the same for more.
+    r^2 the fraction of energy in S; the paper has one dimension in S, the proof is the same for more.
 
     Args:
         h: what the norm divides by its RMS [B, T, D]: its input, or pre * input for PreAffine.
-        output: what really came out, before any gate [B, T, D].
+        output: the actual output, before any gate [B, T, D].
         gain: [D], the gain after the division.
         dimensions: S [K].
 
@@ -157,7 +156,7 @@ def bound_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         bound_max: the largest left side over right side; at most 1, up to the output's rounding, if the theorem holds.
-        bound_mean: the mean: near 1 the bound is tight, the sink really is what limits the output.
+        bound_mean: their mean; near 1 the bound is tight, so the sink limits the output.
         nonfinite: number of tokens where it is undefined.
     """
     mean = accumulators["bound_sum"] / accumulators["tokens"]
