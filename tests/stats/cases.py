@@ -130,7 +130,7 @@ CASES = {
         functional.output_share_accumulators,
         functional.output_share_statistics,
         residual,
-        (SINKS, GAIN),
+        (SINKS,),
     ),
     "bound": Case(functional.bound_accumulators, functional.bound_statistics, two_residuals, (GAIN, SINKS)),
     "norm_gate": Case(

@@ -11,7 +11,6 @@ inputs in `nonfinite`; whatever depends on them becomes NaN or infinite.
 """
 
 from sinks.stats.functional.attention import (
-    NYU_THRESHOLD,
     SINK_THRESHOLDS,
     attention_accumulators,
     attention_row_accumulators,
@@ -31,7 +30,6 @@ from sinks.stats.functional.contribution import (
 )
 from sinks.stats.functional.energy import TOP_CHANNELS, energy_accumulators, energy_statistics
 from sinks.stats.functional.gates import (
-    CLOSED,
     attention_gate_accumulators,
     attention_gate_statistics,
     gate_magnitude_accumulators,
@@ -52,8 +50,6 @@ from sinks.stats.functional.histogram import (
 from sinks.stats.functional.kurtosis import kurtosis_accumulators, kurtosis_statistics, token_kurtosis
 from sinks.stats.functional.massive import RELATIVE_CRITERIA, massive_accumulators, massive_statistics
 from sinks.stats.functional.residual import (
-    SINK_CONSISTENCY,
-    SINK_SCORE,
     choose_sink_dimensions,
     persistence_statistics,
     residual_accumulators,

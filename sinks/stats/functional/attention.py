@@ -61,7 +61,6 @@ def attention_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
         sink_ratio_{eps}: fraction of samples with alpha_0 > eps; its mean over layers and heads is Sink^eps_1.
     """
     rescale, cv = spread(accumulators["rescale_square_sum"], accumulators["rescale_sum"], accumulators["rows"])
-    prefix = "sink_count_"
     return narrow(
         {
             "first_token_mass": accumulators["first_sum"] / accumulators["rows"],
@@ -72,12 +71,13 @@ def attention_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
             "effective_rescale_cv": cv,
             "nonfinite": accumulators["nonfinite"],
         }
-        | {
-            f"sink_ratio_{name.removeprefix(prefix)}": count / accumulators["samples"]
-            for name, count in accumulators.items()
-            if name.startswith(prefix)
-        }
+        | _sink_ratios("sink_ratio_", accumulators, accumulators["samples"])
     )
+
+
+def _sink_ratios(prefix: str, accumulators: dict[str, Tensor], count: Tensor) -> dict[str, Tensor]:
+    sums = {name: x for name, x in accumulators.items() if name.startswith("sink_count_")}
+    return {prefix + name.removeprefix("sink_count_"): x / count for name, x in sums.items()}
 
 
 def key_mass_accumulators(
@@ -128,7 +128,6 @@ def key_mass_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
             over layers and heads is the sink ratio of arXiv:2603.05498. NaN if all samples have one token.
         nyu_largest: [H] mean of that largest mass.
     """
-    prefix = "sink_count_"
     return narrow(
         {
             "alpha": accumulators["alpha_sum"] / accumulators["alpha_count"],
@@ -136,23 +135,16 @@ def key_mass_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
             "nyu_largest": accumulators["nyu_largest_sum"] / accumulators["nyu_samples"],
             "nonfinite": accumulators["nonfinite"],
         }
-        | {
-            f"sink_gu_{name.removeprefix(prefix)}": count / accumulators["alpha_count"]
-            for name, count in accumulators.items()
-            if name.startswith(prefix)
-        }
+        | _sink_ratios("sink_gu_", accumulators, accumulators["alpha_count"])
     )
 
 
-def attention_row_accumulators(
-    entropy: Tensor, max_logit: Tensor, window: int | None = None, sinks: int = 0
-) -> dict[str, Tensor]:
+def attention_row_accumulators(entropy: Tensor, max_logit: Tensor, sinks: int = 0) -> dict[str, Tensor]:
     """Accumulators of each query's entropy and largest logit, [B, H, T] each, as `sink_kernels.attention` gives them.
 
     Args:
         entropy: of the row's weights in nats, a learned sink's included.
         max_logit: largest q . k * scale.
-        window: number of keys a query attends to, all by default.
         sinks: number of learned sinks that count as keys in the entropy.
 
     Returns:
@@ -163,15 +155,12 @@ def attention_row_accumulators(
     """
     entropy, max_logit = entropy.float(), max_logit.float()
     batch, _, length = entropy.shape
-    visible = torch.arange(1, length + 1, device=entropy.device, dtype=entropy.dtype)
-    visible = visible.clamp_max(window if window is not None else length) + sinks
+    visible = torch.arange(1, length + 1, device=entropy.device, dtype=entropy.dtype) + sinks
     alone = 1 if sinks == 0 else 0
-    if window == 1 and sinks == 0:
-        alone = length
     share = entropy[..., alone:] / visible[alone:].log()
     return {
         "queries": number(batch * length, entropy),
-        "spread_queries": number(batch * (length - min(alone, length)), entropy),
+        "spread_queries": number(batch * (length - alone), entropy),
         "entropy_sum": total(entropy, (0, 2)),
         "entropy_share_sum": total(share, (0, 2)),
         "logit_sum": total(max_logit, (0, 2)),

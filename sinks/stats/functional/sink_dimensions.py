@@ -70,21 +70,14 @@ def sink_dimension_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tens
     )
 
 
-def output_share_accumulators(output: Tensor, dimensions: Tensor, gain: Tensor | None = None) -> dict[str, Tensor]:
-    """Accumulators of what S contributes to a norm's output, over tokens but token 0.
-
-    Args:
-        output: the norm's output y [B, T, D]; or its input h, with `gain`.
-        dimensions: S [K].
-        gain: [D]; then y = gain * h up to the factor 1 / rms(h), which cancels in the fraction.
+def output_share_accumulators(output: Tensor, dimensions: Tensor) -> dict[str, Tensor]:
+    """Accumulators of what S contributes to a norm's output y [B, T, D], over tokens but token 0.
 
     Returns:
         tokens, nonfinite: number of those tokens, and of their NaN and infinite values.
         output_share_sum: sum over tokens of sum_{j in S} y_j^2 / ||y||^2.
     """
     y = output[:, 1:].float()
-    if gain is not None:
-        y = y * gain.float()
     sink, rest = _energies(y, _membership(y.shape[-1], dimensions))
     return {
         "tokens": number(sink.numel(), y),
