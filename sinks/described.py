@@ -1,4 +1,4 @@
-"""Objects that remember what they were built from, so that a run started in Python has a configuration."""
+"""Objects that keep their constructor arguments, so that a run started in Python has a configuration."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from sinks.errors import UserError
 
 
 class Described:
-    """Remembers the arguments of its constructor in `init_args`."""
+    """Keeps the arguments of its constructor in `init_args`."""
 
     init_args: dict[str, Any]
 
@@ -28,10 +28,10 @@ def section_of(built: Described, *linked: str) -> dict[str, Any]:
 
     Args:
         built: a model or data module.
-        linked: arguments that are taken from elsewhere.
+        linked: arguments that the configuration links from other sections.
 
     Raises:
-        UserError: if an argument is no plain value, class, or functools.partial of a class.
+        UserError: if an argument is not a plain value, class, or functools.partial of a class.
     """
     arguments = {name: _plain(name, value) for name, value in built.init_args.items() if name not in linked}
     return {"class_path": _path(type(built)), "init_args": arguments}

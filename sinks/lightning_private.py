@@ -1,4 +1,4 @@
-"""Every private name of Lightning that the suite leans on (2.6.6), each with the reason; a test greps for others."""
+"""Every private name of Lightning that the suite uses (2.6.6), each with the reason; a test greps for others."""
 
 import signal
 from typing import Any
@@ -10,31 +10,31 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 
 def validation_follows(trainer: lightning.Trainer) -> bool:
-    """Whether this training step is followed by a validation; Lightning tells nobody."""
+    """Whether this training step is followed by a validation; Lightning has no public way to ask."""
     return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
 
 
 def dump_checkpoint(trainer: lightning.Trainer) -> dict[str, Any]:
-    """The whole state of a run, a part on each rank of a sharded strategy; `save_checkpoint` also writes."""
+    """The full state of a run, a shard on each rank of a sharded strategy; `save_checkpoint` also writes."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
 
 def save_now(callback: ModelCheckpoint, trainer: lightning.Trainer) -> None:
-    """Let a user's own checkpoint callback save whatever its interval, its last.ckpt too."""
+    """Make a user's own checkpoint callback save now regardless of its interval, last.ckpt too."""
     candidates = callback._monitor_candidates(trainer)
     callback._save_topk_checkpoint(trainer, candidates)
     callback._save_last_checkpoint(trainer, candidates)
 
 
 def leave_signals_alone(trainer: lightning.Trainer) -> None:
-    """Lightning's handlers run a collective inside a signal handler and write SLURM checkpoints elsewhere; and before
-    every batch it asks rank 0 whether a signal came, and waits for the answer."""
+    """Lightning's handlers run a collective inside a signal handler and write SLURM checkpoints to other places; and
+    before every batch Lightning waits for a broadcast from rank 0 on whether a signal came."""
     trainer._signal_connector.register_signal_handlers = lambda: None
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def kill_launched(trainer: lightning.Trainer) -> None:
-    """End the processes that Lightning itself started; those of torchrun or srun are ended by these."""
+    """End the processes that Lightning itself started; torchrun and srun end their own."""
     if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
         trainer.strategy.launcher.kill(signal.SIGKILL)
 
@@ -50,7 +50,7 @@ def subparser_of(cli: Any, arguments: list[str], parser: Any) -> Any:
 
 
 class NoCheckpointOptions:
-    """A command line for which options stand in config.yaml: Lightning would read a whole checkpoint for them."""
+    """A command line with options from config.yaml: Lightning would load a full checkpoint for them."""
 
     def _parse_ckpt_path(self) -> None:
         """Read nothing."""
@@ -75,5 +75,5 @@ class MeshStrategy(ModelParallelStrategy):
 
     @property
     def saves_shards(self) -> bool:
-        """Whether each process writes its own part of a checkpoint."""
+        """Whether each process writes its own shard of a checkpoint."""
         return self._save_distributed_checkpoint

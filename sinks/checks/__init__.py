@@ -1,4 +1,4 @@
-"""`sinks check`: what must hold for every variant, tried on one."""
+"""`sinks check`: properties of every variant, tested on one."""
 
 from sinks.checks.check import Line, check
 from sinks.checks.properties import PROPERTIES

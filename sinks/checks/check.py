@@ -1,4 +1,4 @@
-"""Every property of one variant, and the table of how it did."""
+"""Every property of one variant, and the table of results."""
 
 import contextlib
 import logging
@@ -18,12 +18,12 @@ NAMES = (*PROPERTIES, SHARDED)
 
 @dataclass(frozen=True)
 class Line:
-    """How a variant did on one property.
+    """Result of one property.
 
     Args:
         name: of the property.
         result: whether it holds.
-        reason: why not, or why it was not tried.
+        reason: of a failure, or why it was not tried.
     """
 
     name: str
@@ -35,14 +35,14 @@ class Line:
 
 
 def check(make: Callable[[], CausalLM], only: Collection[str] = NAMES) -> Iterator[Line]:
-    """Try what must hold for every variant on one, property by property.
+    """Test the properties of every variant on one.
 
     Args:
         make: builds the variant, not configured, and small: a width of 16 and two layers; called many times.
-        only: names of the properties to try; all by default.
+        only: names of the properties; all by default.
 
     Yields:
-        A line a property, as soon as it is known.
+        One line per property, as soon as it is known.
     """
     subject = Subject(make)
     properties = PROPERTIES | {SHARDED: sharded_step}
@@ -59,7 +59,7 @@ def _line(name: str, property: Callable[[Subject], None], subject: Subject) -> L
         return Line(name, "not tried", str(reason))
     except Broken as reason:
         return Line(name, "failed", str(reason))
-    # Whatever a user's class raises is an answer, and the other properties go on.
+    # Any error of a user's class is a result, and the other properties continue.
     except Exception as error:
         return Line(name, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     return Line(name, "passed")
@@ -67,7 +67,7 @@ def _line(name: str, property: Callable[[Subject], None], subject: Subject) -> L
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's remarks on its own defaults do not belong into the table."""
+    """Without Lightning's messages about its own defaults, which do not belong in the table."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""The properties, one function each: `Broken` where it does not hold, `NotTried` where there is nothing to try."""
+"""The properties, one function each: `Broken` where it does not hold, `NotTried` where it does not apply."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,13 +25,13 @@ def causal(subject: Subject) -> None:
     model = subject.model(dtype=torch.float64)
     before = subject.tokens(model)
     length = before.shape[1]
-    whole = model(before)
+    full = model(before)
     for first in {1, length // 2, length - 1}:
         after = before.clone()
         after[:, first:] = (after[:, first:] + 1) % model.vocab_size
         changed = model(after)
-        same(changed[:, :first], whole[:, :first], f"the logits before token {first}, changed from there on,", EXACT)
-        if torch.equal(changed[:, first:], whole[:, first:]):
+        same(changed[:, :first], full[:, :first], f"the logits before token {first}, changed from there on,", EXACT)
+        if torch.equal(changed[:, first:], full[:, first:]):
             raise Broken(f"the logits from token {first} on do not depend on the tokens there")
 
 
@@ -40,16 +40,16 @@ def prefix(subject: Subject) -> None:
     """A prefix alone gives the same logits as inside a longer sequence."""
     model = subject.model(dtype=torch.float64)
     tokens = subject.tokens(model)
-    whole = model(tokens)
+    full = model(tokens)
     for length in {1, 2, tokens.shape[1] // 2 + 1}:
-        same(model(tokens[:, :length]), whole[:, :length], f"what the first {length} tokens alone give", EXACT)
+        same(model(tokens[:, :length]), full[:, :length], f"what the first {length} tokens alone give", EXACT)
 
 
 def gradients(subject: Subject) -> None:
     """Gradients of the embedded input and of every parameter agree with finite differences, in float64.
 
-    Each is compared along one random direction: torch.autograd.gradcheck, where it finds a difference, goes on for
-    minutes to say where.
+    Each is compared along one random direction: torch.autograd.gradcheck takes minutes
+    to locate a difference.
     """
     model = subject.model(dtype=torch.float64)
     decoder, rows = decoder_of(model), subject.rows(model)[:1, :6]
@@ -77,7 +77,7 @@ def gradients(subject: Subject) -> None:
 
 @torch.no_grad()
 def _slope(loss: Callable[[], Tensor], value: Tensor, direction: Tensor, step: float) -> float:
-    """Of a loss along a direction of a tensor that it reads, which is left as it was."""
+    """Slope of a loss along a direction of one of its inputs, which is restored."""
     before = value.clone()
     sides = []
     for side in (step, -step):
@@ -91,19 +91,19 @@ def every_parameter_learns(subject: Subject) -> None:
     """Every parameter gets a gradient from the loss."""
     model = subject.model()
     model.loss(subject.rows(model)).backward()
-    idle = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    if idle:
-        raise Broken(f"no gradient reaches {', '.join(idle)}")
+    unused = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    if unused:
+        raise Broken(f"no gradient reaches {', '.join(unused)}")
 
 
 def every_parameter_in_one_group(subject: Subject) -> None:
-    """The optimizer updates every parameter, each in one group; none is zero-dimensional, which FSDP2 refuses."""
+    """The optimizer updates every parameter, each in one group; none is zero-dimensional, which FSDP2 rejects."""
     model = subject.model()
     flat = [n for n, p in model.named_parameters() if p.dim() == 0]
     if flat:
-        raise Broken(f"{', '.join(flat)} has no dimension, which FSDP2 refuses: give it one, shape (1,)")
+        raise Broken(f"{', '.join(flat)} is zero-dimensional, which FSDP2 rejects: give it the shape (1,)")
     (optimizer,) = trained(model.train(), subject.rows(model), 1).optimizers
-    groups = parameter_groups(model, model.optimization.group_options)
+    groups = parameter_groups(model, model.optimization)
     try:
         check_coverage(getattr(optimizer, "optimizer", optimizer), groups)
     except ValueError as error:
@@ -114,7 +114,7 @@ def every_parameter_in_one_group(subject: Subject) -> None:
 
 
 def first_steps(subject: Subject) -> None:
-    """Ten steps on the same rows stay finite and lower their loss."""
+    """Ten steps on the same rows are finite and lower the loss."""
     model = subject.model()
     rows = subject.rows(model)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def first_steps(subject: Subject) -> None:
 
 
 def meta_initialization(subject: Subject) -> None:
-    """Built on the meta device and filled in place, it is bit for bit what it is when built as usual."""
+    """Built on the meta device and initialized in place, the model is bit for bit the same as when built directly."""
     eager = subject.model(seed=3)
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
@@ -137,14 +137,14 @@ def meta_initialization(subject: Subject) -> None:
             meta.configure_model()
         meta.to_empty(device="cpu")
         for parameter in meta.parameters():
-            parameter.data.fill_(torch.nan)  # what nobody fills must not pass by luck
+            parameter.data.fill_(torch.nan)  # so that an uninitialized value cannot pass by chance
         torch.manual_seed(3)
         reset_parameters(decoder_of(meta))
     filled = dict(decoder_of(meta).named_parameters()) | dict(decoder_of(meta).named_buffers())
     usual = dict(decoder_of(eager).named_parameters()) | dict(decoder_of(eager).named_buffers())
     wrong = [name for name, value in usual.items() if not torch.equal(filled[name], value)]
     if wrong:
-        raise Broken(f"reset_parameters() does not fill {', '.join(wrong)} as the constructor does")
+        raise Broken(f"reset_parameters() does not initialize {', '.join(wrong)} as the constructor does")
 
 
 def save_and_load(subject: Subject) -> None:
@@ -154,7 +154,7 @@ def save_and_load(subject: Subject) -> None:
     other.load_state_dict(model.eval().state_dict())
     tokens = subject.tokens(model)
     with torch.no_grad():
-        same(other(tokens), model(tokens), "what a checkpoint gives: some state is not saved, the output", 0.0)
+        same(other(tokens), model(tokens), "the output of a loaded checkpoint (some state is not saved)", 0.0)
 
 
 @torch.no_grad()
@@ -181,7 +181,7 @@ def _records(subject: Subject) -> tuple[list[tuple[Site, AttentionRecord | NormR
     def take(site: Site, record: Any) -> None:
         found.append((site, record))
         if isinstance(record, AttentionRecord):
-            assert record.key_mass is None or record.key_mass.dim() == 3  # computed now, while the forward runs
+            assert record.key_mass is None or record.key_mass.dim() == 3  # computed now, during the forward pass
 
     for site in sites:
         site.listen(partial(take, site), fields)
@@ -194,7 +194,7 @@ def _records(subject: Subject) -> tuple[list[tuple[Site, AttentionRecord | NormR
 
 @torch.no_grad()
 def norms_are_as_reported(subject: Subject) -> None:
-    """What a norm says of its inside is what it did: the RMS, the gate, the output."""
+    """A norm's reported internals give its output: the RMS, the gate."""
     found, _ = _records(subject)
     records = [(site.name, record) for site, record in found if isinstance(record, NormRecord)]
     if not records:
@@ -214,13 +214,10 @@ def norms_are_as_reported(subject: Subject) -> None:
 @torch.no_grad()
 def maps_give_the_output(subject: Subject) -> None:
     """Attention maps are causal, and times the values they are the output of attention."""
-    found, layers = _records(subject)
-    if not layers:
-        raise NotTried("no layer has attention weights")
-    for (site, record), layer in zip(_attention(found), layers, strict=True):
-        weights = _weights(record, layer)
+    for site, record, layer in _attention_records(subject):
+        weights = layer.weights_of(*_projections(record))
         if weights.triu(1).abs().max() > EXACT:
-            raise Broken(f"the attention map of {site.name} looks into the future")
+            raise Broken(f"the attention map of {site.name} has weights above the diagonal, on future tokens")
         if layer.normalizer.learned_values:
             continue
         q, k, v = _projections(record)
@@ -232,11 +229,8 @@ def maps_give_the_output(subject: Subject) -> None:
 @torch.no_grad()
 def attention_is_as_reported(subject: Subject) -> None:
     """Masses, entropy and key mass are those of the attention maps."""
-    found, layers = _records(subject)
-    if not layers:
-        raise NotTried("no layer has attention weights")
-    for (site, record), layer in zip(_attention(found), layers, strict=True):
-        weights = _weights(record, layer)
+    for site, record, layer in _attention_records(subject):
+        weights = layer.weights_of(*_projections(record))
         total = weights.sum(-1)
         learned = torch.zeros_like(total)
         if record.row_normalized:
@@ -264,13 +258,12 @@ def attention_is_as_reported(subject: Subject) -> None:
                 )
 
 
-def _attention(found: list[tuple[Site, AttentionRecord | NormRecord]]) -> list[tuple[Site, AttentionRecord]]:
-    return [(site, record) for site, record in found if isinstance(record, AttentionRecord)]
-
-
-def _weights(record: AttentionRecord, layer: Attention) -> Tensor:
-    """Attention weights [B, H, T, T] of a record's queries and keys, by attending to one-hot values."""
-    return layer.weights_of(*_projections(record))
+def _attention_records(subject: Subject) -> list[tuple[Site, AttentionRecord, Attention]]:
+    found, layers = _records(subject)
+    if not layers:
+        raise NotTried("no layer has attention weights")
+    records = [(site, record) for site, record in found if isinstance(record, AttentionRecord)]
+    return [(site, record, layer) for (site, record), layer in zip(records, layers, strict=True)]
 
 
 def _projections(record: AttentionRecord) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,16 +17,16 @@ STEPS = 2
 def sharded_step(subject: Subject) -> None:
     """Steps under FSDP2 give the weights that they give without."""
     if dist.is_initialized():
-        raise NotTried("this process is one of several already")
+        raise NotTried("this process is already in a process group")
     plain = subject.make()
     rows = subject.rows(plain)
     trained(_seeded(plain), rows, STEPS)
     sharded = subject.make()
-    # Lightning leaves addresses and ranks there; with a rank given, it starts no processes and no thread to watch them.
+    # Lightning sets addresses and ranks here; with a rank set, it starts no processes and no monitor thread.
     with mock.patch.dict(os.environ, {"LOCAL_RANK": "0", "NODE_RANK": "0"}):
         try:
             trained(_seeded(sharded), rows, STEPS, strategy=Sharded(process_group_backend="gloo"))
-            found = {name: _whole(p) for name, p in decoder_of(sharded).named_parameters()}
+            found = {name: _full(p) for name, p in decoder_of(sharded).named_parameters()}
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
@@ -39,5 +39,5 @@ def _seeded(model: Any) -> Any:
     return model
 
 
-def _whole(parameter: torch.Tensor) -> torch.Tensor:
+def _full(parameter: torch.Tensor) -> torch.Tensor:
     return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()

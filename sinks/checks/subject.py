@@ -1,4 +1,4 @@
-"""The variant that is checked: a model small enough for float64, built anew for every property."""
+"""The variant that is checked: a model small enough for float64, rebuilt for every property."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ ROWS = 2
 
 
 class Broken(Exception):
-    """A property does not hold; the message says where and by how much."""
+    """A property does not hold; the message gives the place and the error."""
 
 
 class NotTried(Exception):
-    """A property has nothing to be tried on; the message says why."""
+    """A property does not apply; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def same(found: Tensor, expected: Tensor, what: str, tolerance: float, floor: fl
 
 
 def trained(model: CausalLM, rows: Tensor, steps: int, strategy: Any = "auto") -> lightning.Trainer:
-    """Train on the same rows for a few steps, as the suite does, and give the trainer."""
+    """Train on the same rows for a few steps, as the suite does; return the trainer."""
     trainer = lightning.Trainer(
         accelerator="cpu", devices=1, max_steps=steps, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, gradient_clip_val=1.0,

@@ -1,4 +1,4 @@
-"""The LightningModules: `CausalLM` with every axis free, and the five named families on it."""
+"""The LightningModules: `CausalLM` with every option free, and the five named families."""
 
 from sinks.families.causal_lm import CausalLM, Optimization
 from sinks.families.named import Baseline, Clipped, Gated, NoNorm, SinkAbsorbed

@@ -1,10 +1,9 @@
-"""The LightningModule with every axis free; the named families fix some of them."""
+"""The LightningModule with every option free; the named families fix some of them."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
@@ -15,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from sinks.described import Described
 from sinks.errors import UserError
-from sinks.families.optimizers import AdamW, GroupOptions, OptimizerFactory, SkipGuard, check_coverage, parameter_groups
+from sinks.families.optimizers import AdamW, Optimization, OptimizerFactory, SkipGuard, check_coverage, parameter_groups
 from sinks.families.token_mean import TokenMean
 from sinks.models.attention import Attention
 from sinks.models.attention_config import AttentionConfig
@@ -32,63 +31,12 @@ from sinks.parallel.checkpoint_io import refuse_another_architecture, sizes
 from sinks.parallel.sharding import shard
 
 
-@dataclass(frozen=True)
-class Optimization:
-    """What the optimizer is given, and the schedule of the learning rate.
-
-    Args:
-        lr: peak learning rate.
-        betas: decay of the first and second moment.
-        eps: added to the root of the second moment.
-        weight_decay: of parameters with two or more dimensions.
-        scale_weight_decay: of gains, biases and sinks; decay on gains is a first-order confound.
-        scale_lr_multiplier: factor on the learning rate of gains, biases and sinks.
-        warmup_steps: steps of linear warm-up.
-        schedule: after the warm-up: constant, or a cosine or straight line down to `final_lr_ratio` at the last step.
-        final_lr_ratio: last learning rate over the peak.
-    """
-
-    lr: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    scale_weight_decay: float = 0.0
-    scale_lr_multiplier: float = 1.0
-    warmup_steps: int = 100
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    final_lr_ratio: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise UserError(f"optimization.lr is {self.lr}, but must be above 0: give e.g. 3e-3")
-
-    def factor(self, step: int, max_steps: int) -> float:
-        """Learning rate of optimizer step `step` (from 0) over the peak."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
-        decayed = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
-        return self.final_lr_ratio + (1 - self.final_lr_ratio) * decayed[self.schedule]
-
-    @property
-    def group_options(self) -> GroupOptions:
-        """Of the groups of parameters."""
-        return GroupOptions(
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            scale_lr=self.lr * self.scale_lr_multiplier,
-            scale_weight_decay=self.scale_weight_decay,
-            betas=self.betas,
-            eps=self.eps,
-        )
-
-
-def refuse_attention_options(
+def reject_attention_options(
     config: AttentionConfig,
     normalizer: Callable[[AttentionConfig], Normalizer],
     gate: Callable[[AttentionConfig], AttentionGate],
 ) -> None:
-    """A mixer of its own has neither normalizer nor gate of attention.
+    """A mixer in place of attention has neither its normalizer nor its gate.
 
     Raises:
         UserError: if one is not the default.
@@ -98,8 +46,8 @@ def refuse_attention_options(
     for (name, part), default in zip(given.items(), (Softmax, NoGate), strict=True):
         if type(part) is not default:
             raise UserError(
-                f"model.mixer takes the place of attention, so model.{name} {type(part).__name__} would be without "
-                "effect: leave one of them out"
+                f"model.mixer replaces attention, so model.{name} {type(part).__name__} would have no effect: "
+                "remove one of them"
             )
 
 
@@ -112,14 +60,14 @@ class CausalLM(Described, lightning.LightningModule):
         architecture: widths, positions, initialization.
         optimization: learning rate, decay and schedule.
         optimizer: what updates the parameters; any torch optimizer by its import path.
-        mixer: sequence mixer of each block in place of attention; normalizer and attention_gate then have no meaning.
+        mixer: sequence mixer of each block in place of attention; then normalizer and attention_gate must be left out.
         normalizer: how attention scores become weights.
         attention_gate: what scales each head's output.
         norm: norm at the two norms of each block.
         head_norm: norm before the head.
-        residual_clip: what is done to the residual stream after each addition.
+        residual_clip: applied to the residual stream after each addition.
         feed_forward: feed-forward sublayer.
-        execution: how the model is run.
+        execution: compilation and activation checkpointing.
     """
 
     def __init__(
@@ -146,7 +94,7 @@ class CausalLM(Described, lightning.LightningModule):
         self.execution = execution
         self.optimizer_factory = optimizer
         if mixer is not None:
-            refuse_attention_options(architecture.attention_config("mixer", context_length), normalizer, attention_gate)
+            reject_attention_options(architecture.attention_config("mixer", context_length), normalizer, attention_gate)
         self.components = Components(
             mixer=mixer or partial(Attention, normalizer=normalizer, gate=attention_gate),
             norm=norm,
@@ -154,8 +102,8 @@ class CausalLM(Described, lightning.LightningModule):
             feed_forward=feed_forward,
         )
         self.head_norm = head_norm
-        # A bad option is an error at construction, before data is read or devices are taken.
-        parameter_groups(self.meta_decoder(), optimization.group_options)
+        # An invalid option is an error at construction, before data is read or devices are used.
+        parameter_groups(self.meta_decoder(), optimization)
         self.decoder: Decoder | None = None
         self.validation_loss = TokenMean()
         self.gradient_norm: Tensor | None = None
@@ -170,7 +118,7 @@ class CausalLM(Described, lightning.LightningModule):
         return Decoder(self.vocab_size, self.context_length, architecture, layers, self.head_norm)
 
     def meta_decoder(self, architecture: Architecture | None = None) -> Decoder:
-        """The whole decoder without memory, however this model is sharded; or one of other widths."""
+        """The unsharded decoder on the meta device; or one of other widths."""
         with torch.device("meta"):
             return self.make_decoder(architecture)
 
@@ -217,7 +165,7 @@ class CausalLM(Described, lightning.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
         value = loss.detach()
-        # A loss that is not finite always shows in the gradient, which all ranks share: 0 * loss is then NaN.
+        # A non-finite loss always makes the gradient non-finite, which all ranks share: 0 * loss is then NaN.
         loss.register_hook(lambda gradient: gradient + 0 * value)
         return loss
 
@@ -231,7 +179,7 @@ class CausalLM(Described, lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """As Lightning does; the norm before clipping is kept for the recorder, and tells whether to update at all."""
+        """As Lightning does; the norm before clipping is kept for the recorder, and decides whether to update."""
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if gradient_clip_algorithm == "value":
@@ -247,7 +195,7 @@ class CausalLM(Described, lightning.LightningModule):
         self._guard.arm(self.first_nonfinite_step > 0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups = parameter_groups(self, self.optimization.group_options)
+        groups = parameter_groups(self, self.optimization)
         optimizer = self.optimizer_factory(groups)
         check_coverage(optimizer, groups)
         self._guard = SkipGuard(optimizer)
@@ -256,7 +204,7 @@ class CausalLM(Described, lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another architecture in one line.
+        """Reject a checkpoint of another architecture.
 
         Raises:
             UserError: naming the first parameter that differs.

@@ -40,7 +40,7 @@ class Baseline(CausalLM):
 
 
 class NoNorm(CausalLM):
-    """The normalizers taken away: sigmoid attention, pointwise DyT (or nothing) in place of RMSNorm.
+    """Without normalizers: sigmoid attention, pointwise DyT (or nothing) in place of RMSNorm.
 
     Args:
         vocab_size: number of token ids; taken from the data.
@@ -77,7 +77,7 @@ class NoNorm(CausalLM):
 
 
 class Clipped(CausalLM):
-    """Outliers cut off: in attention weights or logits, in the residual stream, or in what the norms read.
+    """Clipped outliers: in attention weights or logits, in the residual stream, or in the norms' input.
 
     Args:
         vocab_size: number of token ids; taken from the data.

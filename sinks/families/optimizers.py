@@ -1,5 +1,6 @@
-"""Which parameter is updated how: groups by what modules say of their parameters, and optimizers over these groups."""
+"""Parameter groups by the modules that own the parameters, and optimizers over these groups."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,35 +18,53 @@ OptimizerFactory = Callable[[Groups], Optimizer]
 
 
 @dataclass(frozen=True)
-class GroupOptions:
-    """What the groups are given.
+class Optimization:
+    """Hyperparameters of the optimizer, and the learning-rate schedule.
 
     Args:
         lr: peak learning rate.
-        weight_decay: of weights.
-        scale_lr: peak learning rate of scales.
-        scale_weight_decay: of scales.
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
+        weight_decay: of parameters with two or more dimensions.
+        scale_weight_decay: of gains, biases and sinks; decay on gains is a first-order confound.
+        scale_lr_multiplier: factor on the learning rate of gains, biases and sinks.
+        warmup_steps: steps of linear warm-up.
+        schedule: after the warm-up: constant, or a cosine or straight line down to `final_lr_ratio` at the last step.
+        final_lr_ratio: last learning rate over the peak.
     """
 
-    lr: float
-    weight_decay: float
-    scale_lr: float
-    scale_weight_decay: float
-    betas: tuple[float, float]
-    eps: float
+    lr: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    scale_weight_decay: float = 0.0
+    scale_lr_multiplier: float = 1.0
+    warmup_steps: int = 100
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    final_lr_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise UserError(f"optimization.lr is {self.lr}, but must be above 0: give e.g. 3e-3")
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """Learning rate of optimizer step `step` (from 0) over the peak."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
+        decayed = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+        return self.final_lr_ratio + (1 - self.final_lr_ratio) * decayed[self.schedule]
 
 
-def parameter_groups(model: nn.Module, options: GroupOptions) -> Groups:
+def parameter_groups(model: nn.Module, optimization: Optimization) -> Groups:
     """Every trained parameter of a model in exactly one group.
 
-    Scales (gains, biases, sinks: fewer than two dimensions, or named in their module's `no_decay`) are apart from
-    weights. Weights are `hidden` matrices, `gates` (matrices of gates), and `embeddings` with everything else.
+    Scales (gains, biases, sinks: fewer than two dimensions, or named in their module's `no_decay`) are separate
+    from weights. Weights are `hidden` matrices, `gates` (matrices of gates), and `embeddings` with everything else.
 
     Args:
         model: on any device.
-        options: learning rates, decay, moments.
+        optimization: learning rates, decay, moments.
 
     Returns:
         Groups as torch.optim takes them, each with a `name`; empty ones are left out.
@@ -69,9 +88,10 @@ def parameter_groups(model: nn.Module, options: GroupOptions) -> Groups:
                 continue
             seen.add(parameter)
             named[_group_of(kind, parameter, name in no_decay)].append(parameter)
-    shared = {"betas": options.betas, "eps": options.eps}
-    weights = shared | {"lr": options.lr, "weight_decay": options.weight_decay}
-    scales = shared | {"lr": options.scale_lr, "weight_decay": options.scale_weight_decay}
+    shared = {"betas": optimization.betas, "eps": optimization.eps}
+    weights = shared | {"lr": optimization.lr, "weight_decay": optimization.weight_decay}
+    scale_lr = optimization.lr * optimization.scale_lr_multiplier
+    scales = shared | {"lr": scale_lr, "weight_decay": optimization.scale_weight_decay}
     return [
         {"params": members, "name": name} | (scales if name == "scales" else weights)
         for name, members in named.items()
@@ -109,12 +129,12 @@ class MuonAdamW(Optimizer):
         gates: what updates the matrices of gates.
 
     Raises:
-        UserError: if parameters are sharded: orthogonalizing takes whole matrices.
+        UserError: if parameters are sharded: orthogonalization needs unsharded matrices.
     """
 
     def __init__(self, groups: Groups, momentum: float = 0.95, gates: Literal["muon", "adamw"] = "adamw") -> None:
         if any(isinstance(p, DTensor) for group in groups for p in group["params"]):
-            raise UserError("MuonAdamW needs whole matrices, but the strategy shards them: use ddp, or AdamW")
+            raise UserError("MuonAdamW needs unsharded matrices, but the strategy shards them: use ddp, or AdamW")
         matrices = {"hidden", "gates"} if gates == "muon" else {"hidden"}
         self._muon = torch.optim.Muon(
             [_without(group, "betas", "eps") for group in groups if group["name"] in matrices],
@@ -131,7 +151,7 @@ class MuonAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for inner in (self._muon, self._adamw):
-            # Both are replaced when a checkpoint is loaded.
+            # Loading a checkpoint replaces both.
             inner.param_groups = [g for g in self.param_groups if ("ns_steps" in g) == (inner is self._muon)]
             inner.state = self.state
             inner.step()
@@ -143,25 +163,25 @@ def _without(group: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def check_coverage(optimizer: Optimizer, groups: Groups) -> None:
-    """Whether an optimizer updates every parameter of the groups, each once.
+    """Validate that an optimizer updates every parameter of the groups, each once.
 
     Raises:
-        UserError: if it leaves one out or has one twice.
+        UserError: if one is missing or duplicated.
     """
     given = [p for group in groups for p in group["params"]]
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if len(held) != len(given) or set(held) != set(given):
         raise UserError(
             f"{type(optimizer).__name__} updates {len(set(held))} of the model's {len(given)} parameters"
-            f"{', some twice' if len(held) != len(set(held)) else ''}: let it take every group it is given"
+            f"{', some twice' if len(held) != len(set(held)) else ''}: let it take every group"
         )
 
 
 class SkipGuard:
-    """Lets a step of an optimizer leave the weights as they are, decided on the device, without a host sync.
+    """Lets an optimizer step leave the weights unchanged, decided on the device, without a host sync.
 
-    torch's fused Adams can do so themselves. Of any other optimizer the weights are copied before the update and put
-    back after it: its states are not, so that what failed once must not be trained on.
+    torch's fused Adams support it. For any other optimizer the weights are copied before the update and restored after
+    it; its states are not, so do not continue training after a failure.
 
     Args:
         optimizer: any.
@@ -175,13 +195,13 @@ class SkipGuard:
         optimizer.register_step_post_hook(self._put_back)
 
     def arm(self, failed: Tensor) -> None:
-        """Decide the update that follows; call it when the gradients are there.
+        """Decide on the next update; call it when the gradients are computed.
 
         Args:
-            failed: bool scalar on the parameters' device: whether to leave the weights.
+            failed: bool scalar on the parameters' device: whether to leave the weights unchanged.
         """
         if self._native:
-            self._optimizer.found_inf = failed.float()  # type: ignore[attr-defined]  # as torch's gradient scaler says it
+            self._optimizer.found_inf = failed.float()  # type: ignore[attr-defined]  # as torch's gradient scaler does
         else:
             self._failed, self._kept = failed, [p.detach().clone() for p in self._updated()]
 

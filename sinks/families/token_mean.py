@@ -1,6 +1,6 @@
 """A mean per token that is exact over uneven batches and ranks, and that keeps NaN.
 
-torchmetrics' MeanMetric either removes NaN or, told not to look for it, forgets the weights (1.9.0).
+torchmetrics' MeanMetric either removes NaN or, if set to keep it, ignores the weights (1.9.0).
 """
 
 import torch
@@ -22,7 +22,7 @@ class TokenMean(Metric):
 
     def update(self, mean: Tensor, tokens: int) -> None:
         """Add a batch's mean loss over its number of tokens."""
-        # Under bf16-true the whole module is converted, these sums too.
+        # Under bf16-true the module is converted with these sums.
         self.total = self.total.double() + mean.detach() * tokens
         self.tokens = self.tokens.double() + tokens
 

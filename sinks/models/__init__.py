@@ -1,1 +1,1 @@
-"""The decoder and its interchangeable parts."""
+"""The decoder and its interchangeable components."""

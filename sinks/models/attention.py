@@ -22,7 +22,7 @@ from sinks.models.taps import Report, Tap
 class Attention(SequenceMixer):
     """Grouped-query attention: [B, T, D] -> [B, T, D].
 
-    While its report is on, it hands over `q`, `k`, `v` (positions applied), the row statistics that `row_statistics`
+    With a listener, it reports `q`, `k`, `v` (positions applied), the row statistics that `row_statistics`
     names, and the values of its `gate`, if it has one.
 
     Args:
@@ -92,28 +92,28 @@ class Attention(SequenceMixer):
 
     @torch.no_grad()
     def _report(self, seen: dict[str, Tensor], gate: Tensor | None) -> None:
-        """Without gradients, or a checkpointed block would save other tensors than when it is run again untapped."""
+        """Without gradients, or a checkpointed block would save other tensors than its recomputation."""
         self.report(**seen if gate is None else seen | {"gate": torch.sigmoid(gate)})
 
     @property
     def out_weight(self) -> Tensor | None:
-        """Weight of the output projection [D, H * head_dim]; None where something wraps it, a quantizer say."""
+        """Weight of the output projection [D, H * head_dim]; None where it is wrapped, e.g. by a quantizer."""
         return self.out.weight if type(self.out) is Linear else None
 
     def weights(self, x: Tensor) -> Tensor:
-        """Attention weights [B, H, T, T] of the given normed input, for looking."""
+        """Attention weights [B, H, T, T] of the given normed input, for inspection."""
         return self.weights_of(*self.project(x))
 
     def weights_of(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention weights [B, H, T, T] of queries and keys, by attending to one-hot values; of v the shape counts."""
+        """Attention weights [B, H, T, T] of queries and keys, by attending to one-hot values of v's shape."""
         length, head_dim = v.shape[-2:]
         one_hot = torch.eye(length, dtype=q.dtype, device=q.device)
-        elsewhere, _ = self.normalizer.attend(q, k, torch.zeros_like(v), None)  # what a learned value adds
+        learned, _ = self.normalizer.attend(q, k, torch.zeros_like(v), None)  # what a learned value adds
         columns = []
         for first in range(0, length, head_dim):
             block = one_hot[:, first : first + head_dim]
             values = nn.functional.pad(block, (0, head_dim - block.shape[1])).expand_as(v)
-            columns.append((self.normalizer.attend(q, k, values, None)[0] - elsewhere)[..., : block.shape[1]])
+            columns.append((self.normalizer.attend(q, k, values, None)[0] - learned)[..., : block.shape[1]])
         return torch.cat(columns, dim=-1)
 
     def flops_per_token(self, tokens: int) -> dict[str, float]:

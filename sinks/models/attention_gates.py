@@ -35,11 +35,7 @@ class AttentionGate(nn.Module):
 
 
 class NoGate(AttentionGate):
-    """No gate.
-
-    Args:
-        config: widths, names and initialization of the attention sublayer.
-    """
+    """No gate."""
 
     def forward(self, x: Tensor) -> None:
         return None
@@ -88,7 +84,7 @@ class ElementwiseGate(AttentionGate):
 
 
 class UnconditionalGate(AttentionGate):
-    """One learned gate per channel, the same for every token: the control, for it cannot rescale by context.
+    """One learned gate per channel, the same for every token: the control, which cannot rescale by context.
 
     Args:
         config: widths, names and initialization of the attention sublayer.

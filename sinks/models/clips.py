@@ -1,4 +1,4 @@
-"""Clipping: outliers cut off in the residual stream, or only in what a norm reads (arXiv:2601.22966, section 3)."""
+"""Clipping of outliers in the residual stream, or only in a norm's input (arXiv:2601.22966, section 3)."""
 
 from collections.abc import Callable
 
@@ -23,8 +23,8 @@ def positive(value: float, name: str, example: float) -> float:
 class ResidualClip(nn.Module):
     """What is done to the residual stream after each addition: [B, T, D] -> [B, T, D].
 
-    A subclass that cuts values reports which, `self.report(clipped=[B, T, D] bool)`; one that never does sets `cuts` to
-    False, and is no site of statistics.
+    A subclass that clips values reports which, `self.report(clipped=[B, T, D] bool)`; one that never does sets `cuts`
+    to False, and is no site of statistics.
 
     Args:
         site: name under which the clipped share is reported.

@@ -1,4 +1,4 @@
-"""The decoder, a screenful: embedding, pre-norm blocks, head."""
+"""The decoder: embedding, pre-norm blocks, head."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -96,11 +96,11 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Components:
-    """What one block is made of, one factory per part.
+    """The modules of one block, one factory each.
 
     Args:
         mixer: the sequence mixer, e.g. `Attention` with its normalizer and gate.
-        norm: what stands between the residual stream and a sublayer, at both norms of the block.
+        norm: between the residual stream and a sublayer, at both norms of the block.
         residual_clip: what is done to the residual stream after each addition.
         feed_forward: the feed-forward sublayer.
     """
@@ -117,7 +117,7 @@ class Block(nn.Module):
     Args:
         site: name, e.g. `blocks.0`.
         architecture: widths and initialization.
-        components: what it is made of.
+        components: its modules.
         context_length: largest number of tokens.
     """
 
@@ -157,8 +157,8 @@ class Decoder(nn.Module):
         vocab_size: number of token ids V.
         context_length: largest number of tokens T.
         architecture: widths and initialization.
-        layers: what each block is made of, first to last; as many as `architecture.n_layers`.
-        head_norm: what stands before the head.
+        layers: components of each block, first to last; as many as `architecture.n_layers`.
+        head_norm: norm before the head.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class Decoder(nn.Module):
         self.tie()
 
     def tie(self) -> None:
-        """Make the head's weight the embedding's, if it is to be: also after a move that gave each its own."""
+        """Share the embedding's weight with the head if embeddings are tied; again after a move that separated them."""
         if self.tied_embeddings:
             self.head.weight = self.embedding.weight
 

@@ -1,4 +1,4 @@
-"""How a block is run: compiled, checkpointed. Neither changes what is computed, nor the names of parameters."""
+"""How a block is run: compiled, checkpointed. Neither changes the result or the names of parameters."""
 
 from dataclasses import dataclass
 

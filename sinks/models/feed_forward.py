@@ -54,22 +54,14 @@ class DenseFeedForward(FeedForward):
 
 
 class GELU(DenseFeedForward):
-    """W_down gelu(W_up x).
-
-    Args:
-        config: widths, names and initialization.
-    """
+    """W_down gelu(W_up x)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.down_input(F.gelu(self.up(x))))
 
 
 class SwiGLU(DenseFeedForward):
-    """W_down (silu(W_gate x) * W_up x) (arXiv:2002.05202).
-
-    Args:
-        config: widths, names and initialization.
-    """
+    """W_down (silu(W_gate x) * W_up x) (arXiv:2002.05202)."""
 
     def __init__(self, config: FeedForwardConfig) -> None:
         super().__init__(config)
@@ -80,11 +72,7 @@ class SwiGLU(DenseFeedForward):
 
 
 class SigmoidGLU(SwiGLU):
-    """W_down (sigmoid(W_gate x) * W_up x): bounded gates (arXiv:2601.22966, Table 1 rows 15-18).
-
-    Args:
-        config: widths, names and initialization.
-    """
+    """W_down (sigmoid(W_gate x) * W_up x): bounded gates (arXiv:2601.22966, Table 1 rows 15-18)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.down_input(torch.sigmoid(self.gate(x)) * self.up(x)))

@@ -67,7 +67,7 @@ class GatedNorm(Norm):
     ) -> None:
         super().__init__(d_model)
         if not 1 <= rank <= d_model:
-            raise UserError(f"norm rank is {rank}, but must lie in 1 ... d_model = {d_model}: give e.g. 16")
+            raise UserError(f"norm rank is {rank}, but must be in 1 ... d_model = {d_model}: give e.g. 16")
         self.norm = norm(d_model)
         self.down = Linear(d_model, rank, init_std)
         self.up = Linear(rank, d_model if granularity == "elementwise" else 1, init_std)
@@ -89,8 +89,8 @@ class GatedNorm(Norm):
 
     @property
     def _fused(self) -> bool:
-        """Whether the kernel computes what the modules would: it reads their weights, past whatever wraps or replaces
-        one of them, such as a quantizer."""
+        """Whether the kernel computes what the modules would: it reads their weights, bypassing any wrapper or
+        replacement, such as a quantizer."""
         plain = type(self.down) is type(self.up) is Linear and type(self.norm) in (RMSNorm, PreAffine)
         return self.one_kernel and plain and self.gate_tap.edit is None
 
@@ -99,7 +99,7 @@ class GatedNorm(Norm):
             return self._gated(x)
         if self.internals is not None or self.gate_tap.listener is not None:
             with torch.no_grad():
-                self._gated(x)  # the kernel returns neither; a test holds the two to each other
+                self._gated(x)  # the kernel returns neither; a test compares the two
         norm: Any = self.norm
         pre_affine = norm.pre if isinstance(norm, PreAffine) else None
         weights = (norm.weight, self.down.weight, self.up.weight)

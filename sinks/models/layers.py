@@ -1,4 +1,4 @@
-"""Linear maps and embeddings that know their own initialization, so that a meta-device model can be filled in place."""
+"""Linear maps and embeddings with their own initialization, so that a meta-device model can be initialized in place."""
 
 from torch import nn
 

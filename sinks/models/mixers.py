@@ -1,4 +1,4 @@
-"""What a block is made of, beside norms: a sequence mixer and a feed-forward, each knowing what is asked of it."""
+"""Sublayers of a block: a sequence mixer and a feed-forward, each with its own FLOP count and shard plan."""
 
 from torch import Tensor, nn
 
@@ -9,9 +9,8 @@ from sinks.models.splits import Split
 class Sublayer(nn.Module):
     """[B, T, D] -> [B, T, D], added to the residual stream.
 
-    `kind` names the part in counts of parameters and operations. A subclass whose operations are not all products with
-    its `nn.Linear` weights says so in `flops_per_token`; one that tensor parallelism can split says how in
-    `shard_plan`.
+    `kind` names it in counts of parameters and operations. A subclass with operations other than products with its
+    `nn.Linear` weights overrides `flops_per_token`; one that tensor parallelism can split overrides `shard_plan`.
     """
 
     kind = "other"
@@ -20,7 +19,7 @@ class Sublayer(nn.Module):
         raise NotImplementedError
 
     def flops_per_token(self, tokens: int) -> dict[str, float]:
-        """Floating-point operations of a forward pass per token of a sequence of a given length, by kind of part."""
+        """Floating-point operations of a forward pass per token of a sequence of a given length, by kind of module."""
         return linear_flops(self)
 
     def shard_plan(self) -> dict[str, Split]:
@@ -35,6 +34,6 @@ class SequenceMixer(Sublayer):
 
 
 class FeedForward(Sublayer):
-    """Works on every token by itself."""
+    """Processes every token independently."""
 
     kind = "feed-forward"

@@ -17,13 +17,13 @@ from sinks.models.splits import Split
 class Normalizer(nn.Module):
     """Base: causal softmax attention, whose options subclasses change.
 
-    `options` is all that a subclass writes. What is no named normalizer of `sink_kernels.attention` is a function of
+    A subclass overrides `options` only. A normalizer that `sink_kernels.attention` does not name is a function of
     causal scores [B, H, T, T] (-inf where attention is forbidden) to weights [B, H, T, T]:
 
         def options(self):
             return {"normalizer": my_function}
 
-    Then the forward, the statistics and the maps all see the same weights.
+    Then forward pass, statistics and maps all use the same weights.
 
     Args:
         config: widths and names of the attention sublayer.
@@ -32,7 +32,7 @@ class Normalizer(nn.Module):
         UserError: if a subclass overrides `attend`.
     """
 
-    # Learned sinks that take part in the entropy of a row, and whether they have values that take part in the output.
+    # Number of learned sinks that count in the entropy of a row, and whether they have values that count in the output.
     learned_sinks = 0
     learned_values = False
 
@@ -42,7 +42,7 @@ class Normalizer(nn.Module):
         own = type(self)._attend.__module__ == __name__
         if not own or type(self).attend is not Normalizer.attend:
             raise UserError(
-                f"{type(self).__name__} overrides Normalizer.attend, which statistics and maps would not follow: write "
+                f"{type(self).__name__} overrides Normalizer.attend, which statistics and maps would ignore: write "
                 "options() with a function of scores as 'normalizer', or a SequenceMixer of its own"
             )
 
@@ -82,7 +82,7 @@ class Normalizer(nn.Module):
         return attention(q, k, v, gate=gate, stats=stats, **self.options())
 
     def key_mass(self, q: Tensor, k: Tensor, lse: Tensor) -> Tensor | None:
-        """Mass each key receives [B, H, T] float32, from `lse` of the same call; None: not defined here."""
+        """Mass each key receives [B, H, T] float32, from `lse` of the same call; None where undefined."""
         return key_mass(q, k, lse, **{name: value for name, value in self.options().items() if name != "sink"})
 
     def flops_per_token(self, tokens: int) -> float:
@@ -95,19 +95,11 @@ class Normalizer(nn.Module):
 
 
 class Softmax(Normalizer):
-    """The ordinary softmax.
-
-    Args:
-        config: widths and names of the attention sublayer.
-    """
+    """The ordinary softmax."""
 
 
 class OffByOne(Normalizer):
-    """exp(s_j) / (1 + sum_i exp(s_i)): a sink logit frozen at zero.
-
-    Args:
-        config: widths and names of the attention sublayer.
-    """
+    """exp(s_j) / (1 + sum_i exp(s_i)): a sink logit frozen at zero."""
 
     learned_sinks = 1
 
@@ -118,7 +110,7 @@ class OffByOne(Normalizer):
 class LearnableSink(Normalizer):
     """exp(s_j) / (exp(sink_h) + sum_i exp(s_i)) with a learned logit per head, as in gpt-oss.
 
-    The logit is `sink_scale * parameter`: at scale 1 and small budgets the model leaves the logit unused, because
+    The logit is `sink_scale * parameter`: at scale 1 and small budgets the model does not use the logit, because
     growing the first token's key is faster.
 
     Args:
@@ -144,7 +136,7 @@ class LearnableSink(Normalizer):
 
 
 class KeyValueBias(Normalizer):
-    """A learned key and value per head stand before the first token (Sun et al. 2024, arXiv:2402.17762, section 5).
+    """A learned key and value per head precede the first token (Sun et al. 2024, arXiv:2402.17762, section 5).
 
     Args:
         config: widths and names of the attention sublayer.
@@ -170,16 +162,13 @@ class KeyValueBias(Normalizer):
     def _prepend(
         self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Shift by one: a dummy query keeps the causal mask square, so that the fused path serves unchanged."""
+        """Shift by one: a dummy query keeps the causal mask square, so that the fused path needs no change."""
         batch = q.shape[0]
         key = self.key.to(k.dtype)[None, :, None].expand(batch, -1, 1, -1)
         value = self.value.to(v.dtype)[None, :, None].expand(batch, -1, 1, -1)
         q = torch.cat([torch.zeros_like(q[:, :, :1]), q], dim=2)
-        return q, torch.cat([key, k], dim=2), torch.cat([value, v], dim=2), self._pad(gate)
-
-    @staticmethod
-    def _pad(gate: Tensor | None) -> Tensor | None:
-        return None if gate is None else torch.cat([torch.zeros_like(gate[:, :, :1]), gate], dim=2)
+        gate = None if gate is None else torch.cat([torch.zeros_like(gate[:, :, :1]), gate], dim=2)
+        return q, torch.cat([key, k], dim=2), torch.cat([value, v], dim=2), gate
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Sequence[Statistic]
@@ -197,7 +186,7 @@ class KeyValueBias(Normalizer):
         return out[:, :, 1:], {name: found[name][:, :, 1:] for name in stats}
 
     def key_mass(self, q: Tensor, k: Tensor, lse: Tensor) -> None:
-        """Not defined: the learned key stands among the others."""
+        """Not defined: the learned key is one of the keys."""
 
     def flops_per_token(self, tokens: int) -> float:
         return super().flops_per_token(tokens + 1)
@@ -207,12 +196,9 @@ class KeyValueBias(Normalizer):
 
 
 class Sigmoid(Normalizer):
-    """sigmoid(s_j + bias): every key weighed by itself, no normalization over keys (arXiv:2409.04431).
+    """sigmoid(s_j + bias): every key weighted independently, no normalization over keys (arXiv:2409.04431).
 
     The bias is -log(context_length) of the configured context, so that a prefix alone gives the same outputs.
-
-    Args:
-        config: widths and names of the attention sublayer.
     """
 
     def options(self) -> dict[str, Any]:
@@ -224,14 +210,14 @@ class ClippedSoftmax(Normalizer):
 
     Args:
         config: widths and names of the attention sublayer.
-        alpha: how much is cut off; 2 ... 4 in the source for short contexts.
+        alpha: how much is clipped; 2 ... 4 in the paper for short contexts.
     """
 
     def __init__(self, config: AttentionConfig, alpha: float = 4.0) -> None:
         super().__init__(config)
         if not 0 < alpha < config.context_length:
             raise UserError(
-                f"clipped softmax alpha is {alpha}, but must lie between 0 and the context length "
+                f"clipped softmax alpha is {alpha}, but must be between 0 and the context length "
                 f"{config.context_length}: give e.g. 4"
             )
         self.gamma = -alpha / config.context_length

@@ -14,17 +14,17 @@ from sinks.models.taps import Report, Tap, taps_of
 
 
 class Norm(nn.Module):
-    """What may stand between the residual stream and a sublayer.
+    """Base of what is between the residual stream and a sublayer.
 
-    A subclass writes `forward`, and in it hands over what statistics may see of its inside:
+    A subclass writes `forward`, which makes its internals available to the statistics:
 
         if self.internals is not None:
             self.internals |= {"gain": self.weight}
 
-    `gain` [D]: what a channel is multiplied by, the common 1 / rms aside. `divided` [B, T, D], `weight` [D] and
+    `gain` [D]: what a channel is multiplied by, besides 1 / rms. `divided` [B, T, D], `weight` [D] and
     `normalized` [B, T, D]: what an RMSNorm divides by its RMS, its gain, and what comes out. `gate` [B, T, D] or
-    [B, T, 1] and `normed` [B, T, D]: a gate and what it multiplies. `clipped` [B, T, D] bool: which values are cut.
-    What is not handed over is absent from the statistics.
+    [B, T, 1] and `normed` [B, T, D]: a gate and what it multiplies. `clipped` [B, T, D] bool: which values are clipped.
+    What is not set is absent from the statistics.
 
     Args:
         d_model: width D of the residual stream.
@@ -35,10 +35,10 @@ class Norm(nn.Module):
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.d_model = d_model
-        self.internals: dict[str, Tensor] | None = None  # a dict only while the site is read
+        self.internals: dict[str, Tensor] | None = None  # a dict only while the site has a listener
 
     def reset_parameters(self) -> None:
-        """Fill the parameters this module itself owns."""
+        """Initialize this module's own parameters."""
 
 
 class RMSNorm(Norm):
@@ -116,11 +116,7 @@ class DyT(Norm):
 
 
 class IdentityNorm(Norm):
-    """y = x: nothing at all between the residual stream and the sublayer.
-
-    Args:
-        d_model: width D of the residual stream.
-    """
+    """y = x: no norm between the residual stream and the sublayer."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -129,11 +125,11 @@ class IdentityNorm(Norm):
 class NormSite(nn.Module):
     """A norm between the taps of its input and output.
 
-    While its report is on, it hands over `input`, `output`, and the internals that the norm's own forward gave.
+    With a listener, it reports `input`, `output`, and the internals that the norm's own forward set.
 
     Args:
         site: name of the place, e.g. `blocks.0.attention.norm`; taps inside the norm get it as a prefix.
-        norm: the norm that stands there.
+        norm: the norm at this site.
     """
 
     def __init__(self, site: str, norm: Norm) -> None:
@@ -150,7 +146,7 @@ class NormSite(nn.Module):
         x = self.input(x)
         if self.report.listener is None:
             return self.output(self.norm(x))
-        # Parameters are handed over while the forward runs, because only then has FSDP2 gathered them.
+        # Parameters are reported during the forward pass, because only then has FSDP2 gathered them.
         with self._internals() as internals:
             y = self.output(self.norm(x))
             self.report(**{"input": x, "output": y} | internals)

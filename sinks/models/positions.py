@@ -1,4 +1,4 @@
-"""Where a token stands: rotary angles on queries and keys, learned rows on the embedding, or nothing."""
+"""Positions of tokens: rotary angles on queries and keys, learned rows on the embedding, or nothing."""
 
 from typing import Literal
 

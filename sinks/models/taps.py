@@ -1,7 +1,7 @@
 """Named places at which statistics are read and interventions act.
 
-A tap is an identity, a report hands over what only a listener needs. Unlike hooks they survive torch.compile,
-activation checkpointing, DDP and FSDP2; unlike returned tensors they cost nothing while nobody listens.
+A tap is an identity; a report passes tensors that only a listener needs. Unlike hooks they survive torch.compile,
+activation checkpointing, DDP and FSDP2; unlike returned tensors they cost nothing without a listener.
 """
 
 import difflib
@@ -20,8 +20,7 @@ Edit = Callable[[Tensor], Tensor]
 class Tap(nn.Module):
     """Identity: hands a detached value to `listener(site, value)`, and passes on what `edit(value)` makes of it.
 
-    Both are None, off, unless somebody listens or intervenes. A listener is handed the edited value, which is what the
-    model goes on with.
+    Both are None by default. A listener gets the edited value, with which the model continues.
 
     Args:
         site: stable name, e.g. `blocks.0.attention.norm.input`.
@@ -46,7 +45,7 @@ class Tap(nn.Module):
 
 
 class Report(nn.Module):
-    """Hands the tensors that a computation is made of to `listener(tensors)`; None, off, unless somebody listens.
+    """Hands the tensors that a computation is made of to `listener(tensors)`; None by default.
 
     Compute what only a listener needs under `if report.listener is not None`.
     """
@@ -68,22 +67,22 @@ def taps_of(module: nn.Module) -> list[Tap]:
 
 @contextmanager
 def editing(module: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
-    """Intervene at sites while the block runs: what a tap passes on is what its edit returns.
+    """Intervene at sites inside the `with` block: a tap returns what its edit returns.
 
-    Blocks run uncompiled meanwhile.
+    Compiled blocks run eagerly there.
 
     Args:
         module: a model with taps.
         edits: site -> function of the tensor there; it returns one of the same shape.
 
     Raises:
-        UserError: if there is no such site, naming the nearest.
+        UserError: if a site is unknown, naming the nearest.
     """
     taps = {tap.site: tap for tap in taps_of(module)}
     for site in edits:
         if site not in taps:
             near = difflib.get_close_matches(site, taps, 3) or list(taps)[:3]
-            raise UserError(f"there is no site {site!r} to edit: sites are e.g. {', '.join(near)}")
+            raise UserError(f"unknown site {site!r} to edit: sites are e.g. {', '.join(near)}")
     try:
         for site, edit in edits.items():
             taps[site].edit = edit

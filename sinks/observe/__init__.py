@@ -1,4 +1,4 @@
-"""Reading a model while it runs: the sites it has, what each reports, and the statistics that follow."""
+"""Reading a model while it runs: its sites, what each reports, and the statistics computed from it."""
 
 from sinks.observe.reader import Reader
 from sinks.observe.records import AttentionRecord, ClipRecord, NormRecord

@@ -1,4 +1,4 @@
-"""Which statistics are read where: each group turns records into accumulators, and accumulators into statistics."""
+"""Groups of statistics: each turns the records of a kind of site into accumulators, and these into statistics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class Group:
     """One group of statistics.
 
     Args:
-        name: what it is switched on by.
-        kind: of the sites it is read at.
+        name: by which it is selected.
+        kind: of its sites.
         section: prefix of its keys.
         needs: fields of the record that it reads; at a site where one is None the group is absent.
         accumulators: record and the site's sink dimensions [K] (None before the first choice) -> accumulators, or None
-            where they are not defined.
+            where undefined.
         statistics: summed accumulators -> statistics of the site.
     """
 
@@ -34,7 +34,7 @@ class Group:
     statistics: Callable[[Accumulators], dict[str, Tensor]]
 
     def read(self, record: Any, dimensions: Tensor | None) -> Accumulators | None:
-        """Accumulators of a record, None where the site does not have what they are made of."""
+        """Accumulators of a record, None where a field that they need is not available."""
         if any(getattr(record, field) is None for field in self.needs):
             return None
         return self.accumulators(record, dimensions)
@@ -77,66 +77,46 @@ def _contribution_accumulators(record: Any, dimensions: Tensor | None) -> Accumu
     return functional.contribution_accumulators(record.first_token_mass, norms, totals)
 
 
-def _clip_statistics(accumulators: Accumulators) -> dict[str, Tensor]:
-    return {"clipped_share": functional.share_statistics(accumulators)["share"]}
-
-
 def _clip_accumulators(record: Any, dimensions: Tensor | None) -> Accumulators:
     return functional.share_accumulators(record.clipped)
 
 
-def _norm_groups() -> list[Group]:
-    def group(name: str, section: str, needs: tuple[str, ...], accumulators: Any, statistics: Any) -> Group:
-        return Group(name, "norm", section, needs, accumulators, statistics)
-
-    return [
-        group("residual", "residual", (), lambda r, d: functional.residual_accumulators(r.input, r.median),
-              functional.residual_statistics),
-        group("massive", "residual", (), lambda r, d: functional.massive_accumulators(r.input, r.median),
-              functional.massive_statistics),
-        group("kurtosis", "residual", (), lambda r, d: functional.kurtosis_accumulators(r.input),
-              functional.kurtosis_statistics),
-        group("energy", "residual", (), lambda r, d: functional.energy_accumulators(r.input),
-              functional.energy_statistics),
-        group("rescale", "residual", (), _rescale_accumulators, _rescale_statistics),
-        group("bound", "norm", ("divided", "normalized", "weight"), _bound_accumulators, functional.bound_statistics),
-        group("gain", "norm", ("gain",), lambda r, d: {"gain_max": r.gain.float().abs()},
-              lambda accumulators: {"gain": accumulators["gain_max"]}),
-        group("norm_gate", "norm", ("gate",), lambda r, d: functional.norm_gate_accumulators(r.gate, r.input.shape[-1]),
-              functional.norm_gate_statistics),
-        group("gate_magnitude", "norm", ("gate", "normed"),
-              lambda r, d: functional.gate_magnitude_accumulators(r.gate, r.normed),
-              functional.gate_magnitude_statistics),
-        group("norm_clip", "residual", ("clipped",), _clip_accumulators, _clip_statistics),
-    ]  # fmt: skip
+def _clip_statistics(accumulators: Accumulators) -> dict[str, Tensor]:
+    return {"clipped_share": functional.share_statistics(accumulators)["share"]}
 
 
-def _attention_groups() -> list[Group]:
-    def group(name: str, needs: tuple[str, ...], accumulators: Any, statistics: Any) -> Group:
-        return Group(name, "attention", "attention", needs, accumulators, statistics)
-
-    return [
-        group("mass", ("first_token_mass", "learned_sink_mass"),
-              lambda r, d: functional.attention_accumulators(r.first_token_mass, r.learned_sink_mass),
-              functional.attention_statistics),
-        group("rows", ("entropy", "max_logit"),
-              lambda r, d: functional.attention_row_accumulators(r.entropy, r.max_logit, sinks=r.learned_sinks),
-              functional.attention_row_statistics),
-        group("keys", ("key_mass",), lambda r, d: functional.key_mass_accumulators(r.key_mass),
-              functional.key_mass_statistics),
-        group("values", ("v",), lambda r, d: functional.value_accumulators(r.v), functional.value_statistics),
-        group("contribution", ("q", "v", "first_token_mass", "out_weight", "attend"), _contribution_accumulators,
-              functional.contribution_statistics),
-        group("attention_gate", ("gate",), lambda r, d: functional.attention_gate_accumulators(r.gate),
-              functional.attention_gate_statistics),
-    ]  # fmt: skip
-
-
-GROUPS = {
-    group.name: group
-    for group in (
-        *_norm_groups(),
-        Group("stream_clip", "clip", "residual", (), _clip_accumulators, _clip_statistics),
-        *_attention_groups(),
-    )
-}
+GROUPS = {group.name: group for group in (
+    Group("residual", "norm", "residual", (), lambda r, d: functional.residual_accumulators(r.input, r.median),
+          functional.residual_statistics),
+    Group("massive", "norm", "residual", (), lambda r, d: functional.massive_accumulators(r.input, r.median),
+          functional.massive_statistics),
+    Group("kurtosis", "norm", "residual", (), lambda r, d: functional.kurtosis_accumulators(r.input),
+          functional.kurtosis_statistics),
+    Group("energy", "norm", "residual", (), lambda r, d: functional.energy_accumulators(r.input),
+          functional.energy_statistics),
+    Group("rescale", "norm", "residual", (), _rescale_accumulators, _rescale_statistics),
+    Group("bound", "norm", "norm", ("divided", "normalized", "weight"), _bound_accumulators,
+          functional.bound_statistics),
+    Group("gain", "norm", "norm", ("gain",), lambda r, d: {"gain_max": r.gain.float().abs()},
+          lambda accumulators: {"gain": accumulators["gain_max"]}),
+    Group("norm_gate", "norm", "norm", ("gate",),
+          lambda r, d: functional.norm_gate_accumulators(r.gate, r.input.shape[-1]), functional.norm_gate_statistics),
+    Group("gate_magnitude", "norm", "norm", ("gate", "normed"),
+          lambda r, d: functional.gate_magnitude_accumulators(r.gate, r.normed), functional.gate_magnitude_statistics),
+    Group("norm_clip", "norm", "residual", ("clipped",), _clip_accumulators, _clip_statistics),
+    Group("stream_clip", "clip", "residual", (), _clip_accumulators, _clip_statistics),
+    Group("mass", "attention", "attention", ("first_token_mass", "learned_sink_mass"),
+          lambda r, d: functional.attention_accumulators(r.first_token_mass, r.learned_sink_mass),
+          functional.attention_statistics),
+    Group("rows", "attention", "attention", ("entropy", "max_logit"),
+          lambda r, d: functional.attention_row_accumulators(r.entropy, r.max_logit, sinks=r.learned_sinks),
+          functional.attention_row_statistics),
+    Group("keys", "attention", "attention", ("key_mass",), lambda r, d: functional.key_mass_accumulators(r.key_mass),
+          functional.key_mass_statistics),
+    Group("values", "attention", "attention", ("v",), lambda r, d: functional.value_accumulators(r.v),
+          functional.value_statistics),
+    Group("contribution", "attention", "attention", ("q", "v", "first_token_mass", "out_weight", "attend"),
+          _contribution_accumulators, functional.contribution_statistics),
+    Group("attention_gate", "attention", "attention", ("gate",),
+          lambda r, d: functional.attention_gate_accumulators(r.gate), functional.attention_gate_statistics),
+)}  # fmt: skip

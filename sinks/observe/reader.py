@@ -27,8 +27,7 @@ class Reader:
             model(tokens)
         scalars, arrays = reader.summarize()
 
-    The sink dimensions of the groups `rescale` and `bound` are those of the summary before, so that they are fixed
-    before they are measured.
+    The groups `rescale` and `bound` use the sink dimensions of the previous summary: fixed before they are measured.
 
     Args:
         sites: of the model, e.g. `sites_of(model)`.
@@ -37,7 +36,7 @@ class Reader:
         patterns: of the names of the sites to read, e.g. "blocks.0.*"; all by default.
 
     Raises:
-        UserError: if a group is not known, a pattern matches no site, or there is no site at all.
+        UserError: if a group is unknown, a pattern matches no site, or the model has no site.
     """
 
     def __init__(
@@ -49,9 +48,9 @@ class Reader:
     ) -> None:
         for name in groups or ():
             if name not in GROUPS:
-                raise UserError(f"there is no group of statistics {name!r}: groups are {', '.join(GROUPS)}")
+                raise UserError(f"unknown group of statistics {name!r}: groups are {', '.join(GROUPS)}")
         if not sites:
-            raise UserError("the model has no site to read: build it from the suite's parts (sinks.models)")
+            raise UserError("the model has no site to read: build it from sinks.models")
         for pattern in patterns:
             if not any(fnmatchcase(site.name, pattern) for site in sites):
                 names = ", ".join(site.name for site in sites)
@@ -74,7 +73,7 @@ class Reader:
     # -- while the model runs -----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Listen at every site from now on; what was read since the last summary stays."""
+        """Start to listen at every site; what was read since the last summary is kept."""
         for site in self._sites:
             groups = [group for group in self.groups if group.kind == site.kind]
             if groups:
@@ -82,13 +81,13 @@ class Reader:
                 site.listen(partial(self._take, site.name, groups), fields)
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         for site in self._sites:
             site.listen(None)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Read what the model does while the block runs. Compiled blocks run as they are written meanwhile."""
+        """Read the model inside the `with` block, where compiled blocks run eagerly."""
         self.start()
         try:
             with torch.compiler.set_stance("force_eager"):
@@ -106,14 +105,14 @@ class Reader:
                 key = (site, group.name)
                 self._accumulators[key] = add(self._accumulators.get(key), accumulators)
 
-    # -- what follows from it -----------------------------------------------------------------------------------
+    # -- summaries -----------------------------------------------------------------------------------------------
 
     def forget(self) -> None:
-        """Drop what was read since the last summary."""
+        """Discard what was read since the last summary."""
         self._accumulators = {}
 
     def totals(self, mesh: DeviceMesh | None = None) -> dict[Key, Accumulators]:
-        """Accumulators since the last summary on the host, over all ranks; all of them must call this together.
+        """Accumulators since the last summary on the host, over all ranks; a collective call.
 
         Args:
             mesh: of a sharded strategy, whose ranks may hold different heads.
@@ -129,7 +128,7 @@ class Reader:
         return {key: {n: m.cpu() for n, m in named.items()} for key, named in total_over_ranks(accumulators).items()}
 
     def summarize(self, step: int = 0, mesh: DeviceMesh | None = None) -> tuple[dict[str, float], Statistics]:
-        """Statistics of everything since the last summary, over all ranks; a new summary begins.
+        """Statistics of everything since the last summary, over all ranks; then start a new summary.
 
         Args:
             step: optimizer step that the arrays are marked with.

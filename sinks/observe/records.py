@@ -1,7 +1,7 @@
-"""What a site reports of one forward pass: typed, and None where the site does not have it.
+"""What a site reports of one forward pass: typed, and None where not available.
 
-A group of statistics names the fields it reads and is absent where one of them is None, so that no formula meets an
-attention or a norm that it does not describe. B batch, T tokens, D channels, H query heads.
+A group of statistics names the fields it reads and is absent where one of them is None, so that no formula is applied
+to an attention or a norm that it does not describe. B batch, T tokens, D channels, H query heads.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ class NormRecord:
     Args:
         input: the residual stream that the norm reads [B, T, D].
         output: what the sublayer reads [B, T, D].
-        gain: what a channel is multiplied by, the common 1 / rms aside [D].
+        gain: what a channel is multiplied by, besides 1 / rms [D].
         divided: what is divided by its RMS [B, T, D].
         weight: the gain after that division [D].
-        normalized: what comes out of the two [B, T, D].
+        normalized: the result of both [B, T, D].
         gate: gate values [B, T, D] or [B, T, 1].
         normed: what the gate multiplies [B, T, D].
         clipped: which values the norm cuts before it reads them [B, T, D] bool.
@@ -63,7 +63,7 @@ class AttentionRecord:
         out_weight: weight of the output projection [D, H * head_dim].
         row_normalized: whether weights of a row, learned sinks included, sum to one.
         attend: values [B, n_kv_heads, T, head_dim] -> their sums by these weights, without a gate [B, H, T, head_dim];
-            None where learned values take part.
+            None with learned values.
         masses: computes `key_mass` [B, H, T], None where it is not defined.
     """
 

@@ -23,7 +23,7 @@ ROW_STATISTICS = {
 
 
 class Site(Protocol):
-    """A place that reports a record of every forward pass while somebody listens.
+    """A place that reports a record of every forward pass while there is a listener.
 
     Args:
         name: stable, e.g. `blocks.0.attention`.
@@ -34,27 +34,15 @@ class Site(Protocol):
     kind: Kind
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
-        """Hand every record to a listener, None to stop; of costly fields only those that are named are filled."""
+        """Hand every record to a listener, None to stop; costly fields are filled only if named."""
 
 
-class _NormSite:
-    kind: Kind = "norm"
-
-    def __init__(self, module: NormSite) -> None:
-        self.name, self._module = module.site, module
+class _ReportSite:
+    def __init__(self, kind: Kind, module: NormSite | ResidualClip, record: Callable[..., Any]) -> None:
+        self.kind, self.name, self._report, self._record = kind, module.site, module.report, record
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
-        self._module.report.listener = listener and (lambda tensors: listener(NormRecord(**tensors)))
-
-
-class _ClipSite:
-    kind: Kind = "clip"
-
-    def __init__(self, module: ResidualClip) -> None:
-        self.name, self._module = module.site, module
-
-    def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
-        self._module.report.listener = listener and (lambda tensors: listener(ClipRecord(**tensors)))
+        self._report.listener = listener and (lambda tensors: listener(self._record(**tensors)))
 
 
 class _AttentionSite:
@@ -85,13 +73,13 @@ class _AttentionSite:
 
 
 def sites_of(model: nn.Module) -> list[Site]:
-    """The sites of a model built from the suite's parts, in order of definition."""
+    """The sites of a model built from sinks.models, in order of definition."""
     found: list[Site] = []
     for module in model.modules():
         if isinstance(module, NormSite):
-            found.append(_NormSite(module))
+            found.append(_ReportSite("norm", module, NormRecord))
         elif isinstance(module, Attention):
             found.append(_AttentionSite(module))
         elif isinstance(module, ResidualClip) and module.cuts:
-            found.append(_ClipSite(module))
+            found.append(_ReportSite("clip", module, ClipRecord))
     return found

@@ -21,7 +21,7 @@ class Scalar:
 
     Args:
         array: name of the array [sites, ...].
-        reduction: over everything, NaN left out: mean, max, sum; or the value at the strongest residual sink's site.
+        reduction: over all values that are not NaN: mean, max, sum; or the value at the site of the strongest sink.
     """
 
     array: str
@@ -85,7 +85,7 @@ def summarize(
     Args:
         accumulators: totals over batches and ranks, of each site and group.
         sites: names of the sites of each kind, in order: axis 1 of the arrays.
-        dimensions: sink dimensions [K] each norm site was read with.
+        dimensions: sink dimensions [K] used at each norm site.
         step: optimizer step.
     """
     arrays: dict[str, Tensor] = {}

@@ -15,19 +15,19 @@ COMBINE: dict[Combination, Callable[[Tensor, Tensor], Tensor]] = {
     "max": torch.maximum,
     "min": torch.minimum,
 }
-# What combines with anything to leave it as it is.
+# Identity element of each combination.
 NEUTRAL: dict[Combination, float] = {"sum": 0.0, "max": -torch.inf, "min": torch.inf}
 
 
 def combination(name: str) -> Combination:
-    """How a accumulator is combined: `_max` by maximum, `_min` by minimum, all others by sum."""
+    """How an accumulator is combined: `_max` by maximum, `_min` by minimum, all others by sum."""
     if name.endswith("_max"):
         return "max"
     return "min" if name.endswith("_min") else "sum"
 
 
 def add(total: Accumulators | None, accumulators: Accumulators) -> Accumulators:
-    """Accumulators of two parts taken together."""
+    """Combined accumulators of two parts."""
     if total is None:
         return accumulators
     return {name: COMBINE[combination(name)](total[name], accumulator) for name, accumulator in accumulators.items()}
@@ -50,16 +50,16 @@ def part_of_heads(accumulators: Accumulators, rank: int, size: int, per_head: bo
             found[name][rank] = accumulator
             found[name] = found[name].flatten(0, 1)
         else:
-            apart = per_head and name == "nonfinite"
-            found[name] = accumulator if rank == 0 or apart else torch.full_like(accumulator, neutral)
+            counted = rank == 0 or (per_head and name == "nonfinite")
+            found[name] = accumulator if counted else torch.full_like(accumulator, neutral)
     return found
 
 
 def total_over_ranks(groups: dict[Key, Accumulators]) -> dict[Key, Accumulators]:
-    """Sums, maxima and minima over all ranks of many groups of accumulators, in two collectives whatever their number.
+    """Sums, maxima and minima over all ranks of many groups of accumulators, in two collectives in total.
 
     Every rank must hold the same accumulators. A NaN on any rank makes the extreme NaN everywhere: the collective
-    maximum of gloo and NCCL may drop it, so the number of NaN travels with the sums.
+    maximum of gloo and NCCL may drop it, so the number of NaN is reduced with the sums.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return groups
@@ -84,7 +84,7 @@ def total_over_ranks(groups: dict[Key, Accumulators]) -> dict[Key, Accumulators]
 
 
 def _all_reduce(tensors: list[Tensor], operation: dist.ReduceOp.RedOpType) -> list[Tensor]:
-    """The tensors reduced in one collective, in the widest of their dtypes, each back in its own."""
+    """The tensors reduced in one collective, in the widest of their dtypes, each returned in its own."""
     flat = torch.cat([x.flatten() for x in tensors])
     dist.all_reduce(flat, op=operation)
     parts = flat.split([x.numel() for x in tensors])

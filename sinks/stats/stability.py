@@ -1,6 +1,6 @@
-"""Stability of a finished stretch of training, from per-step series on the host (arXiv:2608.30320).
+"""Stability of a finished training period, from per-step series on the host (arXiv:2608.30320).
 
-Series hold one value a step, without gaps: a series thinned out by logging has other spikes and quantiles.
+Series hold one value per step, without gaps: a subsampled series has other spikes and quantiles.
 """
 
 import math
@@ -13,15 +13,15 @@ Series = Sequence[float] | NDArray[np.floating]
 
 SPIKE_WINDOW = 201
 SPIKE_MARGIN = 0.1
-# So many windows are sorted at once.
+# Number of windows sorted at once.
 _CHUNK = 4096
 
 
 def rolling_median(series: Series, window: int = SPIKE_WINDOW) -> NDArray[np.float64]:
-    """Median of the `window` values centerd on each step; NaN if any of them is.
+    """Median of the `window` values centered on each step; NaN if any of them is.
 
-    Within half a window of either end the window shrinks on both sides alike, down to the step itself, so that a
-    falling loss lies on its own median everywhere.
+    Within half a window of either end the window shrinks equally on both sides, down to the step itself, so that a
+    falling loss equals its own median everywhere.
 
     Raises:
         ValueError: if the window is not odd and positive.
@@ -48,27 +48,22 @@ def loss_spikes(loss: Series, window: int = SPIKE_WINDOW, margin: float = SPIKE_
         return values > rolling_median(values, window) + margin
 
 
-def clip_crossings(gradient_norm: Series, clip: float) -> NDArray[np.bool_]:
-    """Which steps have a gradient norm, before clipping, above the clip threshold."""
-    return np.asarray(gradient_norm, dtype=np.float64) > clip
-
-
 def stability_statistics(
     loss: Series, gradient_norm: Series, clip: float | None = None, window: int = SPIKE_WINDOW
 ) -> dict[str, float]:
-    """Stability of training from its loss (nats a token) and its gradient norm before clipping, step by step.
+    """Stability of training from its loss (nats per token) and its gradient norm before clipping, step by step.
 
     Returns:
         steps: length of the loss series.
         nonfinite_loss, nonfinite_gradient_norm: number of NaN and infinite values.
-        spikes_per_10k: 10000 / steps * steps with loss > centerd 201-step rolling median + 0.1; NaN with a NaN loss.
+        spikes_per_10k: 10000 / steps * steps with loss > centered 201-step rolling median + 0.1; NaN with a NaN loss.
         gradient_norm_p999: its 99.9th percentile, exact, linear between order statistics; NaN with a NaN.
         clip_crossings_per_10k: 10000 / steps * steps with gradient norm > clip; NaN without a clip, or with a NaN.
         clip_episodes: number of times it rose above the clip from at or below it, however long it stayed there.
         The statistics of an empty series are NaN.
     """
     losses, norms = np.asarray(loss, dtype=np.float64), np.asarray(gradient_norm, dtype=np.float64)
-    crossings = clip_crossings(norms, clip if clip is not None else math.nan)
+    crossings = norms > (clip if clip is not None else math.nan)
     has_clip = clip is not None and len(norms) > 0 and not np.isnan(norms).any()
     spiky = len(losses) > 0 and not np.isnan(losses).any()
     return {

@@ -1,4 +1,4 @@
-"""What `sinks check` finds: nothing wrong with what the suite ships, and each fault that is planted, by name."""
+"""What `sinks check` finds: no failure in what the suite ships, and each injected fault, by name."""
 
 from collections.abc import Callable
 from functools import partial
@@ -53,12 +53,12 @@ RIGHT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_users_write_has_every_property(name: str) -> None:
-    # Muon takes whole matrices, and says so under a sharded strategy.
+    # Muon needs unsharded matrices, and raises an error under a sharded strategy.
     names = PROPERTIES if name == "muon" else NAMES
     assert failures(lambda: user.small(**RIGHT[name]), *names) == {}
 
 
-# Fault: what is built, and every property that it breaks with a word of the reason.
+# Fault: the options, and every property that fails with part of the reason.
 FAULTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "leaks the future": ({"mixer": user.LeakingMean}, {"causal": "changed from there on", "prefix": "alone give"}),
     "a prefix alone differs": ({"mixer": user.LengthScaled}, {"prefix": "alone give"}),
@@ -81,13 +81,13 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "not saved": ({"norm": user.UnsavedNorm}, {"save and load": "some state is not saved", "first steps": ""}),
     "no dimension": (
         {"norm": user.TemperedNorm},
-        {"every parameter in one group": "norm.temperature has no dimension", SHARDED: "scalar parameters"},
+        {"every parameter in one group": "norm.temperature is zero-dimensional", SHARDED: "scalar parameters"},
     ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_named(name: str) -> None:
+def test_an_injected_fault_is_named(name: str) -> None:
     options, expected = FAULTS[name]
     found = failures(lambda: user.small(**options))
     assert found.keys() == expected.keys()
@@ -100,24 +100,24 @@ def test_nan_at_the_first_step_is_named() -> None:
     assert "step 1 is not finite" in found["first steps"]
 
 
-def test_an_override_that_statistics_would_not_follow_is_refused_at_construction() -> None:
+def test_overriding_attend_is_rejected_at_construction() -> None:
     with pytest.raises(UserError, match=r"SoftmaxBehindOptions overrides Normalizer.attend"):
         user.small(normalizer=user.SoftmaxBehindOptions)
 
 
-def test_a_mixer_and_options_of_attention_are_refused_together() -> None:
-    with pytest.raises(UserError, match=r"model.normalizer Softpick would be without effect"):
+def test_a_mixer_with_attention_options_is_rejected() -> None:
+    with pytest.raises(UserError, match=r"model.normalizer Softpick would have no effect"):
         user.small(mixer=user.RunningMean, normalizer=user.Softpick)
 
 
-def test_not_tried_is_said() -> None:
+def test_not_tried_is_reported() -> None:
     lines = {line.name: line for line in check(lambda: user.small(mixer=user.RunningMean))}
     assert lines["maps give the output"].result == "not tried"
     assert "no layer has attention weights" in str(lines["maps give the output"])
 
 
 @pytest.mark.parametrize("variant", [FILES[0], "clip-residual"])
-def test_the_command_prints_a_line_a_property(variant: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_one_line_per_property(variant: str, capsys: pytest.CaptureFixture[str]) -> None:
     file = f"{ROOT}/experiments/variants/{variant}.yaml"
     more = ["--model.residual_threshold=0.7"] if variant == "clip-residual" else []
     assert main(["check", file, *more]) == 0

@@ -106,7 +106,7 @@ class RunningMean(SequenceMixer):
 
 
 class LeakingMean(RunningMean):
-    """Sees the whole sequence, and so the future.
+    """Attends to all tokens, future ones too.
 
     Args:
         config: widths and names of the sublayer.

@@ -20,7 +20,7 @@ OPTIONS = Optimization(weight_decay=0.3, scale_weight_decay=0.1, scale_lr_multip
 
 def names_by_group(model: CausalLM) -> dict[str, set[str]]:
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, OPTIONS.group_options)
+    groups = parameter_groups(model, OPTIONS)
     return {group["name"]: {names[p] for p in group["params"]} for group in groups}
 
 
@@ -45,20 +45,20 @@ def test_a_learned_key_is_a_scale_as_a_sink_is() -> None:
     ]
 
 
-def test_a_number_of_no_dimension_is_trained() -> None:
+def test_a_zero_dimensional_parameter_is_trained() -> None:
     model = CausalLM(11, 12, architecture=SMALL, norm=TemperedNorm, optimization=Optimization(lr=0.1, warmup_steps=0))
     train(model, 2)
     assert model.decoder.blocks[0].attention_norm.norm.temperature != 1  # type: ignore[union-attr, operator]
 
 
 def test_groups_have_their_own_learning_rate_and_decay() -> None:
-    groups = {group["name"]: group for group in parameter_groups(build("gated"), OPTIONS.group_options)}
+    groups = {group["name"]: group for group in parameter_groups(build("gated"), OPTIONS)}
     assert groups["scales"]["lr"] == 5 * OPTIONS.lr
     assert {groups[name]["lr"] for name in ("hidden", "gates", "embeddings")} == {OPTIONS.lr}
     assert (groups["scales"]["weight_decay"], groups["gates"]["weight_decay"]) == (0.1, 0.3)
 
 
-def test_a_name_that_is_no_parameter_is_refused_at_construction() -> None:
+def test_an_unknown_no_decay_name_is_rejected_at_construction() -> None:
     class Misspelled(TemperedNorm):
         no_decay = ("temprature",)
 
@@ -68,8 +68,8 @@ def test_a_name_that_is_no_parameter_is_refused_at_construction() -> None:
         CausalLM(11, 12, architecture=SMALL, norm=Misspelled)
 
 
-def test_an_optimizer_that_leaves_parameters_out_is_refused() -> None:
-    groups = parameter_groups(build("baseline"), OPTIONS.group_options)
+def test_an_optimizer_without_some_parameters_is_rejected() -> None:
+    groups = parameter_groups(build("baseline"), OPTIONS)
     check_coverage(AdamW(groups), groups)
     with pytest.raises(UserError, match="ForgetfulAdamW updates 14 of the model's 19 parameters"):
         check_coverage(ForgetfulAdamW(groups), groups)
@@ -88,11 +88,11 @@ def train(model: CausalLM, steps: int, callback: lightning.Callback | None = Non
 
 
 @pytest.mark.parametrize("gates", ["adamw", "muon"])
-def test_muon_and_adamw_together_are_the_two_apart(gates: Any) -> None:
+def test_muon_adamw_equals_separate_optimizers(gates: Any) -> None:
     together, apart = build("gated"), build("gated")
     apart.load_state_dict(together.state_dict())
-    composite = MuonAdamW(parameter_groups(together, OPTIONS.group_options), gates=gates)
-    groups = {g["name"]: g for g in parameter_groups(apart, OPTIONS.group_options)}
+    composite = MuonAdamW(parameter_groups(together, OPTIONS), gates=gates)
+    groups = {g["name"]: g for g in parameter_groups(apart, OPTIONS)}
     matrices = [groups.pop("hidden"), *([groups.pop("gates")] if gates == "muon" else [])]
     muon = torch.optim.Muon(
         [{k: v for k, v in g.items() if k not in ("betas", "eps")} for g in matrices], adjust_lr_fn="match_rms_adamw"
@@ -106,7 +106,7 @@ def test_muon_and_adamw_together_are_the_two_apart(gates: Any) -> None:
                 optimizer.step()
             model.zero_grad()
         if step == 1:  # states travel through a checkpoint
-            again = MuonAdamW(parameter_groups(together, OPTIONS.group_options), gates=gates)
+            again = MuonAdamW(parameter_groups(together, OPTIONS), gates=gates)
             again.load_state_dict(composite.state_dict())
             composite = again
     for (name, p), other in zip(together.named_parameters(), apart.parameters(), strict=True):
@@ -158,10 +158,10 @@ def test_a_guard_that_is_not_armed_changes_nothing() -> None:
     assert torch.equal(layers[0].weight, layers[1].weight)
 
 
-def test_muon_refuses_sharded_parameters_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_muon_rejects_sharded_parameters_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sinks.checks import check
     from sinks.checks.check import SHARDED
 
     (line,) = check(lambda: CausalLM(11, 12, architecture=SMALL, optimizer=MuonAdamW), [SHARDED])
     assert line.result == "failed"
-    assert "MuonAdamW needs whole matrices, but the strategy shards them: use ddp, or AdamW" in line.reason
+    assert "MuonAdamW needs unsharded matrices, but the strategy shards them: use ddp, or AdamW" in line.reason

@@ -34,7 +34,7 @@ def test_attention_maps_are_causal_and_give_the_layers_output(name: str) -> None
         assert (totals < 1).all()
 
 
-def test_gated_norm_stands_at_the_blocks_norms_and_not_before_the_head() -> None:
+def test_gated_norm_is_at_the_blocks_norms_and_not_before_the_head() -> None:
     model = build("gated-norm")
     kinds = {m.input.site: type(m.norm).__name__ for m in model.modules() if isinstance(m, NormSite)}
     assert kinds.pop("head.norm.input") == "RMSNorm"

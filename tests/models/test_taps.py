@@ -1,4 +1,4 @@
-"""Taps that report and taps that answer; sites exist where they are said to, and a wrapper is never passed over."""
+"""Taps that report and taps that edit; the documented sites exist, and a wrapper is never bypassed."""
 
 from functools import partial
 
@@ -156,7 +156,7 @@ def test_a_reader_sees_what_an_edit_made(tokens: Tensor) -> None:
     torch.testing.assert_close(record.output, record.normed)
 
 
-def test_an_unknown_site_is_refused_with_the_nearest() -> None:
+def test_an_unknown_site_is_rejected_with_the_nearest() -> None:
     with (
         pytest.raises(
             UserError, match=r"'blocks.0.attention.norm.inputs' to edit: sites are e.g. blocks.0.attention.norm.input"

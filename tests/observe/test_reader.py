@@ -80,7 +80,7 @@ def test_gains_are_those_of_the_parameters(tokens: torch.Tensor) -> None:
     torch.testing.assert_close(arrays["norm/gain"][3], torch.arange(16.0) ** 2)
 
 
-def test_a_pattern_that_matches_nothing_is_refused() -> None:
+def test_a_pattern_that_matches_nothing_is_rejected() -> None:
     with pytest.raises(UserError, match=r"'blocks.9.\*', which matches no site: sites are blocks.0.attention.norm"):
         Reader(sites_of(build("baseline")), patterns=["blocks.0.*", "blocks.9.*"])
 

@@ -46,11 +46,6 @@ def two_residuals(batch: int, length: int, generator: torch.Generator) -> tuple[
     return h, torch.nn.functional.rms_norm(h, (CHANNELS,), GAIN)
 
 
-def masked_residual(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    delimiters = torch.rand(batch, length, generator=generator) < 0.3
-    return *residual(batch, length, generator), delimiters
-
-
 def weights(batch: int, heads: int, length: int, generator: torch.Generator) -> Tensor:
     """Causal attention weights with a learned sink in the last column [B, H, T, T + 1], float64."""
     logits = 2 * torch.randn(batch, heads, length, length + 1, generator=generator, dtype=torch.float64)
@@ -83,7 +78,7 @@ def contributions(batch: int, length: int, generator: torch.Generator) -> tuple[
     a = weights(batch, HEADS, length, generator).float()
     norms = torch.rand(batch, HEADS, length, generator=generator) + 0.1
     totals = (a[..., :-1] * norms[:, :, None]).sum(-1)
-    return a[..., 0].contiguous(), norms, totals, torch.randn(batch, HEADS, length, generator=generator)
+    return a[..., 0].contiguous(), norms, totals
 
 
 def head_gates(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -122,7 +117,6 @@ CASES = {
         head_gates,
     ),
     "residual": Case(functional.residual_accumulators, functional.residual_statistics, residual),
-    "extreme": Case(functional.extreme_accumulators, functional.extreme_statistics, masked_residual),
     "massive": Case(functional.massive_accumulators, functional.massive_statistics, residual),
     "kurtosis": Case(functional.kurtosis_accumulators, functional.kurtosis_statistics, residual),
     "energy": Case(functional.energy_accumulators, functional.energy_statistics, residual),
@@ -136,7 +130,7 @@ CASES = {
         functional.output_share_accumulators,
         functional.output_share_statistics,
         residual,
-        (SINKS, GAIN),
+        (SINKS,),
     ),
     "bound": Case(functional.bound_accumulators, functional.bound_statistics, two_residuals, (GAIN, SINKS)),
     "norm_gate": Case(

@@ -113,9 +113,8 @@ def test_a_head_of_known_mass() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("window", [None, 3, 1])
 @pytest.mark.parametrize("sinks", [0, 1])
-def test_entropy_and_logits(shape: tuple[int, int, int], window: int | None, sinks: int) -> None:
+def test_entropy_and_logits(shape: tuple[int, int, int], sinks: int) -> None:
     batch, heads, length = shape
     logits = torch.randn(*shape, length, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     found_entropy, found_logit = torch.zeros(shape), torch.zeros(shape)
@@ -125,8 +124,7 @@ def test_entropy_and_logits(shape: tuple[int, int, int], window: int | None, sin
     for b in range(batch):
         for h in range(heads):
             for i in range(length):
-                first = 0 if window is None else max(0, i - window + 1)
-                row = [float(x) for x in logits[b, h, i, first : i + 1]]
+                row = [float(x) for x in logits[b, h, i, : i + 1]]
                 powers = [math.exp(x) for x in row + [0.5] * sinks]
                 p = [x / sum(powers) for x in powers]
                 entropy = -sum(x * math.log(x) for x in p)
@@ -135,7 +133,7 @@ def test_entropy_and_logits(shape: tuple[int, int, int], window: int | None, sin
                 if len(p) > 1:
                     shares[h].append(entropy / math.log(len(p)))
                 found_entropy[b, h, i], found_logit[b, h, i] = entropy, max(row)
-    found = F.attention_row_statistics(F.attention_row_accumulators(found_entropy, found_logit, window, sinks))
+    found = F.attention_row_statistics(F.attention_row_accumulators(found_entropy, found_logit, sinks))
     for h in range(heads):
         close(found["entropy"][h], fmean(entropies[h]))
         close(found["logit_mean"][h], fmean(largest[h]))
@@ -167,29 +165,24 @@ def test_sink_value_ratio() -> None:
 # -- contribution beside mass ---------------------------------------------------------------------------------------
 
 
-def contribution_by_loops(
-    a: Tensor, v: Tensor, out_weight: Tensor, n_heads: int
-) -> tuple[list[float], list[float], list[float]]:
-    """Contribution share, mass share and signed contribution of each head, by projecting every value."""
+def contribution_by_loops(a: Tensor, v: Tensor, out_weight: Tensor, n_heads: int) -> tuple[list[float], list[float]]:
+    """Contribution share and mass share of each head, by projecting every value."""
     batch, _, length, head_dim = v.shape
     group = n_heads // v.shape[1]
-    shares, masses, signed = [], [], []
+    shares, masses = [], []
     for h in range(n_heads):
         w = out_weight.double()[:, h * head_dim : (h + 1) * head_dim]
-        share, mass, along = [], [], []
+        share, mass = [], []
         for b in range(batch):
             parts = [(w @ v[b, h // group, j].double()) for j in range(length)]
             for i in range(1, length):
                 row = a[b, h, i].double()
                 sizes = [float(row[j]) * math.sqrt(sum(float(x) ** 2 for x in parts[j])) for j in range(i + 1)]
-                output = sum((float(row[j]) * parts[j] for j in range(i + 1)), torch.zeros(len(w)).double())
                 share.append(sizes[0] / sum(sizes))
                 mass.append(float(row[0]))
-                along.append(float(row[0] * (parts[0] * output).sum() / (output * output).sum()))
         shares.append(fmean(share))
         masses.append(fmean(mass))
-        signed.append(fmean(along))
-    return shares, masses, signed
+    return shares, masses
 
 
 @pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(1, 1), (4, 4), (6, 2)])
@@ -203,21 +196,19 @@ def test_contribution_share_from_one_more_attention_call(n_heads: int, n_kv_head
     v[:, :, 0] *= 0.2
     out_weight = torch.randn(d_model, n_heads * head_dim, generator=generator)
 
-    out, taken = attention(q, k, v, normalizer=normalizer, stats=("first_key_mass", "lse"))
+    _, taken = attention(q, k, v, normalizer=normalizer, stats=("first_key_mass", "lse"))
     norms = F.projected_value_norms(v, out_weight, n_heads)
     weighed = attention(q, k, F.contribution_values(norms, n_kv_heads, head_dim), normalizer=normalizer)
-    signed = F.signed_contribution(taken["first_key_mass"], v, out, out_weight)
     totals = F.contribution_totals(weighed, n_kv_heads)
-    found = F.contribution_statistics(F.contribution_accumulators(taken["first_key_mass"], norms, totals, signed))
+    found = F.contribution_statistics(F.contribution_accumulators(taken["first_key_mass"], norms, totals))
 
     logits = q.double() @ k.double().repeat_interleave(n_heads // n_kv_heads, 1).transpose(-1, -2) * head_dim**-0.5
     powers = logits.exp().tril()
     a = powers / (powers.sum(-1, keepdim=True) + (normalizer == "off_by_one"))
-    shares, masses, along = contribution_by_loops(a, v, out_weight, n_heads)
+    shares, masses = contribution_by_loops(a, v, out_weight, n_heads)
     close(found["contribution_share"], shares)
     close(found["mass_share"], masses)
     close(found["contribution_over_mass"], [s / m for s, m in zip(shares, masses, strict=True)])
-    close(found["signed_contribution"], along, rtol=1e-4)
     assert not found["undefined_rows"].any()
 
     mass = key_mass(q, k, taken["lse"], normalizer=normalizer)
@@ -227,7 +218,7 @@ def test_contribution_share_from_one_more_attention_call(n_heads: int, n_kv_head
 
 
 @pytest.mark.parametrize("normalizer", ["sigmoid", "clipped_softmax"])
-def test_contribution_of_unnormalized_attention_is_a_share_of_the_row(normalizer: str) -> None:
+def test_contribution_of_unnormalized_attention_is_a_fraction_of_the_row(normalizer: str) -> None:
     generator = torch.Generator().manual_seed(5)
     batch, n_heads, n_kv_heads, length, head_dim = 2, 4, 2, 9, 8
     q = 2 * torch.randn(batch, n_heads, length, head_dim, generator=generator)
@@ -249,7 +240,7 @@ def test_contribution_of_unnormalized_attention_is_a_share_of_the_row(normalizer
     else:
         a = (1.1 * logits.masked_fill(hidden, -torch.inf).softmax(-1) - 0.1).clamp(0, 1)
     assert (a.sum(-1) > 0).all()
-    shares, masses, _ = contribution_by_loops(a / a.sum(-1, keepdim=True), v, out_weight, n_heads)
+    shares, masses = contribution_by_loops(a / a.sum(-1, keepdim=True), v, out_weight, n_heads)
     close(found["contribution_share"], shares)
     close(found["mass_share"], masses)
 
@@ -288,7 +279,7 @@ def test_rows_without_any_mass_are_left_out_and_counted() -> None:
     assert found["undefined_rows"] == 0.25
 
 
-def test_more_query_heads_than_channels_are_refused() -> None:
+def test_more_query_heads_than_channels_are_rejected() -> None:
     with pytest.raises(ValueError, match="3 query heads share a key head of head_dim 2"):
         F.contribution_values(torch.ones(1, 3, 4), n_kv_heads=1, head_dim=2)
 

@@ -1,4 +1,4 @@
-"""What holds for every group of statistics: additivity, exact ranks, tracing, honest NaN, one token."""
+"""What holds for every group of statistics: additivity, exact ranks, tracing, NaN, one token."""
 
 import subprocess
 import sys
@@ -80,43 +80,25 @@ def test_traces_without_a_break(name: str) -> None:
         assert_same(statistics(*inputs), case.statistics(case.accumulators(*inputs)))
 
 
-# What one bad value at sample 0, head 1, token 3 (channel 2) of one input does not touch; everything else must show it.
+# Statistics unaffected by one non-finite value at sample 0, head 1, token 3 (channel 2); all others must not be finite.
 UNTOUCHED = {
     ("attention", 0): {"learned_sink_mass"},
     ("attention", 1): {"first_token_mass", "first_token_mass_with_first_row", "sink_ratio_0.3", "sink_ratio_0.8"},
     ("attention_row", 0): {"logit_mean", "logit_max"},
     ("attention_row", 1): {"entropy", "entropy_share"},
-    ("contribution", 0): {"projected_norm_ratio", "undefined_rows", "signed_contribution"},
-    ("contribution", 1): {
-        "contribution_share",
-        "mass_share",
-        "contribution_over_mass",
-        "undefined_rows",
-        "signed_contribution",
-    },
-    ("contribution", 2): {"mass_share", "projected_norm_ratio", "undefined_rows", "signed_contribution"},
-    ("contribution", 3): {
-        "contribution_share",
-        "mass_share",
-        "contribution_over_mass",
-        "undefined_rows",
-        "projected_norm_ratio",
-    },
+    ("contribution", 0): {"projected_norm_ratio", "undefined_rows"},
+    ("contribution", 1): {"contribution_share", "mass_share", "contribution_over_mass", "undefined_rows"},
+    ("contribution", 2): {"mass_share", "projected_norm_ratio", "undefined_rows"},
     ("attention_gate", 0): {"gate_first"},
-    ("extreme", 0): {"max_abs_first", "max_abs_delimiter"},
 }
 
 
 @every_case
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_one_bad_value_is_counted_and_not_averaged_away(name: str, bad: float) -> None:
+def test_one_nonfinite_value_is_counted_and_not_averaged_away(name: str, bad: float) -> None:
     case = CASES[name]
     inputs = case.inputs(3, 8)
-    if name == "extreme":
-        inputs[1][:] = torch.arange(8) == 5
     for which in range(len(inputs) - len(case.shared)):
-        if not inputs[which].is_floating_point():
-            continue
         broken = [x.clone() for x in inputs]
         place = (0, 3, 2) if broken[which].shape[1] == 8 else (0, 1, 3) if broken[which].dim() == 3 else (0, 1, 3, 2)
         broken[which][place] = bad
@@ -180,7 +162,7 @@ def test_one_process_keeps_its_accumulators() -> None:
     assert total_over_ranks(groups) is groups
 
 
-def test_moments_combine_by_their_names() -> None:
+def test_accumulators_combine_by_name() -> None:
     a = {"n": torch.tensor(1.0), "n_max": torch.tensor(1.0), "n_min": torch.tensor(1.0)}
     b = {"n": torch.tensor(2.0), "n_max": torch.tensor(2.0), "n_min": torch.tensor(2.0)}
     assert {n: float(x) for n, x in add(add(None, a), b).items()} == {"n": 3, "n_max": 2, "n_min": 1}

@@ -56,7 +56,7 @@ def test_residual_statistics_agree_with_a_naive_computation(shape: tuple[int, in
         torch.testing.assert_close(found[name].double(), torch.tensor(expected).double(), rtol=1e-5, atol=1e-6)
 
 
-def test_moments_of_batches_add_up_to_the_moments_of_all() -> None:
+def test_accumulators_of_batches_add_up() -> None:
     h = random_residual(5)
     total = add(add(None, functional.residual_accumulators(h[:2])), functional.residual_accumulators(h[2:]))
     for name, accumulator in functional.residual_accumulators(h).items():
@@ -172,7 +172,7 @@ def test_gate_accumulators() -> None:
     torch.testing.assert_close(found, channelwise.mean(dim=(0, 1)))
 
 
-def test_a_share_weighs_values_not_batches() -> None:
+def test_a_fraction_weighs_values_not_batches() -> None:
     marked = torch.tensor([[True, False], [False, False], [True, True]])
     parts = [functional.share_accumulators(part) for part in (marked[:1], marked[1:])]
     assert float(functional.share_statistics(add(*parts))["share"]) == 0.5

@@ -46,7 +46,7 @@ def test_planted_spikes_are_counted_and_a_falling_loss_has_none() -> None:
     assert stability_statistics(spiky, [1.0])["spikes_per_10k"] == pytest.approx(15.0)
 
 
-def test_a_window_without_a_centre_is_refused() -> None:
+def test_a_window_without_a_center_is_rejected() -> None:
     with pytest.raises(ValueError, match="window is 200"):
         rolling_median([1.0], 200)
 
@@ -62,7 +62,7 @@ def test_gradient_norms() -> None:
     assert math.isnan(stability_statistics([1.0], norms)["clip_crossings_per_10k"])
 
 
-def test_bad_values_are_reported() -> None:
+def test_nonfinite_values_are_counted() -> None:
     loss = [2.0] * 300
     loss[150] = math.inf
     found = stability_statistics(loss, [1.0, math.inf], clip=1.0)

@@ -1,4 +1,4 @@
-"""Definitions of the sink statistics, one idea a file; two pure functions a group.
+"""Definitions of the sink statistics, one topic per file; two pure functions per group.
 
 `*_accumulators(batch tensors)` gives named sums of one batch, which add up over batches and ranks: names ending in
 `_max` and `_min` are combined by maximum and minimum, all others by sum (`sinks.stats.accumulators`).
@@ -6,12 +6,11 @@
 computed in float32; sums over tokens, samples and batches in float64 where the device has it. Nothing synchronizes with
 the host and every shape is static, so all of it traces under torch.compile.
 
-Means are over tokens but token 0 unless stated. A statistic of nothing (T = 1) is NaN. NaN and infinite inputs are
-counted in `nonfinite` and make what they touch NaN or infinite.
+Means exclude token 0 unless stated. A statistic of an empty set (T = 1) is NaN. Every group counts NaN and infinite
+inputs in `nonfinite`; whatever depends on them becomes NaN or infinite.
 """
 
 from sinks.stats.functional.attention import (
-    NYU_THRESHOLD,
     SINK_THRESHOLDS,
     attention_accumulators,
     attention_row_accumulators,
@@ -26,13 +25,11 @@ from sinks.stats.functional.contribution import (
     contribution_totals,
     contribution_values,
     projected_value_norms,
-    signed_contribution,
     value_accumulators,
     value_statistics,
 )
 from sinks.stats.functional.energy import TOP_CHANNELS, energy_accumulators, energy_statistics
 from sinks.stats.functional.gates import (
-    CLOSED,
     attention_gate_accumulators,
     attention_gate_statistics,
     gate_magnitude_accumulators,
@@ -53,11 +50,7 @@ from sinks.stats.functional.histogram import (
 from sinks.stats.functional.kurtosis import kurtosis_accumulators, kurtosis_statistics, token_kurtosis
 from sinks.stats.functional.massive import RELATIVE_CRITERIA, massive_accumulators, massive_statistics
 from sinks.stats.functional.residual import (
-    SINK_CONSISTENCY,
-    SINK_SCORE,
     choose_sink_dimensions,
-    extreme_accumulators,
-    extreme_statistics,
     persistence_statistics,
     residual_accumulators,
     residual_statistics,
@@ -68,72 +61,9 @@ from sinks.stats.functional.sink_dimensions import (
     bound_accumulators,
     bound_statistics,
     gain_at_sink,
-    gain_statistics,
     output_share_accumulators,
     output_share_statistics,
     rescale_contribute_index,
     sink_dimension_accumulators,
     sink_dimension_statistics,
 )
-
-__all__ = [
-    "HISTOGRAM_BINS",
-    "HISTOGRAM_BINS_PER_OCTAVE",
-    "HISTOGRAM_OCTAVES",
-    "histogram_quantile",
-    "magnitude_bins",
-    "magnitude_histogram",
-    "NYU_THRESHOLD",
-    "SINK_THRESHOLDS",
-    "attention_accumulators",
-    "attention_statistics",
-    "key_mass_accumulators",
-    "key_mass_statistics",
-    "attention_row_accumulators",
-    "attention_row_statistics",
-    "value_accumulators",
-    "value_statistics",
-    "projected_value_norms",
-    "contribution_values",
-    "contribution_totals",
-    "signed_contribution",
-    "contribution_accumulators",
-    "contribution_statistics",
-    "CLOSED",
-    "attention_gate_accumulators",
-    "attention_gate_statistics",
-    "norm_gate_accumulators",
-    "norm_gate_statistics",
-    "gate_magnitude_accumulators",
-    "gate_magnitude_statistics",
-    "share_accumulators",
-    "share_statistics",
-    "SINK_SCORE",
-    "SINK_CONSISTENCY",
-    "token_median",
-    "residual_accumulators",
-    "residual_statistics",
-    "top_permille_ratio",
-    "persistence_statistics",
-    "choose_sink_dimensions",
-    "extreme_accumulators",
-    "extreme_statistics",
-    "RELATIVE_CRITERIA",
-    "massive_accumulators",
-    "massive_statistics",
-    "kurtosis_accumulators",
-    "kurtosis_statistics",
-    "token_kurtosis",
-    "TOP_CHANNELS",
-    "energy_accumulators",
-    "energy_statistics",
-    "sink_dimension_accumulators",
-    "sink_dimension_statistics",
-    "output_share_accumulators",
-    "output_share_statistics",
-    "rescale_contribute_index",
-    "gain_at_sink",
-    "gain_statistics",
-    "bound_accumulators",
-    "bound_statistics",
-]

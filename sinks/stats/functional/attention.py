@@ -22,14 +22,13 @@ def attention_accumulators(
     """Accumulators of one attention sublayer from per-row masses [B, H, T].
 
     Returns:
-        samples, rows: number of rows of tokens B, and of queries that see more than the first token, B * (T - 1).
+        samples, rows: number of sequences B, and of queries that attend to more than the first token, B * (T - 1).
         first_sum: [H] sum of A_{i,0} over queries i >= 1; row 0 is left out because its mass is trivially one.
-        first_row_sum: [H] sum of A_{0,0}: one a sample, unless a learned sink takes a share.
+        first_row_sum: [H] sum of A_{0,0}: one per sample, unless a learned sink takes some of it.
         learned_sum: [H] sum over all queries of the mass on learned sinks, and `queries` their number.
         rescale_sum, rescale_square_sum: [H] sums over queries i >= 1 of 1 - w and of its square, w = A_{i,0} + learned.
         sink_count_{eps}: [H] number of samples with alpha_0 > eps, alpha_0 the mean of A_{i,0} over all queries,
             row 0 included (Sink^eps_1 of arXiv:2410.10781).
-        nonfinite: number of NaN and infinite values.
     """
     batch, _, length = first_token_mass.shape
     first, learned = first_token_mass.float(), learned_sink_mass.float()
@@ -54,16 +53,14 @@ def attention_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         first_token_mass: mean of A_{i,0} over queries i >= 1.
         first_token_mass_with_first_row: the same over all queries, the trivial row included; (T - 1) / T of the former
-            plus 1 / T, so short texts look as if they had sinks.
+            plus 1 / T, so short sequences appear to have sinks.
         learned_sink_mass: mean mass on learned sinks.
         effective_rescale: mean of 1 - w_s over queries i >= 1, w_s the mass on token 0 and learned sinks together: what
             is left for the other tokens. With a value of zero at the sink the output is scaled by it.
         effective_rescale_cv: its standard deviation over queries over its mean; 0 is a constant factor, no rescaling.
-        sink_ratio_{eps}: share of samples with alpha_0 > eps; its mean over layers and heads is Sink^eps_1.
-        nonfinite: number of NaN and infinite values (a scalar).
+        sink_ratio_{eps}: fraction of samples with alpha_0 > eps; its mean over layers and heads is Sink^eps_1.
     """
     rescale, cv = spread(accumulators["rescale_square_sum"], accumulators["rescale_sum"], accumulators["rows"])
-    prefix = "sink_count_"
     return narrow(
         {
             "first_token_mass": accumulators["first_sum"] / accumulators["rows"],
@@ -74,12 +71,13 @@ def attention_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
             "effective_rescale_cv": cv,
             "nonfinite": accumulators["nonfinite"],
         }
-        | {
-            f"sink_ratio_{name.removeprefix(prefix)}": count / accumulators["samples"]
-            for name, count in accumulators.items()
-            if name.startswith(prefix)
-        }
+        | _sink_ratios("sink_ratio_", accumulators, accumulators["samples"])
     )
+
+
+def _sink_ratios(prefix: str, accumulators: dict[str, Tensor], count: Tensor) -> dict[str, Tensor]:
+    sums = {name: x for name, x in accumulators.items() if name.startswith("sink_count_")}
+    return {prefix + name.removeprefix("sink_count_"): x / count for name, x in sums.items()}
 
 
 def key_mass_accumulators(
@@ -93,9 +91,8 @@ def key_mass_accumulators(
             first `positions` keys, and how many samples have a key k.
         sink_count_{eps}: [H, positions] samples with alpha_k > eps (arXiv:2410.10781).
         nyu_samples: samples of at least two tokens.
-        nyu_largest_sum, nyu_count: [H] over these, sum of max_{k < T / 2} of 1 / T sum_i A_ik, and how often that is
+        nyu_largest_sum, nyu_count: [H] over these, sum of max_{k < T / 2} of 1 / T sum_i A_ik, and how often it is
             above 0.3 (arXiv:2603.05498; the first half of the keys, T / 2 rounded down).
-        nonfinite: number of NaN and infinite values.
     """
     mass = key_mass.float()
     batch, heads, length = mass.shape
@@ -125,14 +122,12 @@ def key_mass_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         alpha: [H, positions] mean over samples of alpha_k; NaN where no sample has a key k.
-        sink_gu_{eps}: [H, positions] share of samples with alpha_k > eps; the mean over layers and heads is Gu's
+        sink_gu_{eps}: [H, positions] fraction of samples with alpha_k > eps; the mean over layers and heads is Gu's
             Sink^eps_{k+1}.
-        sink_nyu: [H] share of samples whose largest 1/T-mean over the first half of the keys is above 0.3; the mean
+        sink_nyu: [H] fraction of samples whose largest 1/T-mean over the first half of the keys is above 0.3; the mean
             over layers and heads is the sink ratio of arXiv:2603.05498. NaN if all samples have one token.
         nyu_largest: [H] mean of that largest mass.
-        nonfinite: number of NaN and infinite values.
     """
-    prefix = "sink_count_"
     return narrow(
         {
             "alpha": accumulators["alpha_sum"] / accumulators["alpha_count"],
@@ -140,43 +135,32 @@ def key_mass_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
             "nyu_largest": accumulators["nyu_largest_sum"] / accumulators["nyu_samples"],
             "nonfinite": accumulators["nonfinite"],
         }
-        | {
-            f"sink_gu_{name.removeprefix(prefix)}": count / accumulators["alpha_count"]
-            for name, count in accumulators.items()
-            if name.startswith(prefix)
-        }
+        | _sink_ratios("sink_gu_", accumulators, accumulators["alpha_count"])
     )
 
 
-def attention_row_accumulators(
-    entropy: Tensor, max_logit: Tensor, window: int | None = None, sinks: int = 0
-) -> dict[str, Tensor]:
+def attention_row_accumulators(entropy: Tensor, max_logit: Tensor, sinks: int = 0) -> dict[str, Tensor]:
     """Accumulators of each query's entropy and largest logit, [B, H, T] each, as `sink_kernels.attention` gives them.
 
     Args:
         entropy: of the row's weights in nats, a learned sink's included.
         max_logit: largest q . k * scale.
-        window: number of keys a query sees, all by default.
         sinks: number of learned sinks that count as keys in the entropy.
 
     Returns:
-        queries, spread_queries: number of queries, and of those that see more than one key (sinks included).
+        queries, spread_queries: number of queries, and of those that attend to more than one key (sinks included).
         entropy_sum, entropy_share_sum: [H] sums of the entropy over all queries, and of entropy over log(visible keys)
             over the second kind.
         logit_sum, logit_max: [H] sum and maximum over queries of the largest logit.
-        nonfinite: number of NaN and infinite values.
     """
     entropy, max_logit = entropy.float(), max_logit.float()
     batch, _, length = entropy.shape
-    visible = torch.arange(1, length + 1, device=entropy.device, dtype=entropy.dtype)
-    visible = visible.clamp_max(window if window is not None else length) + sinks
+    visible = torch.arange(1, length + 1, device=entropy.device, dtype=entropy.dtype) + sinks
     alone = 1 if sinks == 0 else 0
-    if window == 1 and sinks == 0:
-        alone = length
     share = entropy[..., alone:] / visible[alone:].log()
     return {
         "queries": number(batch * length, entropy),
-        "spread_queries": number(batch * (length - min(alone, length)), entropy),
+        "spread_queries": number(batch * (length - alone), entropy),
         "entropy_sum": total(entropy, (0, 2)),
         "entropy_share_sum": total(share, (0, 2)),
         "logit_sum": total(max_logit, (0, 2)),
@@ -190,9 +174,8 @@ def attention_row_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tenso
 
     Returns:
         entropy: mean entropy in nats, in [0, log T].
-        entropy_share: mean of entropy over log(visible keys), in [0, 1]; queries that see one key are left out.
+        entropy_share: mean of entropy over log(visible keys), in [0, 1]; queries with one key are left out.
         logit_mean, logit_max: mean and maximum over queries of the largest logit.
-        nonfinite: number of NaN and infinite values (a scalar).
     """
     queries = accumulators["queries"]
     return narrow(

@@ -1,4 +1,4 @@
-"""What the first token adds to the output, beside the mass it gets: values, and values seen through W_O.
+"""What the first token adds to the output, besides its mass: values, and values projected by W_O.
 
 For the contribution share, weights meet the norms n_j = ||W_O^h v_j|| in one more attention call, no T x T matrix:
 
@@ -21,7 +21,6 @@ def value_accumulators(v: Tensor) -> dict[str, Tensor]:
     Returns:
         samples: B, or 0 if T is 1.
         ratio_sum: [n_kv_heads] sum over samples of ||v_0|| / median_{j >= 1} ||v_j|| (arXiv:2410.10781).
-        nonfinite: number of NaN and infinite values.
     """
     norms = torch.linalg.vector_norm(v.float(), dim=-1)
     accumulators = {
@@ -32,7 +31,7 @@ def value_accumulators(v: Tensor) -> dict[str, Tensor]:
     if norms.shape[-1] < 2:
         return accumulators
     ratio = norms[..., 0] / norms[..., 1:].median(dim=-1).values
-    ratio = torch.where(torch.isfinite(norms).all(-1), ratio, torch.nan)  # a median would hide an infinity
+    ratio = torch.where(torch.isfinite(norms).all(-1), ratio, torch.nan)  # a median would hide an infinite value
     return accumulators | {"samples": number(len(v), v), "ratio_sum": total(ratio, 0)}
 
 
@@ -42,13 +41,6 @@ def value_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
     return narrow({"value_norm_ratio": ratio, "nonfinite": accumulators["nonfinite"]})
 
 
-def output_grams(out_weight: Tensor, n_heads: int) -> Tensor:
-    """W_h^T W_h [H, head_dim, head_dim] of an output projection's weight [D, H * head_dim]."""
-    with torch.autocast(out_weight.device.type, enabled=False):
-        per_head = out_weight.float().unflatten(1, (n_heads, -1)).transpose(0, 1)
-        return per_head.transpose(1, 2) @ per_head
-
-
 def projected_value_norms(v: Tensor, out_weight: Tensor, n_heads: int) -> Tensor:
     """||W_O^h v_j|| of values v [B, n_kv_heads, T, head_dim] for each query head h [B, n_heads, T].
 
@@ -56,8 +48,9 @@ def projected_value_norms(v: Tensor, out_weight: Tensor, n_heads: int) -> Tensor
     ||W_O^h|| ||v_j|| are rounding.
     """
     with torch.autocast(v.device.type, enabled=False):
+        per_head = out_weight.float().unflatten(1, (n_heads, -1)).transpose(0, 1)
         values = v.float().repeat_interleave(n_heads // v.shape[1], dim=1)
-        square = ((values @ output_grams(out_weight, n_heads)) * values).sum(-1)
+        square = ((values @ (per_head.transpose(1, 2) @ per_head)) * values).sum(-1)
     return square.clamp_min(0.0).sqrt()
 
 
@@ -65,7 +58,7 @@ def contribution_values(norms: Tensor, n_kv_heads: int, head_dim: int) -> Tensor
     """Norms [B, H, T] as values [B, n_kv_heads, T, head_dim]: the g-th query head of a group reads channel g.
 
     Query heads that share a key head differ in n_j, so each gets a channel of its own and keys need no copies. Channels
-    left over are 1: they tell the row's total mass.
+    left over are 1: they give the row's total mass.
 
     Raises:
         ValueError: if more query heads share a key head than there are channels.
@@ -73,8 +66,8 @@ def contribution_values(norms: Tensor, n_kv_heads: int, head_dim: int) -> Tensor
     grouped = norms.unflatten(1, (n_kv_heads, -1)).transpose(2, 3)
     if grouped.shape[-1] > head_dim:
         raise ValueError(
-            f"{grouped.shape[-1]} query heads share a key head of head_dim {head_dim}: at most head_dim can be told "
-            "apart; repeat the key heads"
+            f"{grouped.shape[-1]} query heads share a key head of head_dim {head_dim}: at most head_dim can be "
+            "distinguished; repeat the key heads"
         )
     return F.pad(grouped, (0, head_dim - grouped.shape[-1]), value=1.0)
 
@@ -89,7 +82,7 @@ def contribution_totals(out: Tensor, n_kv_heads: int, renormalize: bool = False)
             are; a row without mass stays 0.
 
     Raises:
-        ValueError: if it is to be renormalized and no channel is left over for the total mass.
+        ValueError: if `renormalize` and no channel is left for the total mass.
     """
     grouped = out.float().unflatten(1, (n_kv_heads, -1))
     group, head_dim = grouped.shape[2], grouped.shape[4]
@@ -104,29 +97,13 @@ def contribution_totals(out: Tensor, n_kv_heads: int, renormalize: bool = False)
     return totals / out[..., group].float().clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def signed_contribution(first_token_mass: Tensor, v: Tensor, out: Tensor, out_weight: Tensor) -> Tensor:
-    """The first token's part of each head's output along that output [B, H, T]; all keys' parts sum to 1.
-
-    <A_i0 W_h v_0, W_h o_i> / ||W_h o_i||^2 with o [B, H, T, head_dim] the head's output before a gate, of the same A as
-    `first_token_mass`. Negative: the first token works against the output.
-    """
-    n_heads = out.shape[1]
-    with torch.autocast(out.device.type, enabled=False):
-        seen = out.float() @ output_grams(out_weight, n_heads)
-        first = v[:, :, :1].float().repeat_interleave(n_heads // v.shape[1], dim=1)
-        return first_token_mass.float() * (seen * first).sum(-1) / (seen * out.float()).sum(-1)
-
-
-def contribution_accumulators(
-    first_token_mass: Tensor, norms: Tensor, totals: Tensor, signed: Tensor | None = None
-) -> dict[str, Tensor]:
+def contribution_accumulators(first_token_mass: Tensor, norms: Tensor, totals: Tensor) -> dict[str, Tensor]:
     """Accumulators of the first token's contribution, over queries i >= 1 of [B, H, T] tensors.
 
     Args:
         first_token_mass: A_i0.
         norms: n_j = ||W_O^h v_j||.
         totals: `contribution_totals`, sum_j A_ij n_j with the same A as `first_token_mass`: renormalized where that is.
-        signed: `signed_contribution`, if wanted.
 
     Returns:
         rows: number of queries B * (T - 1).
@@ -134,8 +111,6 @@ def contribution_accumulators(
         contribution_sum: [H] sum over defined rows of c_i = A_i0 n_0 / totals_i.
         mass_sum: [H] sum over the same rows of A_i0.
         norm_ratio_sum: [H] sum over samples of n_0 over the mean of the others, and `samples` (0 if T is 1).
-        signed_sum: [H] sum over all rows, if given.
-        nonfinite: number of NaN and infinite values.
     """
     mass, norms, totals = first_token_mass.float(), norms.float(), totals.float()
     batch, heads, length = mass.shape
@@ -146,7 +121,7 @@ def contribution_accumulators(
         norm_ratio = quotient(norms[..., 0], norms[..., 1:].mean(-1))
     else:
         norm_ratio = norms.new_zeros(0, heads)
-    accumulators = {
+    return {
         "rows": number(batch * (length - 1), mass),
         "samples": number(len(norm_ratio), mass),
         "defined_rows": total((~empty).float(), (0, 2)),
@@ -155,10 +130,6 @@ def contribution_accumulators(
         "norm_ratio_sum": total(norm_ratio, 0),
         "nonfinite": nonfinite(mass, norms, totals),
     }
-    if signed is not None:
-        accumulators["signed_sum"] = total(signed[..., 1:], (0, 2))
-        accumulators["nonfinite"] = nonfinite(mass, norms, totals, signed)
-    return accumulators
 
 
 def contribution_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -167,22 +138,19 @@ def contribution_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor
     Returns:
         contribution_share: mean of A_i0 ||W_O v_0|| / sum_j A_ij ||W_O v_j||, in [0, 1].
         mass_share: mean of A_i0 over the same rows.
-        contribution_over_mass: the former over the latter; far below 1 the sink takes mass but adds nothing.
+        contribution_over_mass: the former over the latter; far below 1, the sink takes mass but adds nothing.
         projected_norm_ratio: mean of ||W_O v_0|| over the mean of the others.
-        signed_contribution: mean share along the output, if given; may be negative or above 1.
-        undefined_rows: share of rows without any mass or value.
-        nonfinite: number of NaN and infinite values (a scalar).
+        undefined_rows: fraction of rows without any mass or value.
     """
     defined = accumulators["defined_rows"]
     contribution, mass = accumulators["contribution_sum"] / defined, accumulators["mass_sum"] / defined
-    found = {
-        "contribution_share": contribution,
-        "mass_share": mass,
-        "contribution_over_mass": quotient(contribution, mass),
-        "projected_norm_ratio": accumulators["norm_ratio_sum"] / accumulators["samples"],
-        "undefined_rows": 1 - defined / accumulators["rows"],
-        "nonfinite": accumulators["nonfinite"],
-    }
-    if "signed_sum" in accumulators:
-        found["signed_contribution"] = accumulators["signed_sum"] / accumulators["rows"]
-    return narrow(found)
+    return narrow(
+        {
+            "contribution_share": contribution,
+            "mass_share": mass,
+            "contribution_over_mass": quotient(contribution, mass),
+            "projected_norm_ratio": accumulators["norm_ratio_sum"] / accumulators["samples"],
+            "undefined_rows": 1 - defined / accumulators["rows"],
+            "nonfinite": accumulators["nonfinite"],
+        }
+    )

@@ -12,13 +12,13 @@ TOP_CHANNELS = (1, 4, 16)
 def energy_accumulators(h: Tensor, top: tuple[int, ...] = TOP_CHANNELS) -> dict[str, Tensor]:
     """Accumulators of the energy of the largest channels of h [B, T, D], over tokens but token 0.
 
-    Which channels are largest is asked of every token anew; `sink_dimension_accumulators` keeps them fixed.
+    The largest channels are found per token; `sink_dimension_accumulators` keeps them fixed.
 
     Returns:
         tokens, nonfinite: number of those tokens, and of their NaN and infinite values.
-        top_{k}_sum: sum over tokens of E_k, the share of sum_j h_j^2 in the k largest channels (all if k > D).
-        peak_sum, peak_max: sum and maximum over tokens of max_j |u_j|; -inf if there is none.
-        peak_histogram: [HISTOGRAM_BINS] of max_j |u_j|, one value a token.
+        top_{k}_sum: sum over tokens of E_k, the fraction of sum_j h_j^2 in the k largest channels (all if k > D).
+        peak_sum, peak_max: sum and maximum over tokens of max_j |u_j|; -inf without tokens.
+        peak_histogram: [HISTOGRAM_BINS] of max_j |u_j|, one value per token.
     """
     square = h[:, 1:].float().square()
     channels = square.shape[-1]
@@ -41,7 +41,6 @@ def energy_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
         energy_top_{k}: mean E_k, in [k / D, 1].
         peak_mean, peak_max: mean and largest max_j |u_j|, in [1, sqrt(D)].
         peak_p50, peak_p99: its quantiles over tokens, from the histogram (resolution 4.4 %).
-        nonfinite: number of NaN and infinite values.
     """
     tokens, largest = accumulators["tokens"], accumulators["peak_max"]
     found = {

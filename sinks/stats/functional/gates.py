@@ -1,4 +1,4 @@
-"""Gates: of attention outputs (arXiv:2505.06708), of norms (arXiv:2601.22966), and shares that a pass reports once."""
+"""Gates: of attention outputs (arXiv:2505.06708), of norms (arXiv:2601.22966), and fractions reported once per pass."""
 
 import torch
 from torch import Tensor
@@ -28,7 +28,6 @@ def attention_gate_accumulators(gate: Tensor) -> dict[str, Tensor]:
         count, first_count: values of each head at all tokens, and at token 0 alone.
         gate_sum, square_sum, closed_sum: [H] sums of g, g^2 and [g < 0.1] over all tokens.
         first_sum, rest_sum: [H] sums of g over tokens 0, and over all others.
-        nonfinite: number of NaN and infinite values.
     """
     g = gate.float().unsqueeze(-1) if gate.dim() == 3 else gate.float()
     batch, _, length, width = g.shape
@@ -53,11 +52,10 @@ def attention_gate_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tens
     """What follows from (summed) `attention_gate_accumulators`, each [H].
 
     Returns:
-        gate_mean, gate_std: of all values, in [0, 1]; a deviation near 0 is a constant factor.
-        gate_closed: share of values below 0.1.
+        gate_mean, gate_std: of all values, in [0, 1]; a deviation near 0 means a constant factor.
+        gate_closed: fraction of values below 0.1.
         gate_first, gate_rest: mean at token 0, and at all others (NaN if T is 1).
         gate_first_over_rest: their ratio; far below 1 the gate does at token 0 what a sink did.
-        nonfinite: number of NaN and infinite values (a scalar).
     """
     count, first_count = accumulators["count"], accumulators["first_count"]
     mean, cv = spread(accumulators["square_sum"], accumulators["gate_sum"], count)
@@ -112,7 +110,7 @@ def gate_magnitude_accumulators(gate: Tensor, y: Tensor) -> dict[str, Tensor]:
     bins = magnitude_bins(magnitude).flatten()
     dtype = wide(g.device)
     gates = torch.zeros(HISTOGRAM_BINS, dtype=dtype, device=g.device).scatter_add(0, bins, g.to(dtype).flatten())
-    # Around each token's own means: sums of raw squares would lose a gate that hardly varies.
+    # Centered on each token's own means: sums of raw squares would cancel for a gate that hardly varies.
     mean_magnitude, mean_gate = magnitude.mean(-1), g.mean(-1)
     magnitude_centered, gate_centered = magnitude - mean_magnitude.unsqueeze(-1), g - mean_gate.unsqueeze(-1)
     magnitude_within = torch.linalg.vector_norm(magnitude_centered, dim=-1)
@@ -147,14 +145,14 @@ def gate_magnitude_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tens
     """What follows from (summed) `gate_magnitude_accumulators`.
 
     Returns:
-        gate_by_decile: [10] mean g of the values whose |y| lies in each tenth of all |y|, smallest first. Deciles come
-            from the fixed histogram of |y| (resolution 4.4 %), not per batch; a bin that a decile's edge cuts is shared
-            out in proportion.
+        gate_by_decile: [10] mean g of the values in each decile of |y|, smallest first. Deciles come
+            from the fixed histogram of |y| (resolution 4.4 %), not per batch; a bin that contains a decile's edge is
+            split proportionally.
         gate_top_over_bottom: the last decile's over the first's; below 1 if large values get smaller gates.
         gate_correlation: Pearson correlation of |y| and g over all values, in [-1, 1]; NaN if either is constant.
         gate_token_correlation: the correlation over channels within a token, averaged over tokens. NaN if either is
-            constant within any token, as one gate a token always is.
-        nonfinite: number of NaN and infinite values; where it is not zero the others are NaN.
+            constant within any token, as one gate per token always is.
+        nonfinite: number of NaN and infinite values; where it is nonzero the others are NaN.
     """
     counts, gates = accumulators["magnitude_histogram"], accumulators["gate_histogram"]
     mean_gate = torch.where(counts > 0, gates / counts, 0.0)
@@ -177,8 +175,8 @@ def gate_magnitude_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tens
         "gate_correlation": covariance / (deviations[0] * deviations[1]),
         "gate_token_correlation": accumulators["token_correlation_sum"] / accumulators["tokens"],
     }
-    bad = accumulators["nonfinite"] > 0
-    found = {name: torch.where(bad, torch.nan, x) for name, x in found.items()}
+    broken = accumulators["nonfinite"] > 0
+    found = {name: torch.where(broken, torch.nan, x) for name, x in found.items()}
     return narrow(found | {"nonfinite": accumulators["nonfinite"]})
 
 
@@ -188,5 +186,5 @@ def share_accumulators(marked: Tensor) -> dict[str, Tensor]:
 
 
 def share_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """share: of all values, those that are marked, in [0, 1]. From (summed) `share_accumulators`."""
+    """share: fraction of values that are true, in [0, 1]. From (summed) `share_accumulators`."""
     return narrow({"share": accumulators["share_sum"] / accumulators["count"]})

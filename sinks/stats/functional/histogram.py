@@ -12,14 +12,14 @@ HISTOGRAM_BINS = HISTOGRAM_BINS_PER_OCTAVE * (HISTOGRAM_OCTAVES[1] - HISTOGRAM_O
 
 
 def magnitude_bins(x: Tensor) -> Tensor:
-    """The bin of each |x|, int64; the outer bins take what lies beyond, NaN counts as zero."""
+    """The bin of each |x|, int64; the outer bins include values beyond, NaN counts as zero."""
     low, high = HISTOGRAM_OCTAVES
     octave = x.detach().float().abs().nan_to_num_(0.0).clamp_(2.0**low, 2.0**high).log2_()
     return octave.sub_(low).mul_(HISTOGRAM_BINS_PER_OCTAVE).long().clamp_(0, HISTOGRAM_BINS - 1)
 
 
 def magnitude_histogram(x: Tensor) -> Tensor:
-    """Counts of |x| [HISTOGRAM_BINS] in the fixed log-spaced histogram; the outer bins take what lies beyond."""
+    """Counts of |x| [HISTOGRAM_BINS] in the fixed log-spaced histogram; the outer bins include values beyond."""
     return occurrences(magnitude_bins(x), HISTOGRAM_BINS)
 
 

@@ -1,4 +1,4 @@
-"""Three statistics that the literature all calls kurtosis of the residual stream, told apart by name."""
+"""Three statistics that the literature all calls kurtosis of the residual stream, distinguished by name."""
 
 import torch
 from torch import Tensor
@@ -9,14 +9,14 @@ from sinks.stats.functional.sums import channel_total, narrow, nonfinite, number
 def centered_unit(h: Tensor) -> tuple[Tensor, Tensor]:
     """(h - mean) / standard deviation over the channels of h [..., D], and the standard deviation [...] (population).
 
-    A deviation that is no more than the rounding of the mean counts as none: a constant token gives NaN.
+    A deviation within the rounding of the mean counts as zero: a constant token gives NaN.
     """
     mean = h.mean(-1, keepdim=True)
-    centerd = h - mean
-    deviation = torch.linalg.vector_norm(centerd, dim=-1, keepdim=True) / h.shape[-1] ** 0.5
+    centered = h - mean
+    deviation = torch.linalg.vector_norm(centered, dim=-1, keepdim=True) / h.shape[-1] ** 0.5
     rounding = 4 * torch.finfo(torch.float32).eps * mean.abs()
     deviation = torch.where(deviation <= rounding, torch.nan, deviation)
-    return centerd / deviation, deviation.squeeze(-1)
+    return centered / deviation, deviation.squeeze(-1)
 
 
 def token_kurtosis(h: Tensor) -> Tensor:
@@ -50,15 +50,14 @@ def kurtosis_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
     """What follows from (summed) `kurtosis_accumulators`.
 
     Returns:
-        kurtosis_token: Bondarenko et al. (arXiv:2306.12929): mean over tokens of m4 / m2^2 over channels, centerd, not
-            excess; in [1, D], 3 for a normal distribution. High if any channel of a token stands out.
+        kurtosis_token: Bondarenko et al. (arXiv:2306.12929): mean over tokens of m4 / m2^2 over channels, centered, not
+            excess; in [1, D], 3 for a normal distribution. High if any channel of a token is an outlier.
         kurtosis_excess: kurtosis_token - 3.
         kurtosis_osp: Outlier-Safe Pre-Training (arXiv:2506.19697): mean over tokens of mean_j h_j^4 / std^4 - 3, the
-            fourth accumulator uncentered, clipped at 0 in each token; std here is the population's.
+            fourth moment uncentered, clipped at 0 in each token; std here is the population's.
         kurtosis_neuron: He et al. (arXiv:2405.19279): mean_j s_j^4 / (mean_j s_j^2)^2 with s_j the RMS of channel j
-            over tokens; in [1, D], 1 if all channels are alike, D if one carries everything. Blind to outliers that
+            over tokens; in [1, D], 1 if all channels are equal, D if one has all the energy. Blind to outliers that
             wander from channel to channel.
-        nonfinite: number of NaN and infinite values.
     """
     tokens = accumulators["tokens"]
     square = accumulators["square_sum"] / tokens

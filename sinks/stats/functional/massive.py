@@ -28,14 +28,14 @@ def massive_accumulators(h: Tensor, median: Tensor | None = None) -> dict[str, T
     """Accumulators of massive activations of h [B, T, D]. All tokens count, token 0 too, except in `ratio_*`.
 
     Medians are of |h|: "token" that of the token's D channels, "tensor" that of the sample's T * D values (as the
-    authors' code takes it, one sequence at a time). A rival median changes the count; both are kept.
+    authors' code takes it, one sequence at a time). The choice changes the count; both are kept.
 
     Args:
         h: the residual stream.
-        median: `token_median(h)`, if it is there already.
+        median: `token_median(h)`, if already computed.
 
     Returns:
-        tokens, samples, later_tokens, nonfinite: numbers of tokens B * T, samples B, tokens but token 0, bad values.
+        tokens, samples, later_tokens, nonfinite: numbers of tokens B * T, samples B, tokens but token 0, non-finites.
         token_count, tensor_count: values with |h| > 100 and |h| > 1000 * median.
         relative_{c}_token_count, relative_{c}_tensor_count: tokens, and samples, whose largest |h| > c * median, for c
             in RELATIVE_CRITERIA: for models too small for an absolute threshold.
@@ -70,13 +70,12 @@ def massive_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
     """What follows from (summed) `massive_accumulators`.
 
     Returns:
-        massive_per_token_median, massive_per_tensor_median: massive activations a sample (mean count), >= 0.
-        relative_{c}_per_token_median: share of tokens whose largest |h| is above c times the token's median.
-        relative_{c}_per_tensor_median: share of samples whose largest |h| is above c times the sample's median.
+        massive_per_token_median, massive_per_tensor_median: mean number of massive activations per sample, >= 0.
+        relative_{c}_per_token_median: fraction of tokens whose largest |h| is above c times the token's median.
+        relative_{c}_per_tensor_median: fraction of samples whose largest |h| is above c times the sample's median.
         top_over_median: [3] 1st to 3rd largest |h| over the median, per sample, then averaged.
         max_median_ratio: He et al. (arXiv:2405.19279): mean over tokens but token 0 of max_j |h_j| / median_j |h_j|.
         max_median_ratio_max: the largest of them; NaN if there is none.
-        nonfinite: number of NaN and infinite values.
     """
     samples = accumulators["samples"]
     largest = accumulators["ratio_max"]

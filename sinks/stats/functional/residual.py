@@ -1,6 +1,6 @@
 """The residual stream h [B, T, D]: where it is large, and the residual sink.
 
-Token 0 is told apart from the others because a massive activation of one token is not a residual sink of all tokens.
+Token 0 is separated from the others because a massive activation of one token is not a residual sink of all tokens.
 Medians are per token and lower medians (of an even number the smaller middle one), as torch.median takes them.
 """
 
@@ -13,12 +13,12 @@ from sinks.stats.functional.histogram import histogram_quantile, magnitude_histo
 from sinks.stats.functional.kurtosis import token_kurtosis
 from sinks.stats.functional.sums import channel_total, narrow, nonfinite, number, occurrences, total
 
-# What counts as a residual sink: score R and consistency at least these (after arXiv:2601.22966).
+# Minimum score R and consistency of a residual sink (after arXiv:2601.22966).
 SINK_SCORE, SINK_CONSISTENCY = 10.0, 0.5
 
 
 def token_median(h: Tensor) -> Tensor:
-    """Median |h_j| over the channels of each token of h [B, T, D], [B, T]: a third of the cost of what asks for it."""
+    """Median |h_j| over the channels of each token of h [B, T, D], [B, T]: a third of the cost of its callers."""
     return h.float().abs().median(dim=-1).values
 
 
@@ -27,17 +27,16 @@ def residual_accumulators(h: Tensor, median: Tensor | None = None) -> dict[str, 
 
     Args:
         h: the stream.
-        median: `token_median(h)`, if it is there already.
+        median: `token_median(h)`, if already computed.
 
     Returns:
         tokens, samples: number of tokens but token 0, and number of tokens 0 (that is B).
         abs_sum, argmax_count: [D] over tokens but token 0: sum of |h_j|, and how often |h_j| is the largest.
         first_abs_sum: [D] sum of |h_j| over tokens 0.
-        kurtosis_sum: sum over tokens but token 0 of m4 / m2^2 over channels, centerd (arXiv:2306.12929; not excess).
+        kurtosis_sum: sum over tokens but token 0 of m4 / m2^2 over channels, centered (arXiv:2306.12929; not excess).
         median_sum: sum over the same tokens of the token's median |h_j|.
         histogram: [HISTOGRAM_BINS] of |h| over all tokens.
-        nonfinite: number of NaN and infinite values.
-        first_max, others_max: largest |h| at token 0, and elsewhere (0 if there is nothing elsewhere).
+        first_max, others_max: largest |h| at token 0, and elsewhere (0 if T is 1).
     """
     h = h.float()
     batch, length, channels = h.shape
@@ -64,7 +63,7 @@ def residual_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         mean_abs: [D] m_j, mean of |h_j| over tokens but token 0.
-        argmax_share: [D] share of those tokens whose largest |h_j| is j.
+        argmax_share: [D] fraction of those tokens whose largest |h_j| is j.
         sink_dimension: argmax_j m_j.
         sink_score: R = max_j m_j / median_j m_j (after arXiv:2601.22966), >= 1.
         sink_consistency: argmax_share at the sink dimension.
@@ -74,7 +73,7 @@ def residual_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
         top_permille: the paper's "first 1 permille activation ratio" of this site, token 0 included, in permille;
             `top_permille_ratio` of the mean over sites is the paper's number.
         p999: 99.9th percentile of |h| over all tokens, from the histogram (resolution 4.4 %).
-        nonfinite: number of NaN and infinite values; where it is not zero the others are NaN or infinite too.
+        nonfinite: number of NaN and infinite values; where it is nonzero the others are NaN or infinite too.
     """
     tokens = accumulators["tokens"]
     mean_abs = accumulators["abs_sum"] / tokens
@@ -105,7 +104,7 @@ def top_permille_ratio(mean_abs: Tensor) -> Tensor:
     """1000 * sum of the largest ceil(D / 1000) of H_j over the sum of all, H [..., D] the mean |h_j|.
 
     The "first 1 permille activation ratio" of arXiv:2601.22966, figure 1, in permille: 1000 * ceil(D / 1000) / D if all
-    channels are alike, 1000 if one permille of them carries everything. The paper averages |h_j| over tokens and layers
+    channels are equal, 1000 if one permille of them has everything. The paper averages |h_j| over tokens and layers
     first and never defines the ratio; this reads it from its figures.
     """
     count = math.ceil(mean_abs.shape[-1] / 1000)
@@ -116,16 +115,11 @@ def persistence_statistics(mean_abs: Tensor, argmax_share: Tensor) -> dict[str, 
     """Whether sites share one residual sink: from `residual_statistics` stacked over S sites, [S, D] each.
 
     Returns:
-        site_dimension: [S] argmax_j m_j of each site.
-        site_score, site_consistency: [S] R and the share of tokens whose largest |h_j| is there.
-        site_is_sink: [S] 1 where R >= 10 and consistency >= 0.5.
-        sink_dimension: the dimension that is the argmax of most sites (the lowest of equals).
-        persistence: share of sites whose argmax it is, in [1 / S, 1].
-        sink_sites: share of sites with a sink at that dimension.
+        persistence: fraction of sites whose argmax_j m_j is the most common one (the lowest of equals), in [1 / S, 1].
+        sink_sites: fraction of sites with a sink at that dimension: R >= 10 and consistency >= 0.5.
     """
     dimension = mean_abs.argmax(-1)
-    votes = occurrences(dimension, mean_abs.shape[-1])
-    elected = votes.argmax()
+    elected = occurrences(dimension, mean_abs.shape[-1]).argmax()
     score = mean_abs.amax(-1) / mean_abs.median(-1).values
     consistency = argmax_share.gather(-1, dimension[:, None])[:, 0]
     undefined = torch.isnan(score) | torch.isnan(consistency)
@@ -133,11 +127,6 @@ def persistence_statistics(mean_abs: Tensor, argmax_share: Tensor) -> dict[str, 
     persistence = (dimension == elected).float().mean()
     return narrow(
         {
-            "site_dimension": dimension,
-            "site_score": score,
-            "site_consistency": consistency,
-            "site_is_sink": is_sink,
-            "sink_dimension": elected,
             "persistence": torch.where(torch.isnan(mean_abs).any(), torch.nan, persistence),
             "sink_sites": (is_sink * (dimension == elected)).mean(),
         }
@@ -148,27 +137,6 @@ def choose_sink_dimensions(mean_abs: Tensor, count: int = 1) -> Tensor:
     """The `count` dimensions that are largest on average over sites [count], largest first.
 
     The paper's order (arXiv:2601.22966, section 2): by the mean of |h_j| over tokens and layers, here over tokens but
-    token 0 and over the sites [S, D] given. To be fixed at one sampled step and used at the next.
+    token 0 and over the sites [S, D] given. Chosen at one sampled step and used at the next.
     """
     return mean_abs.reshape(-1, mean_abs.shape[-1]).mean(0).topk(min(count, mean_abs.shape[-1])).indices
-
-
-def extreme_accumulators(h: Tensor, delimiters: Tensor | None = None) -> dict[str, Tensor]:
-    """Largest |h| of h [B, T, D] at token 0, at delimiters (a mask [B, T], token 0 aside) and at all other tokens.
-
-    Massive activations sit on the first token and on delimiters such as "." and newline (arXiv:2402.17762).
-    The accumulators `first_max`, `delimiter_max`, `rest_max` are -inf where there is no such token.
-    """
-    peak = h.float().abs().amax(-1)
-    later = torch.arange(peak.shape[1], device=h.device) > 0
-    delimiter = later & (delimiters.bool() if delimiters is not None else torch.zeros_like(later))
-    groups = {"first": ~later, "delimiter": delimiter, "rest": later & ~delimiter}
-    found = {f"{name}_max": torch.where(mask, peak, -torch.inf).max() for name, mask in groups.items()}
-    return found | {"nonfinite": nonfinite(peak)}
-
-
-def extreme_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """max_abs_first, max_abs_delimiter, max_abs_rest (NaN where there is no such token), nonfinite (tokens)."""
-    named = {f"max_abs_{name}": accumulators[f"{name}_max"] for name in ("first", "delimiter", "rest")}
-    found = {name: torch.where(x == -torch.inf, torch.nan, x) for name, x in named.items()}
-    return narrow(found | {"nonfinite": accumulators["nonfinite"]})

@@ -17,7 +17,7 @@ def _membership(channels: int, dimensions: Tensor) -> Tensor:
 
 
 def _energies(x: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of squares [...] of x [..., D] in S and in the rest, apart so that neither is lost in the other."""
+    """Sums of squares [...] of x [..., D] in S and in the rest, summed separately so that neither is rounded away."""
     x = x.float()
     parts = (x.masked_fill(~inside, 0.0), x.masked_fill(inside, 0.0))
     sink, rest = (torch.linalg.vector_norm(part, dim=-1).square() for part in parts)
@@ -31,8 +31,7 @@ def sink_dimension_accumulators(h: Tensor, dimensions: Tensor) -> dict[str, Tens
         tokens, nonfinite: number of those tokens, and of their NaN and infinite values.
         energy_sum: sum over tokens of r^2 = sum_{j in S} h_j^2 / ||h||^2.
         rescale_sum, rescale_square_sum: of rho = rms(h_rest) / rms(h) = sqrt((1 - r^2) D / (D - |S|)), the factor by
-            which the norm shrinks the rest because S is there; and of rho^2.
-        rescale_min, rescale_max: the smallest and largest rho (inf and -inf without tokens).
+            which S makes the norm shrink the rest; and of rho^2.
     """
     h = h[:, 1:].float()
     channels = h.shape[-1]
@@ -41,15 +40,12 @@ def sink_dimension_accumulators(h: Tensor, dimensions: Tensor) -> dict[str, Tens
     energy = sink + rest
     remaining = (channels - inside.sum()).to(h.dtype)
     rescale = (quotient(rest, energy) * (channels / remaining)).sqrt()
-    extreme = rescale.numel() > 0
     return {
         "tokens": number(rescale.numel(), h),
         "nonfinite": nonfinite(h),
         "energy_sum": total(quotient(sink, energy)),
         "rescale_sum": total(rescale),
         "rescale_square_sum": total(rescale.to(wide(h.device)).square()),
-        "rescale_min": rescale.min() if extreme else torch.full((), torch.inf, device=h.device),
-        "rescale_max": rescale.max() if extreme else torch.full((), -torch.inf, device=h.device),
     }
 
 
@@ -61,8 +57,6 @@ def sink_dimension_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tens
         rescale: mean rho, in [0, sqrt(D / (D - |S|))]; 1 if S is an average set of channels, near 0 if it dominates.
         rescale_cv: standard deviation of rho over tokens over its mean. A rho that does not vary with context is no
             rescaling that attention or the gain could not absorb; the paper does not check it.
-        rescale_min, rescale_max: the extremes of rho.
-        nonfinite: number of NaN and infinite values.
     """
     tokens = accumulators["tokens"]
     rescale, cv = spread(accumulators["rescale_square_sum"], accumulators["rescale_sum"], tokens)
@@ -71,28 +65,19 @@ def sink_dimension_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tens
             "energy_share": accumulators["energy_sum"] / tokens,
             "rescale": rescale,
             "rescale_cv": cv,
-            "rescale_min": torch.where(tokens > 0, accumulators["rescale_min"], torch.nan),
-            "rescale_max": torch.where(tokens > 0, accumulators["rescale_max"], torch.nan),
             "nonfinite": accumulators["nonfinite"],
         }
     )
 
 
-def output_share_accumulators(output: Tensor, dimensions: Tensor, gain: Tensor | None = None) -> dict[str, Tensor]:
-    """Accumulators of what S contributes to a norm's output, over tokens but token 0.
-
-    Args:
-        output: the norm's output y [B, T, D]; or its input h, with `gain`.
-        dimensions: S [K].
-        gain: [D]; then y = gain * h up to the factor 1 / rms(h), which cancels in the share.
+def output_share_accumulators(output: Tensor, dimensions: Tensor) -> dict[str, Tensor]:
+    """Accumulators of what S contributes to a norm's output y [B, T, D], over tokens but token 0.
 
     Returns:
         tokens, nonfinite: number of those tokens, and of their NaN and infinite values.
         output_share_sum: sum over tokens of sum_{j in S} y_j^2 / ||y||^2.
     """
     y = output[:, 1:].float()
-    if gain is not None:
-        y = y * gain.float()
     sink, rest = _energies(y, _membership(y.shape[-1], dimensions))
     return {
         "tokens": number(sink.numel(), y),
@@ -102,13 +87,13 @@ def output_share_accumulators(output: Tensor, dimensions: Tensor, gain: Tensor |
 
 
 def output_share_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """output_share: mean share of S in the norm's output, in [0, 1]; nonfinite. From `output_share_accumulators`."""
+    """output_share: mean fraction of output energy in S, in [0, 1]; nonfinite. From `output_share_accumulators`."""
     share = accumulators["output_share_sum"] / accumulators["tokens"]
     return narrow({"output_share": share, "nonfinite": accumulators["nonfinite"]})
 
 
 def rescale_contribute_index(energy_share: Tensor, output_share: Tensor) -> Tensor:
-    """Mean r^2 over mean output share: how much more S weighs in the denominator than in the output.
+    """Mean r^2 over mean output share: how much larger S is in the denominator than in the output.
 
     1: the sink contributes as much as it rescales. Far above 1: it rescales (the paper's claim). Below 1: it
     contributes. 0 / 0 is NaN. The ratio of means, not the mean of ratios.
@@ -119,43 +104,22 @@ def rescale_contribute_index(energy_share: Tensor, output_share: Tensor) -> Tens
 def gain_at_sink(gain: Tensor, sink_dimension: Tensor) -> Tensor:
     """|gain| at the sink dimension over the median |gain|, of one norm's gain [D] (arXiv:2601.22966, section 3).
 
-    `sink_dimension` is one index, or a set [K] that gives [K]. 1: no suppression; the paper finds 0.004. Tell the kinds
-    of sites apart: suppression may be at feed-forward norms only.
+    `sink_dimension` is one index, or a set [K] that gives [K]. 1: no suppression; the paper finds 0.004. Distinguish
+    the kinds of sites: suppression may be at feed-forward norms only.
     """
     magnitude = gain.float().abs()
     return magnitude.take(sink_dimension) / magnitude.median()
-
-
-def gain_statistics(gain: Tensor, dimensions: Tensor) -> dict[str, Tensor]:
-    """Of one norm's gain [D], a parameter: the same on all ranks, nothing to sum.
-
-    Returns:
-        gain_at_sinks: [K] |gain| at S over the median |gain|.
-        gain_at_sinks_mean: their mean.
-        gain_epsilon: max_S |gain| / max |gain|, the theorem's eps, in [0, 1].
-        gain_min, gain_median, gain_max: of |gain|.
-    """
-    magnitude = gain.float().abs()
-    at_sinks = gain_at_sink(gain, dimensions)
-    return {
-        "gain_at_sinks": at_sinks,
-        "gain_at_sinks_mean": at_sinks.mean(),
-        "gain_epsilon": magnitude[dimensions].max() / magnitude.max(),
-        "gain_min": magnitude.min(),
-        "gain_median": magnitude.median(),
-        "gain_max": magnitude.max(),
-    }
 
 
 def bound_accumulators(h: Tensor, output: Tensor, gain: Tensor, dimensions: Tensor) -> dict[str, Tensor]:
     """Accumulators of the check of the theorem of arXiv:2601.22966, appendix A.1, over all tokens, token 0 too.
 
     ||y||_rms <= ||gain||_inf * sqrt((1 - r^2) + eps^2 r^2), y = RMSNorm(h), eps = max_S |gain| / ||gain||_inf and
-    r^2 the energy share of S; the paper has one dimension in S, the proof is the same for more.
+    r^2 the fraction of energy in S; the paper has one dimension in S, the proof is the same for more.
 
     Args:
         h: what the norm divides by its RMS [B, T, D]: its input, or pre * input for PreAffine.
-        output: what really came out, before any gate [B, T, D].
+        output: the actual output, before any gate [B, T, D].
         gain: [D], the gain after the division.
         dimensions: S [K].
 
@@ -185,7 +149,7 @@ def bound_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         bound_max: the largest left side over right side; at most 1, up to the output's rounding, if the theorem holds.
-        bound_mean: the mean: near 1 the bound is tight, the sink really is what limits the output.
+        bound_mean: their mean; near 1 the bound is tight, so the sink limits the output.
         nonfinite: number of tokens where it is undefined.
     """
     mean = accumulators["bound_sum"] / accumulators["tokens"]

@@ -1,7 +1,7 @@
 """How batch terms become sums: float32 within a token or a sample, float64 over tokens, samples, batches and ranks.
 
-A sample's terms do not depend on which batch or rank it lies in, so sums of parts equal the sum of the whole to float64
-rounding. Nothing here reads a value on the host or makes a shape depend on data: everything traces under torch.compile.
+A sample's terms do not depend on its batch or rank, so the sums of parts add up to the total to float64 rounding.
+Nothing here reads a value on the host or has data-dependent shapes: everything traces under torch.compile.
 """
 
 import torch
@@ -19,7 +19,7 @@ def number(value: float, like: Tensor) -> Tensor:
 
 
 def total(terms: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
-    """Sum of terms, one a token or fewer, in the wide dtype."""
+    """Sum of terms, at most one per token, in the wide dtype."""
     return terms.to(wide(terms.device)).sum(dim)
 
 
