@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import lightning
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sinks.callbacks.recorder import RunRecorder
@@ -26,9 +26,6 @@ class RunCheckpoints(ModelCheckpoint):
     Args:
         interval: optimizer steps between checkpoints.
         keep: how many of the newest are kept.
-
-    Raises:
-        UserError: if a number is below 1.
     """
 
     def __init__(self, interval: int = 500, keep: int = 1) -> None:
@@ -42,7 +39,7 @@ class RunCheckpoints(ModelCheckpoint):
         self.interval, self.keep = interval, keep
         self._saved_step = 0
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._folder = next(c.folder for c in trainer.callbacks if isinstance(c, RunRecorder))
         self.dirpath = str(self._folder.checkpoints)
 
@@ -52,29 +49,27 @@ class RunCheckpoints(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What lies in the folder says it all."""
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step  # nothing new to save yet, resumed or not
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._due(trainer) and not validation_follows(trainer):
             self.save(trainer)
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._due(trainer):
             self.save(trainer)
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Epochs are a matter of the order of data."""
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
 
-    def _due(self, trainer: lightning.Trainer) -> bool:
+    def _due(self, trainer: Trainer) -> bool:
         return trainer.global_step % self.interval == 0
 
-    def save(self, trainer: lightning.Trainer) -> None:
+    def save(self, trainer: Trainer) -> None:
         """Save the state after the last optimizer step, unless it is saved; called on every process.
 
         Raises:

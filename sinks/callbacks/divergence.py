@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
-import lightning
 import torch
 import torch.distributed as dist
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -50,16 +50,11 @@ class NonFiniteReport:
 
 
 class NonFiniteDetector:
-    """Sees every value of a replay in the order of computation, and remembers the first that is not finite.
-
-    Args:
-        rank: of this process.
-    """
+    """Sees every value of a replay on one rank in the order of computation, and keeps the first non-finite one."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self.micro_batch = 0
-        self.checked = 0
+        self.micro_batch = self.checked = 0
         self.first: NonFiniteReport | None = None
 
     def check(self, kind: str, site: str, value: Tensor) -> None:
@@ -100,21 +95,17 @@ class Divergence(Callback):
     def __init__(self) -> None:
         self._step_before = 0
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step_before = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if due(trainer, batch_idx):
             self._end_if_diverged(trainer, pl_module)
 
-    def on_save_checkpoint(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._end_if_diverged(trainer, pl_module)
 
-    def _end_if_diverged(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def _end_if_diverged(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = int(pl_module.first_nonfinite_step)
         if not step:
             return
@@ -127,7 +118,7 @@ class Divergence(Callback):
         raise Diverged(f"the gradient of step {step} is not finite")
 
 
-def training_rows(trainer: lightning.Trainer, step: int, step_before: int) -> list[Tensor]:
+def training_rows(trainer: Trainer, step: int, step_before: int) -> list[Tensor]:
     """This process's rows [B, T + 1] of each micro-batch of an optimizer step, counted from 1.
 
     Args:
@@ -146,7 +137,7 @@ def training_rows(trainer: lightning.Trainer, step: int, step_before: int) -> li
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def replay(trainer: lightning.Trainer, module: lightning.LightningModule, batches: list[Tensor]) -> NonFiniteReport:
+def replay(trainer: Trainer, module: LightningModule, batches: list[Tensor]) -> NonFiniteReport:
     """Run one optimizer step again, forward and backward but without the update, and name its first bad value.
 
     Args:
@@ -177,7 +168,7 @@ def replay(trainer: lightning.Trainer, module: lightning.LightningModule, batche
     )
 
 
-def check_parameters(detector: NonFiniteDetector, module: lightning.LightningModule) -> None:
+def check_parameters(detector: NonFiniteDetector, module: LightningModule) -> None:
     """Look at the gradients of parameters, last defined first; if each is finite, at their norm over all of them."""
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     for name in reversed(gradients):

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-import lightning
 import numpy as np
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from sinks.callbacks.statistics import SinkStatistics
@@ -15,7 +15,7 @@ SHUT, OPEN = 0.05, 0.95
 
 @dataclass(frozen=True)
 class Watch:
-    """A count that makes a note when it leaves zero, doubles, or comes back to zero.
+    """A count that makes a note when it leaves zero, doubles, or returns to zero.
 
     Args:
         count: now.
@@ -78,7 +78,7 @@ class HealthNotes(Callback):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._before = dict(state_dict)
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         source = next((c for c in trainer.callbacks if isinstance(c, SinkStatistics)), None)
         if source is None or source.latest_arrays is None or not trainer.is_global_zero:
             return

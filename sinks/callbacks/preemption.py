@@ -8,7 +8,7 @@ import time
 from types import FrameType
 from typing import Any
 
-import lightning
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from sinks.callbacks.checkpoints import RunCheckpoints
@@ -42,12 +42,12 @@ class Preemption(Callback):
 
     # -- hearing ------------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         leave_signals_alone(trainer)
         self._recorder = next(c for c in trainer.callbacks if isinstance(c, RunRecorder))
         self._recorder.rank_flags = self._recorder.mean_flags = [0.0 for _ in SIGNALS]
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             self._previous = {signum: signal.signal(signum, self._on_signal) for signum in SIGNALS}
             self._previous[signal.SIGINT] = signal.getsignal(signal.SIGINT)  # ignored by Lightning after Ctrl-C
@@ -61,12 +61,10 @@ class Preemption(Callback):
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_handlers()
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Where another rank is lost, a launcher sends SIGTERM to this one, which must still say what happened.
         if peer_failure(exception) is None:
             self._restore_handlers()
@@ -78,9 +76,7 @@ class Preemption(Callback):
 
     # -- acting -------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not at the end of the step before: its validation, if one was due, is part of it.
         signum = self._received if trainer.world_size == 1 else self._agreed()
         if signum is None or batch_idx % trainer.accumulate_grad_batches:
@@ -106,7 +102,7 @@ class Preemption(Callback):
         return next((signum for signum, share in shares if share > 0), None)
 
 
-def save_checkpoint(trainer: lightning.Trainer) -> bool:
+def save_checkpoint(trainer: Trainer) -> bool:
     """Let every checkpoint callback save now, its last.ckpt too, whatever its interval; whether there was one."""
     callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     for callback in callbacks:

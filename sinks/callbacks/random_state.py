@@ -3,10 +3,10 @@
 import random
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 State = dict[str, Any]
@@ -63,9 +63,7 @@ class RandomState(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = state_dict["ranks"]
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._resumed is not None and len(self._resumed) == trainer.world_size:
             restore_random_state(self._resumed[trainer.global_rank])
         self._resumed = None

@@ -1,4 +1,7 @@
-"""The command line: a dispatcher that imports neither torch nor Lightning; each command is imported when called."""
+"""The command line: a dispatcher that imports neither torch nor Lightning; each command is imported when called.
+
+A command's module has a `main`, or a function of the command's name whose signature makes the parser.
+"""
 
 import os
 import sys
@@ -61,7 +64,13 @@ def run(arguments: list[str]) -> int:
     from sinks.errors import UserError
 
     try:
-        import_module(COMMANDS[command][0]).main(command, rest)
+        module = import_module(COMMANDS[command][0])
+        if hasattr(module, "main"):
+            module.main(command, rest)
+        else:
+            from sinks.cli.parser import run_function
+
+            run_function(getattr(module, command), command, rest)
     except UserError as error:
         print(f"sinks: error: {error}", file=sys.stderr)
         return 2

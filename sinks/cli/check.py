@@ -43,11 +43,7 @@ class CheckCLI(TrainingCLI):
 
 
 def arguments_of(arguments: list[str]) -> list[str]:
-    """The command's arguments as those of the training command: a variant's file comes first.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """The command's arguments as those of the training command: a variant's file comes first."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         raise UserError("what is to be checked is missing: sinks check VARIANT.yaml [--model.OPTION VALUE ...]")
     if arguments[0] in ("-h", "--help"):

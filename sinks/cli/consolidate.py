@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from sinks.cli.parser import run_function
-
 
 def consolidate(checkpoint: Path, out: Path | None = None) -> None:
     """Turn a checkpoint of shards into one file: weights, optimizer states and everything else, for any strategy.
@@ -26,8 +24,3 @@ def consolidate(checkpoint: Path, out: Path | None = None) -> None:
         raise UserError(f"{out} is a folder: give --out a file")
     RunCheckpointIO().save_checkpoint(read_checkpoint(source), out)
     print(f"{out}  {out.stat().st_size:,} bytes")
-
-
-def main(command: str, arguments: list[str]) -> None:
-    """Run `sinks consolidate`."""
-    run_function(consolidate, command, arguments)

@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 
-from sinks.cli.parser import run_function
 from sinks.errors import UserError
 from sinks.record.folder import write_atomically
 
@@ -14,12 +13,7 @@ REQUIRED = ("name", "configs", "steps", "seeds", "variants")
 
 
 def read_ablation(file: Path) -> dict[str, Any]:
-    """The content of an ablation file.
-
-    Raises:
-        UserError: if it is missing, or lacks a section, or names a configuration file that is not there, or states a
-            side or a mechanism that the report does not know.
-    """
+    """The content of an ablation file, validated."""
     from sinks.report.ablation import stated
 
     if not file.is_file():
@@ -47,11 +41,7 @@ def read_ablation(file: Path) -> dict[str, Any]:
 
 
 def chosen(kind: str, wanted: str | None, offered: list[str]) -> list[str]:
-    """The wanted entries of a comma-separated list, all of them if none are named.
-
-    Raises:
-        UserError: if one is not offered.
-    """
+    """The wanted entries of a comma-separated list, in the order offered; all of them if none are named."""
     names = [name.strip() for name in wanted.split(",") if name.strip()] if wanted else offered
     for name in names:
         if name not in offered:
@@ -68,28 +58,17 @@ def fragment(ablation: dict[str, Any], root: Path, variants: list[str], seeds: l
         for seed in seeds:
             folder = root / name / f"seed{seed}"
             needs = root / variant["needs"] / f"seed{seed}" if "needs" in variant else None
-            arguments = {
-                "run.dir": folder,
-                "run.variant": name,
-                "seed_everything": seed,
-                "data.seed": seed,
-                "trainer.max_steps": steps,
-            } | variant.get("arguments", {})
-            command = shlex.join(
-                [
-                    "fit",
-                    *(part for config in configs for part in ("-c", config)),
-                    *(f"--{key}={value}" for key, value in arguments.items()),
-                ]
-            )
+            arguments = {"run.dir": folder, "run.variant": name, "seed_everything": seed, "data.seed": seed}
+            arguments |= {"trainer.max_steps": steps} | variant.get("arguments", {})
+            options = [f"--{key}={value}" for key, value in arguments.items()]
+            command = shlex.join(["fit", *(part for config in configs for part in ("-c", config)), *options])
             # Known only when the run it is taken from is finished, so Make asks for it then.
             for option, source in variant.get("measured", {}).items():
                 taken = shlex.join(["value", str(needs), source["key"], f"--times={source.get('times', 1.0)}"])
                 command += f' --{option}="$$($(SINKS) {taken})"'
             prerequisites = [*configs, *([f"{needs}/summary.json"] if needs else [])]
-            target = f"{folder}/summary.json"
-            targets.append(target)
-            rules.append(f"{target}: {' '.join(prerequisites)}\n\t@$(LAUNCH) $(SINKS) {command} && touch $@")
+            targets.append(f"{folder}/summary.json")
+            rules.append(f"{targets[-1]}: {' '.join(prerequisites)}\n\t@$(LAUNCH) $(SINKS) {command} && touch $@")
     head = "SINKS ?= sinks\nLAUNCH ?=\n.PHONY: grid\n.DEFAULT_GOAL := grid"
     return "\n\n".join([head, "grid: " + " ".join(targets), *rules]) + "\n"
 
@@ -131,8 +110,3 @@ def grid(
     shown = content | {"seeds": chosen_seeds, "steps": steps or content["steps"], "file": str(ablation)}
     write_atomically(runs / name / "ablation.yaml", yaml.safe_dump(shown, sort_keys=False))
     print(runs / name)
-
-
-def main(command: str, arguments: list[str]) -> None:
-    """Run `sinks grid`."""
-    run_function(grid, command, arguments)

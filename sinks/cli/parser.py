@@ -53,11 +53,7 @@ def run_function(
 
 
 def configuration_files(arguments: list[str]) -> dict[int, Path]:
-    """The files given by -c or --config, by the place of the argument that names them.
-
-    Raises:
-        UserError: if one is not there.
-    """
+    """The files given by -c or --config, by the place of the argument that names them; all exist."""
     found: dict[int, Path] = {}
     for place, argument in enumerate(arguments):
         name, attached, value = argument.partition("=")
@@ -96,11 +92,7 @@ def read_sections(file: Path, known: Collection[str]) -> dict[str, Any]:
 
 
 def checked_configs(arguments: list[str], parser: ArgumentParser) -> list[str]:
-    """Arguments whose configuration files have been looked through; one of an older run folder is given as it is now.
-
-    Raises:
-        UserError: as `read_sections`.
-    """
+    """Arguments whose configuration files are validated; that of an older run folder is given as it is now."""
     known = {name.split(".")[0] for name in parser.get_defaults().keys()}  # noqa: SIM118  (no mapping)
     checked = list(arguments)
     for place, file in configuration_files(arguments).items():

@@ -156,11 +156,7 @@ def main(command: str, arguments: list[str]) -> None:
 
 
 def command_line(arguments: list[str], run: bool = True, cli: type[TrainingCLI] = TrainingCLI) -> TrainingCLI:
-    """Parse and run; with `run=False` (and no command among the arguments) only build trainer, model and data.
-
-    Raises:
-        UserError: for a mistake in the configuration.
-    """
+    """Parse and run; with `run=False` (and no command among the arguments) only build trainer, model and data."""
     quieten()
     TrainingParser.arguments = arguments
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)

@@ -66,7 +66,7 @@ def validation_documents(hashes: np.ndarray, share: float) -> np.ndarray:
 
     Args:
         hashes: first 64 bits of each document's SHA-256 [D].
-        share: share of the range of hashes that is for validation; each side gets at least one document.
+        share: fraction of the range of hashes that is for validation; each side gets at least one document.
     """
     distinct = len(np.unique(hashes))
     if distinct < 2:

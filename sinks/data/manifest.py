@@ -89,11 +89,7 @@ def record(folder: Path, path: str) -> FileRecord:
 
 
 def verify(folder: str | Path) -> Manifest:
-    """Compare every file of a prepared folder with the manifest; about 1 s per GB.
-
-    Raises:
-        UserError: naming the first file that is missing, of another size or of another checksum.
-    """
+    """Compare every file of a prepared folder with the manifest, raising for the first mismatch; about 1 s per GB."""
     root = Path(folder)
     manifest = Manifest.read(root)
     for path, expected in manifest.records.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from sinks.data.loader import TimedDataLoader
 from sinks.data.order import ShardBatchSampler, StreamBatchSampler
@@ -47,13 +47,9 @@ class TokenData(Described, lightning.LightningDataModule):
         ):
             if value < 1:
                 raise UserError(f"data.{name} is {value}, but must be at least 1: give a positive number")
-        self.vocab_size = vocab_size
-        self.context_length = context_length
-        self.batch_size = batch_size
-        self.seed = seed
-        self.num_workers = num_workers
-        self._start = 0
-        self._start_step = 0
+        self.vocab_size, self.context_length, self.batch_size = vocab_size, context_length, batch_size
+        self.seed, self.num_workers = seed, num_workers
+        self._start = self._start_step = 0
 
     @abstractmethod
     def train_set(self) -> Dataset[torch.Tensor]:
@@ -74,9 +70,7 @@ class TokenData(Described, lightning.LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         return data_ranks(self.trainer) if self.trainer is not None else (0, 1)
 
-    def _loader(
-        self, dataset: Dataset[torch.Tensor], sampler: StreamBatchSampler | ShardBatchSampler
-    ) -> TimedDataLoader:
+    def _loader(self, dataset: Dataset[torch.Tensor], sampler: Sampler[list[int]]) -> TimedDataLoader:
         return TimedDataLoader(
             dataset,
             batch_sampler=sampler,

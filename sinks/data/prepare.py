@@ -37,15 +37,7 @@ BosPolicy = Literal["none", "document", "block"]
 
 @dataclass(frozen=True)
 class Preparation:
-    """A corpus with every setting that changes its tokens: where it belongs, and whether it is there already.
-
-    Args:
-        corpus: files to read.
-        output: folder that holds prepared corpora.
-        vocab_size: number of token ids, `<bos>` among them.
-        document_bos: whether `<bos>` stands before every document.
-        validation_share: share of documents for validation.
-    """
+    """A corpus with every setting that changes its tokens, hashed in `fingerprint`; options as of `sinks prepare`."""
 
     corpus: Corpus
     output: Path
@@ -178,21 +170,7 @@ def prepare_text(
     processes: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Tokenize a corpus into a folder of its own below `output`; nothing happens if it is there already.
-
-    Args:
-        sources: .txt, .jsonl and .parquet files, and folders of them; None: the standard library's source.
-        output: folder that holds prepared corpora.
-        vocab_size: number of token ids, `<bos>` among them.
-        bos: where `<bos>` stands: nowhere, before every document, or first in every row.
-        validation_share: share of documents for validation.
-        text_field: field of a .jsonl line, column of a .parquet file.
-        processes: processes that tokenize; None: one for each core. The result does not depend on it.
-        progress: show progress bars on a terminal.
-
-    Returns:
-        The prepared folder.
-    """
+    """Prepare a corpus as `sinks prepare` does, with the same arguments; returns the prepared folder."""
     return Preparation.plan(sources, output, vocab_size, bos, validation_share, text_field).run(processes, progress)
 
 
@@ -200,11 +178,7 @@ def prepare_text(
 class DocumentTokens:
     """Called with numbers of documents [N]: their token ids one after the other, uint16 where all ids fit.
 
-    Args:
-        store: of the documents.
-        folder: with the tokenizer.
-        document_bos: whether `<bos>` stands before every document.
-        vocab_size: number of token ids.
+    `folder` holds the tokenizer; `document_bos` puts `<bos>` before every document.
     """
 
     store: DocumentStore

@@ -61,13 +61,8 @@ class Text(TokenData):
         for name, value in (("window", window), ("validation_rows", validation_rows)):
             if value is not None and value < 1:
                 raise UserError(f"data.{name} is {value}, but must be at least 1: give a positive number")
-        self.sources = sources
-        self.folder = folder
-        self.bos = bos
-        self.validation_share = validation_share
-        self.validation_rows = validation_rows
-        self.text_field = text_field
-        self.window = window
+        self.sources, self.folder, self.text_field, self.bos, self.window = sources, folder, text_field, bos, window
+        self.validation_share, self.validation_rows = validation_share, validation_rows
         self._verified = False
 
     def prepare_data(self) -> None:

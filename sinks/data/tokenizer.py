@@ -16,11 +16,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class TextTokenizer:
-    """Text to token ids and back; id 0 is `<bos>`, which no text contains.
-
-    Args:
-        tokenizer: a `tokenizers.Tokenizer`.
-    """
+    """Text to token ids and back; id 0 is `<bos>`, which no text contains."""
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
         # Text that happens to spell "<bos>" is text.

@@ -37,11 +37,7 @@ def write_file(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def read_file(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """Read one file, of tensors and plain values, into CPU memory.
-
-    Args:
-        path: the file.
-        mmap: leave tensors on the disk until they are used.
+    """Read one file, of tensors and plain values, into CPU memory; with `mmap` tensors stay on the disk until used.
 
     Raises:
         UserError: if it is damaged, no checkpoint, or holds more than tensors and plain values.
@@ -60,7 +56,7 @@ def read_checkpoint(path: Path, weights_alone: bool = False) -> dict[str, Any]:
         weights_alone: only `state_dict`, not the states of optimizers, callbacks and loops.
 
     Raises:
-        UserError: if it is damaged, no checkpoint, or holds more than tensors and plain values.
+        UserError: as `read_file`.
     """
     if not is_sharded(path):
         return read_file(path)
@@ -79,11 +75,7 @@ def sizes(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def weight_sizes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and sizes of a checkpoint's weights, without reading them.
-
-    Raises:
-        UserError: as `read_checkpoint`.
-    """
+    """Names and sizes of a checkpoint's weights, without reading them."""
     if not is_sharded(path):
         return sizes(read_file(path, mmap=True)["state_dict"])
     index = ShardReader(path).read_metadata().state_dict_metadata
@@ -147,9 +139,8 @@ def run_collectively(action: Callable[[], None]) -> None:
     told: list[Any] = [None]
     if dist.is_initialized():
         full = disk_full(failure)
-        mine = (
-            (full.errno, full.strerror, full.filename) if full else failure and f"{type(failure).__name__}: {failure}"
-        )
+        other = failure and f"{type(failure).__name__}: {failure}"
+        mine = (full.errno, full.strerror, full.filename) if full else other
         told = [None] * dist.get_world_size()
         dist.all_gather_object(told, mine)
     if failure is not None:

@@ -17,11 +17,7 @@ def _renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, An
 
 
 def state_by_index(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state with its parameters state_by_index in the order of their groups.
-
-    Args:
-        state: `state` and `param_groups`, by name.
-    """
+    """A state, by name, with its parameters numbered in the order of their groups."""
     return _renamed(state, {name: number for number, name in enumerate(_members(state))})
 
 

@@ -17,9 +17,6 @@ def exit_process(code: int) -> NoReturn:
 
     After DDP or FSDP2 on gloo they abort now and then, when all is done and written ("terminate called without an
     active exception", torch 2.14), and a launcher takes the run for failed.
-
-    Args:
-        code: exit code.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -42,11 +42,7 @@ class Sharded(ShardedCheckpoints):
 
     @property
     def shards(self) -> int:
-        """Processes among which the parameters of one replica are sharded.
-
-        Raises:
-            UserError: if the sizes do not divide the number of processes.
-        """
+        """Processes among which the parameters of one replica are sharded."""
         return shards_of_a_replica(self.world_size, self.tensor_parallel_size, self.replicas)
 
     def data_parallel_size(self) -> int:

@@ -56,11 +56,7 @@ def shard_plan(block: Block) -> dict[str, Split]:
 
 
 def check_divisible(decoder: Decoder, size: int) -> None:
-    """Refuse widths that cannot be split evenly, and parameters that no sublayer says how to split.
-
-    Raises:
-        UserError: naming the width or the parameter.
-    """
+    """Reject widths that cannot be split evenly, and parameters that are in no sublayer's shard plan."""
     if size == 1:
         return
     for block in decoder.blocks:
@@ -99,12 +95,7 @@ def _placement(split: Split | None) -> Placement:
 
 
 def replicate_rest(decoder: Decoder, mesh: DeviceMesh) -> None:
-    """What stands outside the blocks, whole on every process of a mesh: embedding, positions, last norm, head.
-
-    Args:
-        decoder: its blocks have been split.
-        mesh: the tensor-parallel dimension of the device mesh.
-    """
+    """Replicate on every process what is outside the blocks, already split: embedding, positions, last norm, head."""
     names = [n for n, _ in decoder.named_parameters() if not n.startswith("blocks.")]
     _distribute(decoder, dict.fromkeys(names, Replicate()), mesh)
     _compute_locally(decoder, dict.fromkeys(names), mesh)

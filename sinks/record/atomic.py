@@ -18,16 +18,9 @@ def temporary_path(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which takes its place when the block ends: a reader never sees half of it.
+    """Write a file or folder at a temporary path, renamed to `path` when the block ends; parents are made.
 
-    Args:
-        path: file or folder that is written; its parents are made.
-
-    Yields:
-        Where to write. When the block raises it is removed, and `path` stays as it was.
-
-    Raises:
-        OSError: naming `path`, if it cannot be written.
+    When the block raises, the temporary file is removed and `path` stays as it was; an OSError names `path`.
     """
     temporary = temporary_path(path)
     try:

@@ -7,30 +7,12 @@ from typing import Any
 
 # What says where and how a run is watched, not what it computes.
 NOT_FINGERPRINTED = (
-    "run",
-    "statistics",
-    "progress",
-    "notes",
-    "checkpoints",
-    "config",
-    "ckpt_path",
-    "weights_only",
-    "verbose",
-)
+    "run", "statistics", "progress", "notes", "checkpoints", "config", "ckpt_path", "weights_only", "verbose",
+)  # fmt: skip
 TRAINER_NOT_FINGERPRINTED = (
-    "accelerator",
-    "logger",
-    "callbacks",
-    "default_root_dir",
-    "enable_progress_bar",
-    "enable_model_summary",
-    "enable_checkpointing",
-    "log_every_n_steps",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "profiler",
-)
+    "accelerator", "devices", "num_nodes", "strategy", "logger", "log_every_n_steps", "callbacks", "default_root_dir",
+    "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "profiler",
+)  # fmt: skip
 # How a step's rows are shared out and read, and how a block is run, may change when a run is resumed.
 HOW_ROWS_ARE_READ = ("batch_size", "validation_batch_size", "num_workers")
 HOW_BLOCKS_ARE_RUN = ("execution",)
@@ -46,7 +28,7 @@ def config_fingerprint(config: Mapping[str, Any], data_fingerprint: str) -> str:
 
 
 def identity(config: Mapping[str, Any], variant: str, data_fingerprint: str, rows_per_step: int) -> dict[str, Any]:
-    """What names a run, and tells it from others.
+    """What names a run, and distinguishes it from others.
 
     Args:
         config: resolved: `seed_everything`, and `model` and `data` as `class_path` and `init_args`.

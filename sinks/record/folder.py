@@ -91,11 +91,7 @@ def from_json(text: str) -> Any:
 
 
 class RunFolder:
-    """Reads and writes one run's folder.
-
-    Args:
-        path: the folder; it need not exist before the first write.
-    """
+    """Reads and writes one run's folder, which need not exist before the first write."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -191,11 +187,7 @@ class RunFolder:
 
     @property
     def format(self) -> int:
-        """Of the folder; 1 where it carries no mark.
-
-        Raises:
-            UserError: if this version does not know it.
-        """
+        """Of the folder, validated; 1 where it carries no mark."""
         return format_of(self.provenance() if (self.path / "provenance.json").is_file() else {}, self.path)
 
     def config(self) -> dict[str, Any]:

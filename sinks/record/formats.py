@@ -16,11 +16,7 @@ OLD_OPTIONS: dict[str, str | None] = {
 
 
 def format_of(provenance: Mapping[str, Any], folder: Any) -> int:
-    """The format of a run folder; one without a mark is format 1.
-
-    Raises:
-        UserError: if this version does not know it.
-    """
+    """The format of a run folder, validated; one without a mark is format 1."""
     mark = provenance.get("format", 1)
     if mark not in (1, FORMAT):
         raise UserError(f"{folder} is of format {mark}, but this version knows 1 and {FORMAT}: use a newer one")

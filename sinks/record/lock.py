@@ -15,10 +15,7 @@ OWNER_FILE = ".lock.holder"
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder, which is made if need be; the system lets go of it when the process ends, however it ends.
-
-    Args:
-        folder: the run folder.
+    """Lock a run folder, created if needed; the system releases the lock when the process ends, however it ends.
 
     Raises:
         UserError: if another process holds it, naming that process; or if the folder cannot be written.

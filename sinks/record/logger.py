@@ -80,11 +80,7 @@ class RunFolderLogger(Logger):
 
 
 class EventLogger(TensorBoardLogger):
-    """TensorBoard events of a run folder; the configuration lies in config.yaml, so no hparams.yaml is written.
-
-    Args:
-        directory: the run folder.
-    """
+    """TensorBoard events of a run folder; the configuration is in config.yaml, so no hparams.yaml is written."""
 
     def __init__(self, directory: str, **kwargs: Any) -> None:
         super().__init__(directory, name="", version="", **kwargs)

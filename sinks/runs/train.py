@@ -38,7 +38,7 @@ from sinks.record.formats import FORMAT
 from sinks.record.lock import run_lock
 from sinks.record.logger import EventLogger, RunFolderLogger
 from sinks.record.provenance import provenance
-from sinks.runs.failures import full_disk_reported, peer_failure_reported
+from sinks.runs.failures import failures_reported
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # Lightning's would shuffle; the suite has its own order of data
@@ -67,9 +67,6 @@ def around(
         options: of the trainer.
         checkpoints: what saves the run's state, unless the options name something of the kind.
         fitting: whether the trainer trains, or only measures.
-
-    Raises:
-        UserError: if the precision cannot hold residual sinks.
     """
     if str(options.get("precision")) in ("16", "16-mixed", "16-true"):
         raise UserError(
@@ -190,7 +187,7 @@ def run(
             print(f"{folder.path} is finished: nothing to do (choose another --run.dir to run it again)")
         return folder.summary()
     lock = run_lock(folder.path) if writes else nullcontext()
-    with peer_failure_reported(folder, trainer), full_disk_reported(folder), lock:
+    with failures_reported(folder, trainer), lock:
         if writes:
             folder.remove_leftovers()
             folder.write_provenance(provenance() | recorder.identity)
@@ -240,11 +237,7 @@ def identify(trainer: lightning.Trainer, model: CausalLM, data: TokenData, confi
 
 
 def refuse_another_run(folder: RunFolder, own: Mapping[str, Any]) -> None:
-    """One folder holds one run.
-
-    Raises:
-        UserError: if the folder holds a run of another configuration, or of another format.
-    """
+    """Reject a folder that holds a run of another configuration, or of another format."""
     try:
         existing = folder.provenance()
     except UserError:
