@@ -18,10 +18,10 @@ NAME = "step{step:08d}.ckpt"
 
 
 class RunCheckpoints(ModelCheckpoint):
-    """Saves the run's state; `last.ckpt` is a link to the newest whole checkpoint at every instant.
+    """Saves the run's state; `last.ckpt` is a link to the newest complete checkpoint at all times.
 
     A checkpoint that falls on a validation is taken after it, and the last step always has one: a resumed run then
-    neither repeats nor leaves out what was logged.
+    neither repeats nor omits a logged line.
 
     Args:
         interval: optimizer steps between checkpoints.
@@ -47,7 +47,7 @@ class RunCheckpoints(ModelCheckpoint):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What lies in the folder says it all."""
+        """The folder holds the state."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step  # nothing new to save yet, resumed or not
@@ -61,7 +61,7 @@ class RunCheckpoints(ModelCheckpoint):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Epochs are a matter of the order of data."""
+        """Save nothing: training has no epochs."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
@@ -73,7 +73,7 @@ class RunCheckpoints(ModelCheckpoint):
         """Save the state after the last optimizer step, unless it is saved; called on every process.
 
         Raises:
-            OSError: on every process, if the disk is full; the checkpoint before stays.
+            OSError: on every process, if the disk is full; the previous checkpoint stays.
         """
         step = trainer.global_step
         if step == self._saved_step:
@@ -92,7 +92,7 @@ class RunCheckpoints(ModelCheckpoint):
 
 
 def point(link: Path, target: Path) -> None:
-    """Let a link name a file or folder beside it; there is no instant without the link."""
+    """Point a link atomically at a file or folder in the same folder."""
     temporary = temporary_path(link)
     temporary.unlink(missing_ok=True)
     os.symlink(target.name, temporary)
@@ -102,7 +102,7 @@ def point(link: Path, target: Path) -> None:
 
 
 def remove_older(folder: Path, step: int, keep: int) -> None:
-    """Keep the newest checkpoints up to a step; what is newer belongs to a course of training that was left."""
+    """Keep the newest checkpoints up to a step; newer ones are of an abandoned continuation."""
     steps = {path: int(found[1]) for path in folder.iterdir() if (found := re.fullmatch(r"step(\d+)\.ckpt", path.name))}
     kept = sorted((path for path in steps if steps[path] <= step), key=lambda path: steps[path])[-keep:]
     for path in steps.keys() - set(kept):

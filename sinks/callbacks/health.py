@@ -1,4 +1,4 @@
-"""Notes in the log when something a reader should know happens: a sink forms or goes, values run away, a gate shuts."""
+"""Notes in the log on notable events: a sink forms or vanishes, values grow without bound, a gate saturates."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from sinks.callbacks.statistics import SinkStatistics
 from sinks.record import Statistics
 
 SINK_HEAD = 0.3
-SHUT, OPEN = 0.05, 0.95
+CLOSED, OPEN = 0.05, 0.95
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Watch:
 
     Args:
         count: now.
-        of: how many there could be, None if that says nothing.
+        of: how many there could be, None if unbounded.
         what: what was counted, e.g. "attention sink".
         where: in what, e.g. "heads".
     """
@@ -56,13 +56,13 @@ def watched(scalars: dict[str, float], statistics: Statistics) -> list[Watch]:
             watches.append(Watch(int(np.nan_to_num(scalars[f"residual/{key}"])), None, what, "values"))
     gate = statistics.arrays.get("attention/gate_mean")
     if gate is not None:
-        unused = (gate[0] < SHUT) | (gate[0] > OPEN)
-        watches.append(Watch(int(unused.sum()), gate[0].size, "a gate that is always shut or open", "heads"))
+        saturated = (gate[0] < CLOSED) | (gate[0] > OPEN)
+        watches.append(Watch(int(saturated.sum()), gate[0].size, "a saturated gate", "heads"))
     return watches
 
 
 class HealthNotes(Callback):
-    """Prints a line after a validation in which something formed, doubled or went.
+    """Prints a line after a validation in which something formed, doubled or vanished.
 
     Args:
         enabled: whether to print.

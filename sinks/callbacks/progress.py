@@ -1,4 +1,4 @@
-"""One line per so many steps: readable in a terminal, a log file and beside other runs."""
+"""One line per so many steps: readable in a terminal and a log file, also with other runs."""
 
 import math
 from typing import Any

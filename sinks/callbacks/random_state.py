@@ -1,4 +1,4 @@
-"""The state of every random generator in the checkpoint, which Lightning leaves out."""
+"""Saves the state of every random generator in the checkpoint; Lightning does not."""
 
 import random
 from typing import Any
@@ -32,7 +32,7 @@ def random_state() -> State:
 
 
 def restore_random_state(state: State) -> None:
-    """Inverse of `random_state`; a GPU's state is passed over where there is no GPU."""
+    """Inverse of `random_state`; a GPU's state is ignored without a GPU."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     keys = numpy["keys"].numpy().astype(np.uint32)
@@ -43,10 +43,10 @@ def restore_random_state(state: State) -> None:
 
 
 class RandomState(Callback):
-    """Carries the generators of every rank through a checkpoint, so that a resumed run draws what it would have drawn.
+    """Carries the generators of every rank through a checkpoint, so that a resumed run draws the same numbers.
 
-    They are restored when the first batch after a resume is there, because loaders draw too. At another number of
-    ranks every rank keeps the generators it was started with.
+    They are restored once the first batch after a resume is loaded, because loaders draw too. At another number of
+    ranks every rank keeps its initial generators.
     """
 
     def __init__(self) -> None:

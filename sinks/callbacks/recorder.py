@@ -39,10 +39,10 @@ SUMMARY_KEYS = {
 
 
 class RunRecorder(Callback):
-    """Keeps the run folder. Losses are means over the steps since the last log; a step costs no host synchronization.
+    """Keeps the run folder. Losses are means over the steps since the last log; steps run without a host sync.
 
-    What ranks must agree on without a collective of its own travels with the logged loss: `rank_flags`
-    go in, and `mean_flags`, their means over ranks, come out.
+    What ranks must agree on is reduced with the logged loss, without an extra collective: from `rank_flags` to
+    `mean_flags`, their means over ranks.
 
     Args:
         dir: the run folder.
@@ -109,7 +109,7 @@ class RunRecorder(Callback):
         self._steps_in_loss += 1
         if due(trainer, batch_idx):
             self._log(trainer, pl_module)
-        # The last step is validated, whatever the interval: before the checkpoint, which so holds all of the run.
+        # The last step is validated whatever the interval, before the checkpoint, which then holds the whole run.
         trainer.should_stop |= trainer.global_step == trainer.max_steps
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:

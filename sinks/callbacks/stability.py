@@ -19,7 +19,7 @@ KEYS = {
 
 
 class Stability(Callback):
-    """Keeps both series, on the device between validations, and logs what follows from them with every validation."""
+    """Keeps both series, on the device between validations, and logs their statistics with every validation."""
 
     def __init__(self) -> None:
         self.loss: list[float] = []
@@ -53,7 +53,7 @@ class Stability(Callback):
             self._gather(trainer)
 
     def _gather(self, trainer: Trainer) -> None:
-        """Move what has come together to the host, the loss as the mean over ranks."""
+        """Move the accumulated values to the host, the loss as the mean over ranks."""
         if self._losses:
             self.loss += trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean").tolist()
             self.gradient_norm += torch.stack(self._norms).tolist()

@@ -22,11 +22,11 @@ GroupName = Literal[
 
 
 class SinkStatistics(Callback):
-    """Reads the taps on sampled training steps and over every validation, and logs what they show.
+    """Reads the taps on sampled training steps and over every validation, and logs their statistics.
 
-    Moments are gathered on the device and summed over ranks in two collectives per logged step; no other step is
-    touched. A sampled step runs uncompiled: each site would need a graph of its own, and torch.compile gives up after a
-    few, for all other steps too. The sink dimensions of the rescale group are those of the previous logged step, so
+    Accumulators stay on the device and are reduced over ranks in two collectives per logged step; no other step is
+    affected. A sampled step runs uncompiled: each site would need a graph of its own, and torch.compile gives up after
+    a few, for all other steps too. The sink dimensions of the rescale group are those of the previous logged step, so
     that they are fixed before they are measured; they are recorded, and survive a resume.
 
     Args:
@@ -35,7 +35,7 @@ class SinkStatistics(Callback):
         stop: last optimizer step that may be sampled; null for no end.
         validation: whether to read validation too.
         sites: patterns of norm and attention sites, e.g. "blocks.0.*"; one that matches nothing is an error.
-        leave_out: groups that are not read.
+        leave_out: groups to skip.
         sink_dimensions: how many dimensions count as the residual sink of a site.
         maps: whether TensorBoard gets maps and histograms with every validation.
     """
@@ -137,7 +137,7 @@ class SinkStatistics(Callback):
             self._reader.stop()
         torch.compiler.set_stance("default")
 
-    # -- where it goes ------------------------------------------------------------------------------------------
+    # -- logging ------------------------------------------------------------------------------------------------
 
     def _log(self, trainer: Trainer, stage: str) -> None:
         scalars, statistics = self.reader.summarize(trainer.global_step, trainer.lightning_module.device_mesh)

@@ -15,7 +15,7 @@ from sinks.record.logger import log_to_all
 
 
 def matmul_dtype(precision: str) -> torch.dtype:
-    """What a precision setting of Lightning multiplies matrices in."""
+    """The dtype of matrix products under a precision setting of Lightning."""
     if "bf16" in precision:
         return torch.bfloat16
     return {"16": torch.float16, "64": torch.float64}.get(precision.split("-")[0], torch.float32)
@@ -30,8 +30,8 @@ class Throughput(Callback):
 
     Training time is wall time without validations, without checkpoints (from the end of the step they follow), and
     without the first two optimizer steps of a process, in which kernels are compiled and memory is first taken. Where
-    the device runs behind the host, it is waited for at a log and nowhere else. Clocks, waiting and memory are those of
-    rank 0; ranks train in lockstep.
+    the device runs asynchronously, the host synchronizes when logging and at no other time. Clocks, waiting and memory
+    are those of rank 0; ranks train in lockstep.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Throughput(Callback):
         self._logged = (0.0, 0.0, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        self._pause(self._step_ended)  # asked for when a checkpoint is taken
+        self._pause(self._step_ended)  # called when a checkpoint is taken
         return {"trained_s": self.trained_s, "waited_s": self.waited_s, "tokens": self.tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -67,7 +67,7 @@ class Throughput(Callback):
             return
         self.waited_s += waited
         if self._resumed_at is None:
-            # The wait for this batch belongs to training; whatever came before it does not.
+            # The wait for this batch belongs to training; the time before it does not.
             self._resumed_at = time.perf_counter() - waited
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -92,7 +92,7 @@ class Throughput(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pause(self._step_ended)
 
-    # -- what follows from it -----------------------------------------------------------------------------------
+    # -- rates --------------------------------------------------------------------------------------------------
 
     def _log(self, trainer: Trainer) -> None:
         before_s, waited_before_s, tokens_before = self._logged

@@ -8,7 +8,7 @@ def consolidate(checkpoint: Path, out: Path | None = None) -> None:
 
     Args:
         checkpoint: a folder of shards, or a run folder, whose last checkpoint is taken.
-        out: the file; beside the checkpoint, named after it, if not given. A file that is there is replaced.
+        out: the file, which is replaced if it exists; by default in the checkpoint's folder, named after it.
     """
     from sinks.errors import UserError
     from sinks.parallel.checkpoint_io import RunCheckpointIO, is_sharded, read_checkpoint

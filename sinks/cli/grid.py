@@ -24,7 +24,7 @@ def read_ablation(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} lacks {', '.join(missing)}: an ablation needs {', '.join(REQUIRED)}")
     for config in [*ablation["configs"], *(v["config"] for v in ablation["variants"].values())]:
         if not Path(config).is_file():
-            raise UserError(f"{file} names {config}, which is not there: paths are relative to the project's root")
+            raise UserError(f"{file} names {config}, which does not exist: paths are relative to the project's root")
     for name, variant in ablation["variants"].items():
         stated(file, name, variant)
         if ("measured" in variant) != ("needs" in variant):
@@ -62,7 +62,7 @@ def fragment(ablation: dict[str, Any], root: Path, variants: list[str], seeds: l
             arguments |= {"trainer.max_steps": steps} | variant.get("arguments", {})
             options = [f"--{key}={value}" for key, value in arguments.items()]
             command = shlex.join(["fit", *(part for config in configs for part in ("-c", config)), *options])
-            # Known only when the run it is taken from is finished, so Make asks for it then.
+            # Known only once the run it is taken from has finished, so Make evaluates it then.
             for option, source in variant.get("measured", {}).items():
                 taken = shlex.join(["value", str(needs), source["key"], f"--times={source.get('times', 1.0)}"])
                 command += f' --{option}="$$($(SINKS) {taken})"'
@@ -86,10 +86,10 @@ def grid(
     Args:
         ablation: a file of experiments/ablations/.
         seeds: comma-separated seeds, if not all of the file's.
-        variants: comma-separated variants, if not all of the file's; what they need comes along.
+        variants: comma-separated variants, if not all of the file's; the variants they need are added.
         steps: optimizer steps, if not the file's; such runs get a folder of their own.
-        runs: folder below which the runs lie.
-        out: file to write the fragment to, with ablation.yaml for the report beside it; printed if not given.
+        runs: parent folder of the runs.
+        out: file to write the fragment to, and ablation.yaml for the report with the runs; printed if not given.
     """
     content = read_ablation(ablation)
     names = chosen("variant", variants, list(content["variants"]))

@@ -8,7 +8,7 @@ def report(directory: Path, out: Path | None = None) -> None:
 
     Args:
         directory: holds the runs as <variant>/seed<k>/, and perhaps ablation.yaml.
-        out: where the report goes; the same folder by default.
+        out: folder of the report; the same folder by default.
     """
     from sinks.report import terminal, write_report
 

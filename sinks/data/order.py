@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 
 
 def identity_order(position: int) -> int:
-    """Sample `n` stands at stream position `n`: for generated data, where samples are independent draws."""
+    """Sample `n` is at stream position `n`: for generated data, where samples are independent draws."""
     return position
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints on disk: one file, or a folder of shards; there whole or not at all, and read by every strategy.
+"""Checkpoints on disk: one file, or a folder of shards; written atomically, and read by every strategy.
 
-A file holds what Lightning puts into one. A folder holds the same: tensors of the model and the optimizers as the
-processes that wrote it had them, and the rest in `meta.pt`. Nothing that is read from either can run code.
+A file has Lightning's format. A folder holds the same: tensors of the model and the optimizers as sharded over the
+processes that wrote it, and the rest in `meta.pt`. Reading either never runs code.
 """
 
 import os
@@ -29,7 +29,7 @@ def is_sharded(path: Path) -> bool:
 
 
 def write_file(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write one file, and wait until it is on the disk: some file systems tell only then that they are full."""
+    """Write one file and sync it to the disk: some file systems report only then that they are full."""
     with path.open("wb") as file:
         torch.save(checkpoint, file)
         file.flush()
@@ -49,7 +49,7 @@ def read_file(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path, weights_alone: bool = False) -> dict[str, Any]:
-    """A checkpoint as one process keeps it, whatever strategy wrote it; a folder of shards is put together in memory.
+    """An unsharded checkpoint, whatever strategy wrote it; a folder of shards is assembled in memory.
 
     Args:
         path: a file or a folder of shards.
@@ -100,15 +100,15 @@ def refuse_another_architecture(stored: Mapping[str, tuple[int, ...]], own: Mapp
         if own.get(name) != stored.get(name):
             raise UserError(
                 f"the checkpoint is of another architecture: {name} is {stored.get(name, 'absent')} there and "
-                f"{own.get(name, 'absent')} here: use the config.yaml that lies beside the checkpoint"
+                f"{own.get(name, 'absent')} here: use the config.yaml of the checkpoint's run folder"
             )
 
 
 class RunCheckpointIO(TorchCheckpointIO):
-    """For one process and DDP: writes a file beside its name and renames it; reads files and folders of shards.
+    """For one process and DDP: writes a file at a temporary path and renames it; reads files and folders of shards.
 
     Lightning writes into the system's temporary folder and moves the file from there, which between two file systems
-    is a copy that a kill cuts off halfway.
+    is a copy that a kill can truncate.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -122,7 +122,7 @@ class RunCheckpointIO(TorchCheckpointIO):
 
 
 def run_collectively(action: Callable[[], None]) -> None:
-    """Run on every process; what fails on one is raised on all, so that none waits for one that is gone.
+    """Run on every process; a failure on one is raised on all, so that none waits for a failed one.
 
     Args:
         action: which either waits for the other processes on all of them, or on none.
@@ -136,16 +136,16 @@ def run_collectively(action: Callable[[], None]) -> None:
         action()
     except Exception as error:
         failure = error
-    told: list[Any] = [None]
+    failures: list[Any] = [None]
     if dist.is_initialized():
         full = disk_full(failure)
         other = failure and f"{type(failure).__name__}: {failure}"
-        mine = (full.errno, full.strerror, full.filename) if full else other
-        told = [None] * dist.get_world_size()
-        dist.all_gather_object(told, mine)
+        own = (full.errno, full.strerror, full.filename) if full else other
+        failures = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, own)
     if failure is not None:
         raise failure
-    for rank, other in enumerate(told):
+    for rank, other in enumerate(failures):
         if isinstance(other, tuple):
             raise OSError(*other)
         if other is not None:

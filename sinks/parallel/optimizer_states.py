@@ -1,4 +1,4 @@
-"""Optimizer states by number, as torch.optim keeps them, and by name, as torch.distributed.checkpoint does."""
+"""Optimizer states by index, as in torch.optim, and by name, as in torch.distributed.checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ def state_by_index(state: Mapping[str, Any]) -> dict[str, Any]:
 def state_by_name(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """A state with its parameters named.
 
-    Only the place within the groups says which parameter a number means: one process counts group by group, Lightning's
+    Only the position within the groups identifies a numbered parameter: one process counts group by group, Lightning's
     sharded strategies count in the order of the model.
 
     Args:

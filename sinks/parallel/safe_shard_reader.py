@@ -1,4 +1,4 @@
-"""Folders of shards read as tensors and plain values: torch.distributed.checkpoint would run code they hold."""
+"""Reads folders of shards as tensors and plain values: torch.distributed.checkpoint would run code in them."""
 
 import pickle
 from io import BytesIO
@@ -31,7 +31,7 @@ INDEX_CLASSES = frozenset(f"torch.distributed.checkpoint.metadata.{name}" for na
 
 
 def unreadable(path: Path, error: BaseException) -> UserError:
-    """What is told of a checkpoint that is damaged, none, or holds more than tensors and plain values."""
+    """The error for a file that is damaged, no checkpoint, or holds more than tensors and plain values."""
     (reason, *_) = str(error).splitlines() or [type(error).__name__]
     return UserError(f"{path} cannot be read as a checkpoint ({reason.rstrip('.: ')}): give another --ckpt_path")
 
@@ -62,7 +62,7 @@ class ShardReader(FileSystemReader):
 
 
 class PlainValues(DefaultLoadPlanner):
-    """Reads what is no tensor as plain values, into a state that is there."""
+    """Reads everything but tensors as plain values, into an existing state."""
 
     def load_bytes(self, read_item: ReadItem, value: BytesIO) -> None:
         plain = torch.load(value, weights_only=True)

@@ -1,4 +1,4 @@
-"""Checkpoints of a model whose parameters are spread over processes."""
+"""Checkpoints of a model whose parameters are sharded over processes."""
 
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from sinks.record.atomic import disk_full, remove, replace_atomically, temporary
 def _write_shards(state: dict[str, Any], folder: Path) -> None:
     try:
         dcp.save(state, storage_writer=FileSystemWriter(folder))
-    except CheckpointException as error:  # no Exception: what any process raised, raised on all
+    except CheckpointException as error:  # not an Exception subclass; raised on all processes if any fails
         (failure, _), *_ = error.failures.values()
         raise disk_full(error) or RuntimeError(f"shards could not be written: {failure}") from error
 
 
 class ShardedCheckpoints(MeshStrategy):
-    """Lightning's strategy for sharded models, with checkpoints that are there whole or not at all.
+    """Lightning's strategy for sharded models, with atomically written checkpoints.
 
     It reads folders of shards that any number of processes wrote, and files of any strategy.
     """

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and what a full disk does to them."""
+"""Files and folders written and removed atomically, and the errors of a full disk."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def temporary_path(path: Path) -> Path:
-    """The hidden name under which `path` is written, and removed, in the same file system; one for each process."""
+    """The hidden path at which `path` is written, and removed, in the same file system; one for each process."""
     return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
 
 
@@ -35,14 +35,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replace_atomically(temporary: Path, path: Path) -> None:
-    """Rename to `path`; only a file takes the place of a file at once, anything else is removed first."""
+    """Rename to `path`; only a file replaces a file atomically, anything else is removed first."""
     if temporary.is_dir() or path.is_dir():
         remove_atomically(path)
     temporary.replace(path)
 
 
 def remove_atomically(path: Path) -> None:
-    """Remove a file or folder, whose name is gone at once: a kill leaves nothing that looks whole."""
+    """Remove a file or folder, renamed first: a kill leaves nothing that looks complete."""
     if path.is_dir() and not path.is_symlink():
         path = path.rename(temporary_path(path.with_name(f"{path.name}.old")))
     remove(path)
@@ -57,14 +57,14 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process had begun to write in a folder; no other process may be writing there."""
+    """Remove the temporary files of a killed process in a folder; no other process may be writing there."""
     for path in folder.glob(f".*{PARTIAL}"):
         remove(path)
 
 
 @contextmanager
 def with_filename(path: Path) -> Iterator[None]:
-    """Give a failed write, which knows only its file's number, the name of the file."""
+    """Add the file name to the error of a failed write, which has only the file descriptor."""
     try:
         yield
     except OSError as error:

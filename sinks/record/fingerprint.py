@@ -1,11 +1,11 @@
-"""What tells runs apart: sixteen hex digits of everything in a configuration that the results depend on."""
+"""What distinguishes runs: sixteen hex digits of everything in a configuration that the results depend on."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
-# What says where and how a run is watched, not what it computes.
+# Where a run is stored and how it is observed, not what it computes.
 NOT_FINGERPRINTED = (
     "run", "statistics", "progress", "notes", "checkpoints", "config", "ckpt_path", "weights_only", "verbose",
 )  # fmt: skip
@@ -13,7 +13,7 @@ TRAINER_NOT_FINGERPRINTED = (
     "accelerator", "devices", "num_nodes", "strategy", "logger", "log_every_n_steps", "callbacks", "default_root_dir",
     "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "profiler",
 )  # fmt: skip
-# How a step's rows are shared out and read, and how a block is run, may change when a run is resumed.
+# How a step's rows are distributed and read, and how a block is run, may change when a run resumes.
 HOW_ROWS_ARE_READ = ("batch_size", "validation_batch_size", "num_workers")
 HOW_BLOCKS_ARE_RUN = ("execution",)
 
@@ -34,7 +34,7 @@ def identity(config: Mapping[str, Any], variant: str, data_fingerprint: str, row
         config: resolved: `seed_everything`, and `model` and `data` as `class_path` and `init_args`.
         variant: name of the run in reports.
         data_fingerprint: of the rows.
-        rows_per_step: of all processes together.
+        rows_per_step: over all processes.
 
     Returns:
         `variant`, `seed`, `config_fingerprint`, `data_fingerprint`, and `variant_fingerprint`, which all seeds share.

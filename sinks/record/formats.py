@@ -1,4 +1,4 @@
-"""What older run folders look like: the format mark of provenance.json, and options that had other names."""
+"""Older formats of run folders: the format mark of provenance.json, and options since renamed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from sinks.errors import UserError
 
 FORMAT = 2
-# Options of format 1 by their path in config.yaml: the name they have now, None for those that are gone.
+# Options of format 1 by their path in config.yaml: their present name, None for removed ones.
 OLD_OPTIONS: dict[str, str | None] = {
     "model.init_args.baseline_run": None,
     "model.init_args.baseline_fraction": None,

@@ -18,7 +18,7 @@ def failures_reported(folder: RunFolder, trainer: lightning.Trainer) -> Iterator
     """Turn what a full disk or a peer failure raises into one line; end the other processes after a peer failure.
 
     Raises:
-        UserError: naming what could not be written or why the peer is lost, and where the same command resumes.
+        UserError: naming the unwritable file or the cause of the peer failure, and where the same command resumes.
     """
     try:
         yield
@@ -29,7 +29,7 @@ def failures_reported(folder: RunFolder, trainer: lightning.Trainer) -> Iterator
         elif reason is not None:
             kill_launched(trainer)
             rank = trainer.global_rank
-            problem = f"rank {rank} lost another rank ({reason}): look for that rank's own message; the"
+            problem = f"rank {rank} reports a peer failure ({reason}): see the failed rank's own message; the"
         else:
             raise
         last = folder.last_checkpoint
@@ -38,7 +38,7 @@ def failures_reported(folder: RunFolder, trainer: lightning.Trainer) -> Iterator
 
 
 def print_unless_disk_full(failure: threading.ExceptHookArgs) -> None:
-    """What ended a thread, except a full disk: TensorBoard's writer raises that in the main thread again."""
+    """Print what ended a thread, except a full disk, which TensorBoard's writer raises again in the main thread."""
     if disk_full(failure.exc_value) is None:
         threading.__excepthook__(failure)
 
@@ -49,5 +49,5 @@ def users_mistake(error: BaseException | None) -> UserError | None:
         error = error.__cause__ or error.__context__
     if error is None:
         return None
-    # A worker's traceback stands around the message, which comes last.
+    # A worker's traceback precedes the message.
     return UserError(str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip())

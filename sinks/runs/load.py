@@ -1,4 +1,4 @@
-"""A finished run as a live model and its data, for notebooks and probes."""
+"""Loads a finished run as a model and its data, for notebooks and probes."""
 
 import os
 from dataclasses import dataclass
