@@ -12,14 +12,6 @@ from sinks.callbacks.statistics import SinkStatistics
 from sinks.callbacks.throughput import Throughput
 
 __all__ = [
-    "HealthNotes",
-    "LineProgress",
-    "RunRecorder",
-    "SinkStatistics",
-    "Stability",
-    "Throughput",
-    "Divergence",
-    "Preemption",
-    "RandomState",
-    "RunCheckpoints",
-]
+    "HealthNotes", "LineProgress", "RunRecorder", "SinkStatistics", "Stability", "Throughput", "Divergence",
+    "Preemption", "RandomState", "RunCheckpoints",
+]  # fmt: skip

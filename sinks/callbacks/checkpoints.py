@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import lightning
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sinks.callbacks.recorder import RunRecorder
@@ -18,17 +18,14 @@ NAME = "step{step:08d}.ckpt"
 
 
 class RunCheckpoints(ModelCheckpoint):
-    """Saves the run's state; `last.ckpt` is a link to the newest whole checkpoint at every instant.
+    """Saves the run's state; `last.ckpt` is a link to the newest complete checkpoint at all times.
 
     A checkpoint that falls on a validation is taken after it, and the last step always has one: a resumed run then
-    neither repeats nor leaves out what was logged.
+    neither repeats nor omits a logged line.
 
     Args:
         interval: optimizer steps between checkpoints.
         keep: how many of the newest are kept.
-
-    Raises:
-        UserError: if a number is below 1.
     """
 
     def __init__(self, interval: int = 500, keep: int = 1) -> None:
@@ -42,7 +39,7 @@ class RunCheckpoints(ModelCheckpoint):
         self.interval, self.keep = interval, keep
         self._saved_step = 0
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._folder = next(c.folder for c in trainer.callbacks if isinstance(c, RunRecorder))
         self.dirpath = str(self._folder.checkpoints)
 
@@ -50,35 +47,33 @@ class RunCheckpoints(ModelCheckpoint):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What lies in the folder says it all."""
+        """The folder holds the state."""
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step  # nothing new to save yet, resumed or not
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._due(trainer) and not validation_follows(trainer):
             self.save(trainer)
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._due(trainer):
             self.save(trainer)
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Epochs are a matter of the order of data."""
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save nothing: training has no epochs."""
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
 
-    def _due(self, trainer: lightning.Trainer) -> bool:
+    def _due(self, trainer: Trainer) -> bool:
         return trainer.global_step % self.interval == 0
 
-    def save(self, trainer: lightning.Trainer) -> None:
+    def save(self, trainer: Trainer) -> None:
         """Save the state after the last optimizer step, unless it is saved; called on every process.
 
         Raises:
-            OSError: on every process, if the disk is full; the checkpoint before stays.
+            OSError: on every process, if the disk is full; the previous checkpoint stays.
         """
         step = trainer.global_step
         if step == self._saved_step:
@@ -97,7 +92,7 @@ class RunCheckpoints(ModelCheckpoint):
 
 
 def point(link: Path, target: Path) -> None:
-    """Let a link name a file or folder beside it; there is no instant without the link."""
+    """Point a link atomically at a file or folder in the same folder."""
     temporary = temporary_path(link)
     temporary.unlink(missing_ok=True)
     os.symlink(target.name, temporary)
@@ -107,7 +102,7 @@ def point(link: Path, target: Path) -> None:
 
 
 def remove_older(folder: Path, step: int, keep: int) -> None:
-    """Keep the newest checkpoints up to a step; what is newer belongs to a course of training that was left."""
+    """Keep the newest checkpoints up to a step; newer ones are of an abandoned continuation."""
     steps = {path: int(found[1]) for path in folder.iterdir() if (found := re.fullmatch(r"step(\d+)\.ckpt", path.name))}
     kept = sorted((path for path in steps if steps[path] <= step), key=lambda path: steps[path])[-keep:]
     for path in steps.keys() - set(kept):

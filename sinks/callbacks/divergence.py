@@ -1,13 +1,13 @@
-"""A run whose gradient is no longer finite ends as a result: the first bad site is named, and no checkpoint is kept."""
+"""Ends a run at a non-finite gradient, as a result: names the first non-finite tensor and keeps no checkpoint."""
 
 import copy
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
-import lightning
 import torch
 import torch.distributed as dist
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -22,7 +22,7 @@ DIVERGENCE_FILE = "divergence.json"
 
 @dataclass(frozen=True)
 class NonFiniteReport:
-    """The first value of a step that is not finite.
+    """The first non-finite tensor of a step.
 
     Args:
         micro_batch: of the step, from 0.
@@ -50,20 +50,15 @@ class NonFiniteReport:
 
 
 class NonFiniteDetector:
-    """Sees every value of a replay in the order of computation, and remembers the first that is not finite.
-
-    Args:
-        rank: of this process.
-    """
+    """Sees every value of a replay on one rank in the order of computation, and keeps the first non-finite one."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self.micro_batch = 0
-        self.checked = 0
+        self.micro_batch = self.checked = 0
         self.first: NonFiniteReport | None = None
 
     def check(self, kind: str, site: str, value: Tensor) -> None:
-        """Look at one value; of a sharded one, at this process's part."""
+        """Check one tensor; of a sharded one, this process's shard."""
         self.checked += 1
         if self.first is not None or not value.is_floating_point():
             return
@@ -79,7 +74,7 @@ class NonFiniteDetector:
         self.check("activation", site, value)
 
     def check_gradient_of(self, tap: Tap, inputs: Any, output: Tensor) -> None:
-        """A tap's forward hook: looks at the gradient when it comes back."""
+        """A tap's forward hook: checks the gradient in the backward pass."""
         if output.requires_grad:
             output.register_hook(lambda gradient: self.check("gradient", tap.site, gradient))
 
@@ -93,41 +88,37 @@ class Divergence(Callback):
 
     `CausalLM` marks that step on the device and makes no update from it on. The mark is read every
     `log_every_n_steps` steps and before a checkpoint, where the host waits for the device anyway. Then the step is run
-    again on its own rows with every tap on, to name the first value that is not finite, forward or backward; this is
-    printed and kept in divergence.json, and `Diverged` is raised.
+    again on its own rows with every tap on, to name the first non-finite tensor, forward or backward; this is printed
+    and stored in divergence.json, and `Diverged` is raised.
     """
 
     def __init__(self) -> None:
         self._step_before = 0
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step_before = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if due(trainer, batch_idx):
             self._end_if_diverged(trainer, pl_module)
 
-    def on_save_checkpoint(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._end_if_diverged(trainer, pl_module)
 
-    def _end_if_diverged(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def _end_if_diverged(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = int(pl_module.first_nonfinite_step)
         if not step:
             return
         found = replay(trainer, pl_module, training_rows(trainer, step, self._step_before))
         if trainer.is_global_zero:
             recorder = next(c for c in trainer.callbacks if isinstance(c, RunRecorder))
-            said = {"step": step} | {k: v for k, v in asdict(found).items() if k != "order"}
-            write_atomically(recorder.folder.path / DIVERGENCE_FILE, to_json(said, indent=2) + "\n")
+            report = {"step": step} | {k: v for k, v in asdict(found).items() if k != "order"}
+            write_atomically(recorder.folder.path / DIVERGENCE_FILE, to_json(report, indent=2) + "\n")
             print(f"diverged: the gradient of step {step} is not finite, {found.sentence()}", flush=True)
         raise Diverged(f"the gradient of step {step} is not finite")
 
 
-def training_rows(trainer: lightning.Trainer, step: int, step_before: int) -> list[Tensor]:
+def training_rows(trainer: Trainer, step: int, step_before: int) -> list[Tensor]:
     """This process's rows [B, T + 1] of each micro-batch of an optimizer step, counted from 1.
 
     Args:
@@ -146,11 +137,11 @@ def training_rows(trainer: lightning.Trainer, step: int, step_before: int) -> li
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def replay(trainer: lightning.Trainer, module: lightning.LightningModule, batches: list[Tensor]) -> NonFiniteReport:
-    """Run one optimizer step again, forward and backward but without the update, and name its first bad value.
+def replay(trainer: Trainer, module: LightningModule, batches: list[Tensor]) -> NonFiniteReport:
+    """Run one optimizer step again, forward and backward but without the update, and name its first non-finite tensor.
 
     Args:
-        trainer: that is training; all its processes must call this together.
+        trainer: that is training; a collective call.
         module: as it was before the step.
         batches: rows [B, T + 1] of each micro-batch.
     """
@@ -158,7 +149,7 @@ def replay(trainer: lightning.Trainer, module: lightning.LightningModule, batche
     taps = taps_of(module)
     module.train()
     module.zero_grad()
-    # Compiled code would pass over hooks.
+    # Compiled code skips hooks.
     with torch.compiler.set_stance("force_eager"):
         for detector.micro_batch, rows in enumerate(batches):
             hooks = [tap.register_forward_hook(detector.check_gradient_of) for tap in taps]
@@ -177,8 +168,8 @@ def replay(trainer: lightning.Trainer, module: lightning.LightningModule, batche
     )
 
 
-def check_parameters(detector: NonFiniteDetector, module: lightning.LightningModule) -> None:
-    """Look at the gradients of parameters, last defined first; if each is finite, at their norm over all of them."""
+def check_parameters(detector: NonFiniteDetector, module: LightningModule) -> None:
+    """Check the gradients of parameters, last defined first; if each is finite, their global norm."""
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     for name in reversed(gradients):
         detector.check("parameter gradient", name, gradients[name])
@@ -189,9 +180,9 @@ def check_parameters(detector: NonFiniteDetector, module: lightning.LightningMod
 
 
 def first_of_all(own: NonFiniteReport) -> NonFiniteReport:
-    """The earliest of all processes' findings."""
+    """The earliest of all processes' reports."""
     if not (dist.is_available() and dist.is_initialized()):
         return own
-    findings: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(findings, own)
-    return min(findings, key=lambda finding: (finding.micro_batch, finding.order, finding.rank))
+    reports: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(reports, own)
+    return min(reports, key=lambda report: (report.micro_batch, report.order, report.rank))

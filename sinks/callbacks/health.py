@@ -1,25 +1,25 @@
-"""Notes in the log when something a reader should know happens: a sink forms or goes, values run away, a gate shuts."""
+"""Notes in the log on notable events: a sink forms or vanishes, values grow without bound, a gate saturates."""
 
 from dataclasses import dataclass
 
-import lightning
 import numpy as np
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from sinks.callbacks.statistics import SinkStatistics
 from sinks.record import Statistics
 
 SINK_HEAD = 0.3
-SHUT, OPEN = 0.05, 0.95
+CLOSED, OPEN = 0.05, 0.95
 
 
 @dataclass(frozen=True)
 class Watch:
-    """A count that makes a note when it leaves zero, doubles, or comes back to zero.
+    """A count that makes a note when it leaves zero, doubles, or returns to zero.
 
     Args:
         count: now.
-        of: how many there could be, None if that says nothing.
+        of: how many there could be, None if unbounded.
         what: what was counted, e.g. "attention sink".
         where: in what, e.g. "heads".
     """
@@ -56,13 +56,13 @@ def watched(scalars: dict[str, float], statistics: Statistics) -> list[Watch]:
             watches.append(Watch(int(np.nan_to_num(scalars[f"residual/{key}"])), None, what, "values"))
     gate = statistics.arrays.get("attention/gate_mean")
     if gate is not None:
-        unused = (gate[0] < SHUT) | (gate[0] > OPEN)
-        watches.append(Watch(int(unused.sum()), gate[0].size, "a gate that is always shut or open", "heads"))
+        saturated = (gate[0] < CLOSED) | (gate[0] > OPEN)
+        watches.append(Watch(int(saturated.sum()), gate[0].size, "a saturated gate", "heads"))
     return watches
 
 
 class HealthNotes(Callback):
-    """Prints a line after a validation in which something formed, doubled or went.
+    """Prints a line after a validation in which something formed, doubled or vanished.
 
     Args:
         enabled: whether to print.
@@ -78,7 +78,7 @@ class HealthNotes(Callback):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._before = dict(state_dict)
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         source = next((c for c in trainer.callbacks if isinstance(c, SinkStatistics)), None)
         if source is None or source.latest_arrays is None or not trainer.is_global_zero:
             return

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
+from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -20,7 +20,7 @@ def picture(values: np.ndarray, cell: int) -> np.ndarray:
     return np.kron(gray, np.ones((cell, cell), dtype=np.uint8))[None]
 
 
-def write_maps(trainer: lightning.Trainer, statistics: Statistics, histograms: dict[str, Tensor], step: int) -> None:
+def write_maps(trainer: Trainer, statistics: Statistics, histograms: dict[str, Tensor], step: int) -> None:
     """Write the maps of one validation to every TensorBoard logger.
 
     Args:

@@ -8,7 +8,7 @@ import time
 from types import FrameType
 from typing import Any
 
-import lightning
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from sinks.callbacks.checkpoints import RunCheckpoints
@@ -17,7 +17,7 @@ from sinks.lightning_private import leave_signals_alone, save_now
 from sinks.parallel.peer_failure import peer_failure
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-# Launchers pass a signal on that their processes may have had already.
+# Launchers forward signals that their processes may have received already.
 REPEATED_WITHIN_S = 2.0
 
 
@@ -26,12 +26,12 @@ class Stopped(SystemExit):
 
 
 class Preemption(Callback):
-    """Notes a signal when it comes, and acts when it harms nothing: checkpoint, one line, exit code 128 + its number.
+    """Records a signal when it arrives, and acts between steps: checkpoint, one line, exit code 128 + its number.
 
     A process that trains alone acts before its next optimizer step. Ranks get the signal at different times, and must
     act at the same step without asking each other at every one: they agree when the recorder reduces the loss, every
     `log_every_n_steps` steps. Under SLURM, SIGUSR1 also puts the job back into the queue. A second signal ends the
-    process at once. Outside training, a signal does what it did before.
+    process at once. Outside training, the previous handlers apply.
     """
 
     def __init__(self) -> None:
@@ -40,14 +40,14 @@ class Preemption(Callback):
         self._recorder: RunRecorder | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
-    # -- hearing ------------------------------------------------------------------------------------------------
+    # -- receiving ----------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         leave_signals_alone(trainer)
         self._recorder = next(c for c in trainer.callbacks if isinstance(c, RunRecorder))
         self._recorder.rank_flags = self._recorder.mean_flags = [0.0 for _ in SIGNALS]
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             self._previous = {signum: signal.signal(signum, self._on_signal) for signum in SIGNALS}
             self._previous[signal.SIGINT] = signal.getsignal(signal.SIGINT)  # ignored by Lightning after Ctrl-C
@@ -61,13 +61,11 @@ class Preemption(Callback):
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_handlers()
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        # Where another rank is lost, a launcher sends SIGTERM to this one, which must still say what happened.
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # After a peer failure, a launcher sends SIGTERM to this rank, which must still report the failure.
         if peer_failure(exception) is None:
             self._restore_handlers()
 
@@ -78,16 +76,14 @@ class Preemption(Callback):
 
     # -- acting -------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not at the end of the step before: its validation, if one was due, is part of it.
         signum = self._received if trainer.world_size == 1 else self._agreed()
         if signum is None or batch_idx % trainer.accumulate_grad_batches:
             return
         progress = trainer.fit_loop.epoch_loop.batch_progress
         for count in (progress.total, progress.current):
-            count.ready -= 1  # the batch that lies here is read again after the resume
+            count.ready -= 1  # this batch is read again after the resume
         saved = "checkpoint saved: the same command resumes"
         if not save_checkpoint(trainer):
             saved = "nothing saved, because the run keeps no checkpoints"
@@ -100,14 +96,14 @@ class Preemption(Callback):
         raise Stopped(128 + signum)
 
     def _agreed(self) -> signal.Signals | None:
-        """Whatever any rank had received at the last log."""
+        """The first signal that any rank had received at the last log."""
         assert self._recorder is not None
-        shares = zip(SIGNALS, self._recorder.mean_flags, strict=True)
-        return next((signum for signum, share in shares if share > 0), None)
+        flags = zip(SIGNALS, self._recorder.mean_flags, strict=True)
+        return next((signum for signum, mean in flags if mean > 0), None)
 
 
-def save_checkpoint(trainer: lightning.Trainer) -> bool:
-    """Let every checkpoint callback save now, its last.ckpt too, whatever its interval; whether there was one."""
+def save_checkpoint(trainer: Trainer) -> bool:
+    """Save with every checkpoint callback now, last.ckpt too, whatever the interval; whether there was one."""
     callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     for callback in callbacks:
         if isinstance(callback, RunCheckpoints):
@@ -127,5 +123,5 @@ def requeue() -> None:
         problem = done.stderr.strip() if done.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
-    said = f"cannot be requeued ({problem}): submit it again, it resumes" if problem else "is in the queue again"
-    print(f"SLURM job {job} {said}", flush=True)
+    result = f"cannot be requeued ({problem}): submit it again, it resumes" if problem else "is in the queue again"
+    print(f"SLURM job {job} {result}", flush=True)

@@ -1,9 +1,9 @@
-"""One line per so many steps: readable in a terminal, a log file and beside other runs."""
+"""One line per so many steps: readable in a terminal and a log file, also with other runs."""
 
 import math
 from typing import Any
 
-import lightning
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from sinks.callbacks.recorder import RunRecorder
@@ -22,7 +22,7 @@ class LineProgress(Callback):
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not (self.enabled and trainer.is_global_zero and trainer.state.fn == "fit"):
             return
         callbacks: list[Any] = trainer.callbacks

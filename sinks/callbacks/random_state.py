@@ -1,12 +1,12 @@
-"""The state of every random generator in the checkpoint, which Lightning leaves out."""
+"""Saves the state of every random generator in the checkpoint; Lightning does not."""
 
 import random
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 State = dict[str, Any]
@@ -32,7 +32,7 @@ def random_state() -> State:
 
 
 def restore_random_state(state: State) -> None:
-    """Inverse of `random_state`; a GPU's state is passed over where there is no GPU."""
+    """Inverse of `random_state`; a GPU's state is ignored without a GPU."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     keys = numpy["keys"].numpy().astype(np.uint32)
@@ -43,10 +43,10 @@ def restore_random_state(state: State) -> None:
 
 
 class RandomState(Callback):
-    """Carries the generators of every rank through a checkpoint, so that a resumed run draws what it would have drawn.
+    """Carries the generators of every rank through a checkpoint, so that a resumed run draws the same numbers.
 
-    They are restored when the first batch after a resume is there, because loaders draw too. At another number of
-    ranks every rank keeps the generators it was started with.
+    They are restored once the first batch after a resume is loaded, because loaders draw too. At another number of
+    ranks every rank keeps its initial generators.
     """
 
     def __init__(self) -> None:
@@ -63,9 +63,7 @@ class RandomState(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = state_dict["ranks"]
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._resumed is not None and len(self._resumed) == trainer.world_size:
             restore_random_state(self._resumed[trainer.global_rank])
         self._resumed = None

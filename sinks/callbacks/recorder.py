@@ -4,8 +4,8 @@ import math
 import time
 from typing import Any
 
-import lightning
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -39,10 +39,10 @@ SUMMARY_KEYS = {
 
 
 class RunRecorder(Callback):
-    """Keeps the run folder. Losses are means over the steps since the last log; a step costs no host synchronization.
+    """Keeps the run folder. Losses are means over the steps since the last log; steps run without a host sync.
 
-    What ranks must agree on without a collective of its own travels with the logged loss: `rank_flags`
-    go in, and `mean_flags`, their means over ranks, come out.
+    What ranks must agree on is reduced with the logged loss, without an extra collective: from `rank_flags` to
+    `mean_flags`, their means over ranks.
 
     Args:
         dir: the run folder.
@@ -58,14 +58,13 @@ class RunRecorder(Callback):
         self._validation_loss = math.nan
         self.rank_flags: list[float] = []
         self.mean_flags: list[float] = []
-        self._trainer: lightning.Trainer | None = None
+        self._trainer: Trainer | None = None
         self._loss: Tensor | None = None
         self._steps_in_loss = 0
         self._last: dict[str, float] = {}
-        self._wall_before = 0.0
-        self._started = 0.0
+        self._wall_before = self._started = 0.0
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
 
     # -- clocks and counts --------------------------------------------------------------------------------------
@@ -89,16 +88,14 @@ class RunRecorder(Callback):
         return self._wall_before + (time.perf_counter() - self._started if self._started else 0.0)
 
     @staticmethod
-    def tokens(trainer: lightning.Trainer) -> int:
+    def tokens(trainer: Trainer) -> int:
         """Training tokens seen by all ranks up to now."""
-        data = trainer.datamodule
-        readers = data_ranks(trainer)[1]
-        per_step = data.batch_size * data.context_length * readers * trainer.accumulate_grad_batches
-        return trainer.global_step * per_step
+        tokens = trainer.datamodule.batch_size * trainer.datamodule.context_length
+        return trainer.global_step * tokens * data_ranks(trainer)[1] * trainer.accumulate_grad_batches
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
         if trainer.is_global_zero:
             self.folder.truncate_after(trainer.global_step)
@@ -106,18 +103,16 @@ class RunRecorder(Callback):
                 if isinstance(logger, EventLogger):
                     logger.truncate_after(trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         loss = outputs["loss"].detach()
         self._loss = loss if self._loss is None else self._loss + loss
         self._steps_in_loss += 1
         if due(trainer, batch_idx):
             self._log(trainer, pl_module)
-        # The last step is validated, whatever the interval: before the checkpoint, which so holds all of the run.
+        # The last step is validated whatever the interval, before the checkpoint, which then holds the whole run.
         trainer.should_stop |= trainer.global_step == trainer.max_steps
 
-    def _log(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._loss is not None
         mean = (self._loss / self._steps_in_loss).view(1)
         over_ranks = trainer.strategy.reduce(torch.cat([mean, mean.new_tensor(self.rank_flags)]), reduce_op="mean")
@@ -131,21 +126,19 @@ class RunRecorder(Callback):
         log_to_all(trainer, {"tokens": tokens, "wall_s": wall} | self._last, trainer.global_step)
         self._loss, self._steps_in_loss = None, 0
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validated_at = trainer.global_step
         self._validation_loss = float(trainer.callback_metrics["validation/loss"])
         log_to_all(trainer, {"validation/loss": self._validation_loss}, trainer.global_step)
 
-    def on_save_checkpoint(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, RunFolderLogger):
                 logger.save()
 
     # -- the end ------------------------------------------------------------------------------------------------
 
-    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Write summary.json and return it; called once, after the last validation."""
         statistics = next((c.latest for c in trainer.callbacks if isinstance(c, SinkStatistics)), {})
         wall, tokens = self.wall_s, self.tokens(trainer)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import lightning
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -19,18 +19,18 @@ KEYS = {
 
 
 class Stability(Callback):
-    """Keeps both series, on the device between validations, and logs what follows from them with every validation."""
+    """Keeps both series, on the device between validations, and logs their statistics with every validation."""
 
     def __init__(self) -> None:
         self.loss: list[float] = []
         self.gradient_norm: list[float] = []
         self.latest: dict[str, float] = {}
-        self._trainer: lightning.Trainer | None = None
+        self._trainer: Trainer | None = None
         self._micro_batches: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
@@ -43,9 +43,7 @@ class Stability(Callback):
         self.loss, self.gradient_norm = state_dict["loss"].tolist(), state_dict["gradient_norm"].tolist()
         self.latest = state_dict["latest"]
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._micro_batches.append(outputs["loss"].detach())
         if last_micro_batch(trainer, batch_idx) and pl_module.gradient_norm is not None:
             self._losses.append(torch.stack(self._micro_batches).mean())
@@ -54,14 +52,14 @@ class Stability(Callback):
         if len(self._losses) >= 1000 or trainer.global_step == trainer.max_steps:
             self._gather(trainer)
 
-    def _gather(self, trainer: lightning.Trainer) -> None:
-        """Move what has come together to the host, the loss as the mean over ranks."""
+    def _gather(self, trainer: Trainer) -> None:
+        """Move the accumulated values to the host, the loss as the mean over ranks."""
         if self._losses:
             self.loss += trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean").tolist()
             self.gradient_norm += torch.stack(self._norms).tolist()
             self._losses, self._norms = [], []
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
         self._gather(trainer)

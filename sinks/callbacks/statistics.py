@@ -2,8 +2,8 @@
 
 from typing import Any, Literal
 
-import lightning
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -22,11 +22,11 @@ GroupName = Literal[
 
 
 class SinkStatistics(Callback):
-    """Reads the taps on sampled training steps and over every validation, and logs what they show.
+    """Reads the taps on sampled training steps and over every validation, and logs their statistics.
 
-    Moments are gathered on the device and summed over ranks in two collectives per logged step; no other step is
-    touched. A sampled step runs uncompiled: each site would need a graph of its own, and torch.compile gives up after a
-    few, for all other steps too. The sink dimensions of the rescale group are those of the previous logged step, so
+    Accumulators stay on the device and are reduced over ranks in two collectives per logged step; no other step is
+    affected. A sampled step runs uncompiled: each site would need a graph of its own, and torch.compile gives up after
+    a few, for all other steps too. The sink dimensions of the rescale group are those of the previous logged step, so
     that they are fixed before they are measured; they are recorded, and survive a resume.
 
     Args:
@@ -35,7 +35,7 @@ class SinkStatistics(Callback):
         stop: last optimizer step that may be sampled; null for no end.
         validation: whether to read validation too.
         sites: patterns of norm and attention sites, e.g. "blocks.0.*"; one that matches nothing is an error.
-        leave_out: groups that are not read.
+        leave_out: groups to skip.
         sink_dimensions: how many dimensions count as the residual sink of a site.
         maps: whether TensorBoard gets maps and histograms with every validation.
     """
@@ -69,7 +69,7 @@ class SinkStatistics(Callback):
         self.latest_arrays: Statistics | None = None
         self.sampling = False
         self._reader: Reader | None = None
-        self._module: lightning.LightningModule | None = None
+        self._module: LightningModule | None = None
         self._resumed_dimensions: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,33 +84,23 @@ class SinkStatistics(Callback):
 
     @property
     def reader(self) -> Reader:
-        """Of the model that is being run.
-
-        Raises:
-            UserError: if there is none yet.
-        """
+        """Of the model that is being run; a UserError if there is none yet."""
         if self._reader is None:
             raise UserError("SinkStatistics has read no model yet: give it to a trainer, or use sinks.observe.Reader")
         return self._reader
 
     # -- when the model is read ---------------------------------------------------------------------------------
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._attach(pl_module)
 
-    def _attach(self, pl_module: lightning.LightningModule) -> None:
-        """Listen at the sites that the patterns name.
-
-        Raises:
-            UserError: if a pattern matches no site.
-        """
+    def _attach(self, pl_module: LightningModule) -> None:
+        """Listen at the sites that the patterns name; one that matches nothing is an error."""
         if self._reader is None or self._module is not pl_module:
             self._reader = Reader(sites_of(pl_module), self.groups, self.sink_dimensions, self.patterns)
             self._reader.dimensions, self._module = dict(self._resumed_dimensions), pl_module
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step + 1  # this step's number once it is done
         in_time = step >= self.start and (self.stop is None or step <= self.stop)
         sampled = in_time and (step == self.start or step % self.interval == 0)
@@ -119,43 +109,37 @@ class SinkStatistics(Callback):
             torch.compiler.set_stance("force_eager")
             self.reader.start()
 
-    def on_before_backward(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor
-    ) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         # Activation checkpointing runs the forward again during backward; it must not count twice.
         if self.sampling:
             self.reader.stop()
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.sampling:
             torch.compiler.set_stance("default")  # not before: the backward pass of a checkpointed block runs it again
             self._log(trainer, "train")
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.validation:
             self._attach(pl_module)
             self.reader.forget()
             torch.compiler.set_stance("force_eager")
             self.reader.start()
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.validation:
             self.reader.stop()
             torch.compiler.set_stance("default")
             self._log(trainer, "validation")
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._reader is not None:
             self._reader.stop()
         torch.compiler.set_stance("default")
 
-    # -- where it goes ------------------------------------------------------------------------------------------
+    # -- logging ------------------------------------------------------------------------------------------------
 
-    def _log(self, trainer: lightning.Trainer, stage: str) -> None:
+    def _log(self, trainer: Trainer, stage: str) -> None:
         scalars, statistics = self.reader.summarize(trainer.global_step, trainer.lightning_module.device_mesh)
         if not trainer.is_global_zero:
             return

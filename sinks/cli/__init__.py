@@ -1,4 +1,7 @@
-"""The command line: a dispatcher that imports neither torch nor Lightning; each command is imported when called."""
+"""The command line: a dispatcher that imports neither torch nor Lightning; each command is imported when called.
+
+A command's module has a `main`, or a function of the command's name whose signature makes the parser.
+"""
 
 import os
 import sys
@@ -8,7 +11,7 @@ COMMANDS = {
     "fit": ("sinks.cli.training", "train a variant and record it in a run folder"),
     "validate": ("sinks.cli.training", "measure a checkpoint: loss and sink statistics"),
     "consolidate": ("sinks.cli.consolidate", "turn a checkpoint of shards into one file"),
-    "check": ("sinks.cli.check", "try what must hold for every variant on one of yours"),
+    "check": ("sinks.cli.check", "test the properties of every variant on yours"),
     "plan": ("sinks.cli.plan", "count parameters, memory and operations, allocating nothing"),
     "prepare": ("sinks.cli.prepare", "turn text into token chunks"),
     "grid": ("sinks.cli.grid", "print an ablation as a Make fragment, one target per run"),
@@ -29,13 +32,13 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "`sinks COMMAND --help` tells more; `sinks fit --model.help Gated` lists a family's options.",
+            "`sinks COMMAND --help` describes a command; `sinks fit --model.help Gated` lists a family's options.",
         ]
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 for a user's mistake. One process of several ends here."""
+    """Run one command; returns the exit code: 0, or 2 for a user error. In a distributed run the process ends here."""
     from sinks.parallel.process_exit import exit_process, is_distributed
 
     try:
@@ -61,12 +64,18 @@ def run(arguments: list[str]) -> int:
     from sinks.errors import UserError
 
     try:
-        import_module(COMMANDS[command][0]).main(command, rest)
+        module = import_module(COMMANDS[command][0])
+        if hasattr(module, "main"):
+            module.main(command, rest)
+        else:
+            from sinks.cli.parser import run_function
+
+            run_function(getattr(module, command), command, rest)
     except UserError as error:
         print(f"sinks: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # Whoever read the output has left, as `head` does; Python would complain again when it flushes.
+        # The reader of the output has ended, as `head` does; Python would raise again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

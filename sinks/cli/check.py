@@ -1,4 +1,4 @@
-"""`sinks check`: what must hold for every variant, tried on one in a minute."""
+"""`sinks check`: tests the properties of every variant on one of them in a minute."""
 
 import sys
 
@@ -9,7 +9,7 @@ from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.runs.failures import users_mistake
 
-# What makes a variant small enough for float64 and finite differences; its parts and their options are its own.
+# Sizes small enough for float64 and finite differences; components and their options are the variant's.
 SMALL = {
     "vocab_size": 11,
     "context_length": 12,
@@ -24,12 +24,12 @@ SMALL = {
 
 
 class CheckCLI(TrainingCLI):
-    """The model section of a configuration, at the size of `SMALL`; other sections are read and left alone."""
+    """The model section of a configuration, at the size of `SMALL`; other sections are ignored."""
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(CausalLM, "model", subclass_mode=True)
         for section in ("trainer", "data"):
-            parser.add_argument(f"--{section}", type=dict | None, default=None, help="not looked at")
+            parser.add_argument(f"--{section}", type=dict | None, default=None, help="ignored")
 
     def link_sections(self, parser: LightningArgumentParser) -> None:
         """Nothing: vocabulary and context are given."""
@@ -43,11 +43,7 @@ class CheckCLI(TrainingCLI):
 
 
 def arguments_of(arguments: list[str]) -> list[str]:
-    """The command's arguments as those of the training command: a variant's file comes first.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """The command's arguments as those of the training command: a variant's file comes first."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         raise UserError("what is to be checked is missing: sinks check VARIANT.yaml [--model.OPTION VALUE ...]")
     if arguments[0] in ("-h", "--help"):
@@ -64,7 +60,7 @@ def main(command: str, arguments: list[str]) -> None:
 
     from sinks.checks import check
 
-    torch.set_num_threads(1)  # more would wait for each other longer than such a model takes
+    torch.set_num_threads(1)  # more threads would spend more time waiting than such a model takes
     try:
         cli.build()
     except Exception as error:

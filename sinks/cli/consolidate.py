@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-from sinks.cli.parser import run_function
-
 
 def consolidate(checkpoint: Path, out: Path | None = None) -> None:
     """Turn a checkpoint of shards into one file: weights, optimizer states and everything else, for any strategy.
 
     Args:
         checkpoint: a folder of shards, or a run folder, whose last checkpoint is taken.
-        out: the file; beside the checkpoint, named after it, if not given. A file that is there is replaced.
+        out: the file, which is replaced if it exists; by default in the checkpoint's folder, named after it.
     """
     from sinks.errors import UserError
     from sinks.parallel.checkpoint_io import RunCheckpointIO, is_sharded, read_checkpoint
@@ -26,8 +24,3 @@ def consolidate(checkpoint: Path, out: Path | None = None) -> None:
         raise UserError(f"{out} is a folder: give --out a file")
     RunCheckpointIO().save_checkpoint(read_checkpoint(source), out)
     print(f"{out}  {out.stat().st_size:,} bytes")
-
-
-def main(command: str, arguments: list[str]) -> None:
-    """Run `sinks consolidate`."""
-    run_function(consolidate, command, arguments)

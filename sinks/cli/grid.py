@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 
-from sinks.cli.parser import run_function
 from sinks.errors import UserError
 from sinks.record.folder import write_atomically
 
@@ -14,12 +13,7 @@ REQUIRED = ("name", "configs", "steps", "seeds", "variants")
 
 
 def read_ablation(file: Path) -> dict[str, Any]:
-    """The content of an ablation file.
-
-    Raises:
-        UserError: if it is missing, or lacks a section, or names a configuration file that is not there, or states a
-            side or a mechanism that the report does not know.
-    """
+    """The content of an ablation file, validated."""
     from sinks.report.ablation import stated
 
     if not file.is_file():
@@ -30,7 +24,7 @@ def read_ablation(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} lacks {', '.join(missing)}: an ablation needs {', '.join(REQUIRED)}")
     for config in [*ablation["configs"], *(v["config"] for v in ablation["variants"].values())]:
         if not Path(config).is_file():
-            raise UserError(f"{file} names {config}, which is not there: paths are relative to the project's root")
+            raise UserError(f"{file} names {config}, which does not exist: paths are relative to the project's root")
     for name, variant in ablation["variants"].items():
         stated(file, name, variant)
         if ("measured" in variant) != ("needs" in variant):
@@ -47,11 +41,7 @@ def read_ablation(file: Path) -> dict[str, Any]:
 
 
 def chosen(kind: str, wanted: str | None, offered: list[str]) -> list[str]:
-    """The wanted entries of a comma-separated list, all of them if none are named.
-
-    Raises:
-        UserError: if one is not offered.
-    """
+    """The wanted entries of a comma-separated list, in the order offered; all of them if none are named."""
     names = [name.strip() for name in wanted.split(",") if name.strip()] if wanted else offered
     for name in names:
         if name not in offered:
@@ -68,28 +58,17 @@ def fragment(ablation: dict[str, Any], root: Path, variants: list[str], seeds: l
         for seed in seeds:
             folder = root / name / f"seed{seed}"
             needs = root / variant["needs"] / f"seed{seed}" if "needs" in variant else None
-            arguments = {
-                "run.dir": folder,
-                "run.variant": name,
-                "seed_everything": seed,
-                "data.seed": seed,
-                "trainer.max_steps": steps,
-            } | variant.get("arguments", {})
-            command = shlex.join(
-                [
-                    "fit",
-                    *(part for config in configs for part in ("-c", config)),
-                    *(f"--{key}={value}" for key, value in arguments.items()),
-                ]
-            )
-            # Known only when the run it is taken from is finished, so Make asks for it then.
+            arguments = {"run.dir": folder, "run.variant": name, "seed_everything": seed, "data.seed": seed}
+            arguments |= {"trainer.max_steps": steps} | variant.get("arguments", {})
+            options = [f"--{key}={value}" for key, value in arguments.items()]
+            command = shlex.join(["fit", *(part for config in configs for part in ("-c", config)), *options])
+            # Known only once the run it is taken from has finished, so Make evaluates it then.
             for option, source in variant.get("measured", {}).items():
                 taken = shlex.join(["value", str(needs), source["key"], f"--times={source.get('times', 1.0)}"])
                 command += f' --{option}="$$($(SINKS) {taken})"'
             prerequisites = [*configs, *([f"{needs}/summary.json"] if needs else [])]
-            target = f"{folder}/summary.json"
-            targets.append(target)
-            rules.append(f"{target}: {' '.join(prerequisites)}\n\t@$(LAUNCH) $(SINKS) {command} && touch $@")
+            targets.append(f"{folder}/summary.json")
+            rules.append(f"{targets[-1]}: {' '.join(prerequisites)}\n\t@$(LAUNCH) $(SINKS) {command} && touch $@")
     head = "SINKS ?= sinks\nLAUNCH ?=\n.PHONY: grid\n.DEFAULT_GOAL := grid"
     return "\n\n".join([head, "grid: " + " ".join(targets), *rules]) + "\n"
 
@@ -107,10 +86,10 @@ def grid(
     Args:
         ablation: a file of experiments/ablations/.
         seeds: comma-separated seeds, if not all of the file's.
-        variants: comma-separated variants, if not all of the file's; what they need comes along.
+        variants: comma-separated variants, if not all of the file's; the variants they need are added.
         steps: optimizer steps, if not the file's; such runs get a folder of their own.
-        runs: folder below which the runs lie.
-        out: file to write the fragment to, with ablation.yaml for the report beside it; printed if not given.
+        runs: parent folder of the runs.
+        out: file to write the fragment to, and ablation.yaml for the report with the runs; printed if not given.
     """
     content = read_ablation(ablation)
     names = chosen("variant", variants, list(content["variants"]))
@@ -131,8 +110,3 @@ def grid(
     shown = content | {"seeds": chosen_seeds, "steps": steps or content["steps"], "file": str(ablation)}
     write_atomically(runs / name / "ablation.yaml", yaml.safe_dump(shown, sort_keys=False))
     print(runs / name)
-
-
-def main(command: str, arguments: list[str]) -> None:
-    """Run `sinks grid`."""
-    run_function(grid, command, arguments)

@@ -1,4 +1,4 @@
-"""Parsers that tell a user's mistake in one line and exit with code 2."""
+"""Parsers that report a user error in one line and exit with code 2."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ class OneLineErrors(ArgumentParser):
     """Prints `sinks: error: message` without the usage, which for a training command is hundreds of lines long."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # a guess at a type, or a part of a whole that names the place
+        if not self.exit_on_error:  # a trial of one type, or a nested parser whose parent adds the path
             super().error(message, ex)
         print(f"sinks: error: {one_line(message)}", file=sys.stderr)
         sys.exit(2)
@@ -53,11 +53,7 @@ def run_function(
 
 
 def configuration_files(arguments: list[str]) -> dict[int, Path]:
-    """The files given by -c or --config, by the place of the argument that names them.
-
-    Raises:
-        UserError: if one is not there.
-    """
+    """The files given by -c or --config, by the place of the argument that names them; all exist."""
     found: dict[int, Path] = {}
     for place, argument in enumerate(arguments):
         name, attached, value = argument.partition("=")
@@ -73,7 +69,7 @@ def configuration_files(arguments: list[str]) -> dict[int, Path]:
 
 
 def read_sections(file: Path, known: Collection[str]) -> dict[str, Any]:
-    """The sections of a configuration file; jsonargparse passes over an unknown one that is empty, a typo must not.
+    """The sections of a configuration file; jsonargparse ignores an unknown empty one, which may be a typo.
 
     Raises:
         UserError: if it is not YAML of known sections, naming the file, the section and the known ones.
@@ -96,11 +92,7 @@ def read_sections(file: Path, known: Collection[str]) -> dict[str, Any]:
 
 
 def checked_configs(arguments: list[str], parser: ArgumentParser) -> list[str]:
-    """Arguments whose configuration files have been looked through; one of an older run folder is given as it is now.
-
-    Raises:
-        UserError: as `read_sections`.
-    """
+    """Arguments whose configuration files are validated; that of an older run folder is given as it is now."""
     known = {name.split(".")[0] for name in parser.get_defaults().keys()}  # noqa: SIM118  (no mapping)
     checked = list(arguments)
     for place, file in configuration_files(arguments).items():

@@ -22,9 +22,9 @@ def prepare(
         sources: .txt, .jsonl and .parquet files, and folders of them; none: the source files of Python's standard
             library.
         output: folder that holds prepared corpora.
-        vocab_size: number of token ids, `<bos>` among them; at least 257.
-        bos: where `<bos>` stands: nowhere (none), before every document (document), first in every row (block).
-        validation_share: share of documents for validation, between 0 and 1.
+        vocab_size: number of token ids, including `<bos>`; at least 257.
+        bos: where `<bos>` is: nowhere (none), before every document (document), first in every row (block).
+        validation_share: fraction of documents for validation, between 0 and 1.
         text_field: field of a .jsonl line, column of a .parquet file.
         processes: processes that tokenize; none: one for each core.
         progress: show progress bars on a terminal.

@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-from sinks.cli.parser import run_function
-
 
 def report(directory: Path, out: Path | None = None) -> None:
     """Compare every finished run below a folder: report.md, report.html, figures/, and a table here.
 
     Args:
         directory: holds the runs as <variant>/seed<k>/, and perhaps ablation.yaml.
-        out: where the report goes; the same folder by default.
+        out: folder of the report; the same folder by default.
     """
     from sinks.report import terminal, write_report
 
@@ -18,8 +16,3 @@ def report(directory: Path, out: Path | None = None) -> None:
     print(terminal(ablation))
     print("\n+- is half the range over seeds; * a loss difference beyond the seeds' noise.")
     print(f"report: {html}")
-
-
-def main(command: str, arguments: list[str]) -> None:
-    """Run `sinks report`."""
-    run_function(report, command, arguments)

@@ -50,7 +50,7 @@ class TrainingParser(OneLineErrors, LightningArgumentParser):
 
 
 def subclasses(base: type) -> set[type]:
-    """All subclasses that are imported, however deep."""
+    """All imported subclasses, recursively."""
     children: list[type] = base.__subclasses__()
     return set(children).union(*(subclasses(child) for child in children))
 
@@ -81,7 +81,7 @@ class TrainingCLI(NoCheckpointOptions, LightningCLI):
 
     @property
     def built(self) -> Any:
-        """What the sections were instantiated to."""
+        """The instantiated sections."""
         return self.config_init[self.subcommand] if self.subcommand else self.config_init
 
     @property
@@ -112,7 +112,7 @@ class TrainingCLI(NoCheckpointOptions, LightningCLI):
         return parser_of(self).dump(self.resolved, skip_unset=False, **options)
 
     def fit(self, model: CausalLM, datamodule: TokenData, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Train into the run folder: start, resume what was interrupted, or say that it is finished."""
+        """Train into the run folder: start, resume an interrupted run, or report that it is finished."""
         config = yaml.safe_load(self._text())
         run(self.trainer, model, datamodule, config, self._text(skip_link_targets=True), ckpt_path, **kwargs)
 
@@ -133,7 +133,7 @@ class TrainingCLI(NoCheckpointOptions, LightningCLI):
 
 
 def quieten() -> None:
-    """Silence advertisements and what is deliberate here; warnings about the user's run stay."""
+    """Silence advertisements and warnings about deliberate choices; warnings about the user's run stay."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Gathering over two mesh dimensions takes two collectives; it is done for checkpoints and the gradient norm only.
@@ -156,11 +156,7 @@ def main(command: str, arguments: list[str]) -> None:
 
 
 def command_line(arguments: list[str], run: bool = True, cli: type[TrainingCLI] = TrainingCLI) -> TrainingCLI:
-    """Parse and run; with `run=False` (and no command among the arguments) only build trainer, model and data.
-
-    Raises:
-        UserError: for a mistake in the configuration.
-    """
+    """Parse and run; with `run=False` (and no command among the arguments) only build trainer, model and data."""
     quieten()
     TrainingParser.arguments = arguments
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -184,11 +180,11 @@ def command_line(arguments: list[str], run: bool = True, cli: type[TrainingCLI] 
             run=run,
         )
     except OmegaConfBaseException as error:
-        raise UserError(f"{one_line(str(error))}: check what stands between ${{ and }}") from None
+        raise UserError(f"{one_line(str(error))}: check the expression between ${{ and }}") from None
     except MisconfigurationException as error:
         raise UserError(one_line(str(error))) from None
     except Exception as error:
-        # jsonargparse takes a UserError of a constructor for a failed guess at a type, and raises its own list.
+        # jsonargparse treats a UserError of a constructor as a type mismatch, and raises its own list.
         if (mistake := users_mistake(error)) is None:
             raise
         raise mistake from None

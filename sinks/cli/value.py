@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from sinks.cli.parser import run_function
 from sinks.errors import UserError
 from sinks.record import RunFolder
 
@@ -19,8 +18,3 @@ def value(run: Path, key: str, times: float = 1.0) -> None:
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise UserError(f"{key} of {run}/summary.json is {number!r}, but a number is needed: name another key")
     print(repr(times * number))
-
-
-def main(command: str, arguments: list[str]) -> None:
-    """Run `sinks value`."""
-    run_function(value, command, arguments)

@@ -40,11 +40,7 @@ def bigram_table(text: str) -> np.ndarray:
 
 
 def encode(text: str) -> list[int]:
-    """Token ids of a text: BOS, then a token per character; upper case is read as lower case.
-
-    Raises:
-        UserError: if a character is not in `CHARACTERS`.
-    """
+    """Token ids of a text: BOS, then a token per character; upper case is read as lower case."""
     unknown = sorted(set(text.lower()) - set(CHARACTERS))
     if unknown:
         raise UserError(f"text has {''.join(unknown)!r}, but the task knows only {CHARACTERS!r}: leave the others out")
@@ -77,10 +73,7 @@ class BackcopySequences(Dataset[torch.Tensor]):
         self.cumulative = np.cumsum(table, axis=1)
         self.is_trigger = np.zeros(len(table), dtype=bool)
         self.is_trigger[[CHARACTERS.index(c) + 1 for c in TRIGGERS]] = True
-        self.length = length
-        self.seed = seed
-        self.size = size
-        self.first = first
+        self.length, self.seed, self.size, self.first = length, seed, size, first
         self._cached: tuple[int, torch.Tensor] | None = None
 
     def __len__(self) -> int:

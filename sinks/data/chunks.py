@@ -1,8 +1,8 @@
 """Token chunks written by `litdata.optimize`, in a process of its own.
 
 In this process it would reseed every random generator, replace the handler of Ctrl-C, set the start method of
-multiprocessing for good, and leave folders of shared names in the system's temporary folder; and a run that prepared
-its data would then differ from the same run that found them prepared.
+multiprocessing for good, and leave folders of fixed names in the system's temporary folder; and a run that prepared
+its data would then differ from the same run on prepared data.
 """
 
 import contextlib
@@ -57,19 +57,19 @@ def write_chunks(
             child.join(POLL_S)
             progress(sum(len(list(folder.glob("chunk-*.bin"))) for folder in inputs))
     finally:
-        # Its group: a worker of litdata's may outlive it.
+        # The whole process group: a worker of litdata's may outlive the child.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.kill()
         child.join()
         os.close(held)
-    # litdata loses the chunks of a worker that was killed, e.g. for want of memory, and reports success.
+    # litdata loses the chunks of a killed worker, e.g. out of memory, and reports success.
     short = [folder.name for folder, items in inputs.items() if _chunks_in_index(folder) != len(items)]
     if child.exitcode != 0 or short:
-        said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        output = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         raise RuntimeError(
             f"litdata.optimize ended with exit code {child.exitcode}, chunks missing in {', '.join(short) or 'none'} "
-            f"(out of memory? give fewer processes):\n{said}"
+            f"(out of memory? give fewer processes):\n{output}"
         )
 
 
@@ -79,7 +79,7 @@ def _chunks_in_index(folder: Path) -> int:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Kill this process and litdata's workers when the process that prepares is gone: nobody would take the chunks."""
+    """Kill this process and litdata's workers when the parent process ends: the chunks would be unused."""
     os.read(parent, 1)
     os.killpg(0, signal.SIGKILL)
 

@@ -1,8 +1,8 @@
 """Text as documents: the running Python's standard library, or the user's own .txt, .jsonl and .parquet files.
 
 A document is a line of a .jsonl file, a row of a .parquet file, or a whole text file. When a corpus is fewer than
-`FEW_FILES` text files, each file is cut into documents at blank lines instead, so that a split by document has
-something to split. Documents without a character other than white space are left out.
+`FEW_FILES` text files, each file is cut into documents at blank lines instead, so that a split by document is
+possible. Documents of white space alone are dropped.
 """
 
 import hashlib
@@ -30,9 +30,9 @@ class Corpus:
 
     Args:
         name: short name, part of the prepared folder's name.
-        sources: what the user gave, for the manifest.
+        sources: as given by the user, for the manifest.
         files: files in reading order.
-        skipped: files left out: empty ones in a folder, and the standard library's that are not UTF-8 on purpose.
+        skipped: number of skipped files: empty ones, and the standard library's that are not UTF-8 on purpose.
         text_field: field of a .jsonl line, column of a .parquet file.
     """
 
@@ -61,7 +61,7 @@ class Corpus:
         return sum(file.stat().st_size for file in self.files)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the files' contents and kinds in order; neither paths nor times of change enter."""
+        """SHA-256 (hex) of the files' contents and kinds in order; neither paths nor modification times enter."""
         digest = hashlib.sha256()
         for file in self.files:
             with file.open("rb") as stream:
@@ -121,7 +121,7 @@ def find_corpus(sources: list[str] | None, text_field: str = "text") -> Corpus:
 
 
 def _standard_library(text_field: str) -> Corpus:
-    """Source files of the running Python, without site-packages; those that are not UTF-8 on purpose left out."""
+    """Source files of the running Python, without site-packages and those that are not UTF-8 on purpose."""
     root = Path(sysconfig.get_paths()["stdlib"])
     if not root.is_dir():
         raise UserError(f"this Python has no source files at {root}: give text of your own as sources")
@@ -235,7 +235,7 @@ def _rows(file: Path, text_field: str) -> Iterator[str]:
 def pieces(text: str) -> Iterator[str]:
     """Cut a text at blank lines into pieces of about `PIECE_CHARACTERS`; joined they are the text again.
 
-    Where no blank line comes in time the cut is at a line's end, and where no line ends, after `LONGEST_PIECE`.
+    Without a blank line in range the cut is at a line's end, and without that, after `LONGEST_PIECE`.
     """
     start = 0
     while start < len(text):
@@ -245,7 +245,7 @@ def pieces(text: str) -> Iterator[str]:
             end = blank.end()
         elif end < len(text):
             end = text.rfind("\n", start + PIECE_CHARACTERS, end) + 1 or end
-        # White space alone would be left out as an empty document: it stays with the piece before it.
+        # White space alone would be dropped as an empty document: it stays with the previous piece.
         if not text[end:].strip():
             end = len(text)
         yield text[start:end]

@@ -14,10 +14,10 @@ from sinks.errors import UserError
 
 @dataclass(frozen=True)
 class DocumentStore:
-    """Every document one after the other (UTF-8).
+    """All documents, concatenated (UTF-8).
 
     Args:
-        file: where they stand.
+        file: of all documents.
         offsets: document `n` is bytes `offsets[n]` to `offsets[n + 1]` [D + 1] int64.
         hashes: first 64 bits of each document's SHA-256 [D] uint64.
     """
@@ -66,7 +66,7 @@ def validation_documents(hashes: np.ndarray, share: float) -> np.ndarray:
 
     Args:
         hashes: first 64 bits of each document's SHA-256 [D].
-        share: share of the range of hashes that is for validation; each side gets at least one document.
+        share: fraction of the range of hashes that is for validation; each side gets at least one document.
     """
     distinct = len(np.unique(hashes))
     if distinct < 2:

@@ -1,4 +1,4 @@
-"""A loader that knows how long its reader waited."""
+"""A data loader that measures how long its reader waits."""
 
 import time
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ class TimedDataLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches: Iterator[Any] = super().__iter__()
         while True:
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             finally:
-                self.waited_s += time.perf_counter() - asked
+                self.waited_s += time.perf_counter() - requested
             yield batch

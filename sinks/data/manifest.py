@@ -1,4 +1,4 @@
-"""What a prepared folder holds, and whether it still holds it: litdata reads damaged chunks without complaint."""
+"""Contents of a prepared folder, and their verification: litdata reads damaged chunks without an error."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ class Split:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What one file must be."""
+    """Expected size and checksum of one file."""
 
     bytes: int
     sha256: str
@@ -37,15 +37,15 @@ class Manifest:
 
     Args:
         fingerprint: SHA-256 of the corpus and of every setting that changes the tokens.
-        content: SHA-256 of the chunks' checksums in reading order: what the tokens are.
-        sources: what the user gave.
+        content: SHA-256 of the chunks' checksums in reading order, which identifies the tokens.
+        sources: as given by the user.
         files: number of files read.
         skipped_files: empty files, and files of the standard library that are not UTF-8.
         unit: what a document is, in words.
         vocab_size: configured number of token ids; the tokenizer may have fewer entries.
         tokenizer_entries: entries of the trained tokenizer.
-        bos: "document": `<bos>` stands before every document; "none": nowhere, until policy "block" reads it.
-        validation_share: share of documents that validation was to get.
+        bos: "document": `<bos>` is before every document; "none": nowhere (policy "block" adds it on reading).
+        validation_share: requested fraction of documents for validation.
         splits: totals of "train" and "val".
         records: path below the folder -> size and checksum of every chunk, index and the tokenizer.
         versions: packages that made the folder.
@@ -89,11 +89,7 @@ def record(folder: Path, path: str) -> FileRecord:
 
 
 def verify(folder: str | Path) -> Manifest:
-    """Compare every file of a prepared folder with the manifest; about 1 s per GB.
-
-    Raises:
-        UserError: naming the first file that is missing, of another size or of another checksum.
-    """
+    """Compare every file of a prepared folder with the manifest, raising for the first mismatch; about 1 s per GB."""
     root = Path(folder)
     manifest = Manifest.read(root)
     for path, expected in manifest.records.items():

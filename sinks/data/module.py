@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from sinks.data.loader import TimedDataLoader
 from sinks.data.order import ShardBatchSampler, StreamBatchSampler
@@ -18,7 +18,7 @@ from sinks.parallel.ranks import data_ranks
 class TokenData(Described, lightning.LightningDataModule):
     """Rows of `context_length + 1` token ids [B, T + 1] int64: inputs are `row[:-1]`, targets `row[1:]`.
 
-    Training is one endless stream (see `sinks.data.order`); `trainer.max_steps` says how far it is read.
+    Training is one endless stream (see `sinks.data.order`); `trainer.max_steps` limits how far it is read.
 
     Args:
         vocab_size: number of token ids; the model takes it from here.
@@ -47,13 +47,9 @@ class TokenData(Described, lightning.LightningDataModule):
         ):
             if value < 1:
                 raise UserError(f"data.{name} is {value}, but must be at least 1: give a positive number")
-        self.vocab_size = vocab_size
-        self.context_length = context_length
-        self.batch_size = batch_size
-        self.seed = seed
-        self.num_workers = num_workers
-        self._start = 0
-        self._start_step = 0
+        self.vocab_size, self.context_length, self.batch_size = vocab_size, context_length, batch_size
+        self.seed, self.num_workers = seed, num_workers
+        self._start = self._start_step = 0
 
     @abstractmethod
     def train_set(self) -> Dataset[torch.Tensor]:
@@ -69,14 +65,12 @@ class TokenData(Described, lightning.LightningDataModule):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """What the rows depend on, as a short hash: runs on different fingerprints are not compared."""
+        """A short hash of what the rows depend on: runs with different fingerprints are not compared."""
 
     def _ranks(self) -> tuple[int, int]:
         return data_ranks(self.trainer) if self.trainer is not None else (0, 1)
 
-    def _loader(
-        self, dataset: Dataset[torch.Tensor], sampler: StreamBatchSampler | ShardBatchSampler
-    ) -> TimedDataLoader:
+    def _loader(self, dataset: Dataset[torch.Tensor], sampler: Sampler[list[int]]) -> TimedDataLoader:
         return TimedDataLoader(
             dataset,
             batch_sampler=sampler,
@@ -99,7 +93,7 @@ class TokenData(Described, lightning.LightningDataModule):
         """The stream position after the last optimizer step."""
         if self.trainer is None:
             return {"stream_position": self._start, "step": self._start_step, "accumulate_grad_batches": 1}
-        # Counted from where this process began: before a resume a step may have had another number of rows.
+        # Counted from the start of this process: before a resume a step may have had another number of rows.
         per_step = self.batch_size * self._ranks()[1] * self.trainer.accumulate_grad_batches
         step = self.trainer.global_step
         return {
@@ -110,7 +104,7 @@ class TokenData(Described, lightning.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.trainer is not None:
-            # Lightning counts batches, not steps: with another number the first step would be cut short.
+            # Lightning counts batches, not steps: with another number the first step would be truncated.
             stored, own = state_dict["accumulate_grad_batches"], self.trainer.accumulate_grad_batches
             if stored != own:
                 raise UserError(

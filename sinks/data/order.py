@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 
 
 def identity_order(position: int) -> int:
-    """Sample `n` stands at stream position `n`: for generated data, where samples are independent draws."""
+    """Sample `n` is at stream position `n`: for generated data, where samples are independent draws."""
     return position
 
 
@@ -31,8 +31,7 @@ class WindowedShuffle:
     def __init__(self, chunk_lengths: list[int], seed: int, window: int = 4) -> None:
         self.chunk_starts = np.concatenate([[0], np.cumsum(chunk_lengths)]).astype(np.int64)
         self.length = int(self.chunk_starts[-1])
-        self.seed = seed
-        self.window = window
+        self.seed, self.window = seed, window
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
@@ -40,13 +39,9 @@ class WindowedShuffle:
         """Sample indices [length] of one epoch."""
         rng = np.random.default_rng([self.seed, epoch])
         chunks = rng.permutation(len(self.chunk_starts) - 1)
-        parts = []
-        for first in range(0, len(chunks), self.window):
-            members = [
-                np.arange(self.chunk_starts[c], self.chunk_starts[c + 1]) for c in chunks[first : first + self.window]
-            ]
-            parts.append(rng.permutation(np.concatenate(members)))
-        return np.concatenate(parts)
+        samples = [np.arange(self.chunk_starts[c], self.chunk_starts[c + 1]) for c in chunks]
+        windows = [samples[first : first + self.window] for first in range(0, len(samples), self.window)]
+        return np.concatenate([rng.permutation(np.concatenate(window)) for window in windows])
 
     def __call__(self, position: int) -> int:
         epoch, offset = divmod(position, self.length)
@@ -69,11 +64,8 @@ class StreamBatchSampler(Sampler[list[int]]):
     def __init__(
         self, order: Callable[[int], int], batch_size: int, rank: int = 0, world_size: int = 1, start: int = 0
     ) -> None:
-        self.order = order
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.start = start
+        self.order, self.batch_size, self.start = order, batch_size, start
+        self.rank, self.world_size = rank, world_size
 
     def __iter__(self) -> Iterator[list[int]]:
         position = self.start

@@ -1,12 +1,12 @@
 """From text to a folder of token chunks: split by document, train the tokenizer, tokenize, checksum.
 
     <output>/<name>-<fingerprint>/
-        manifest.json      written last: what is here, with checksums
+        manifest.json      written last: contents and checksums
         tokenizer.json     byte-level BPE, trained on the training documents
         train/, val/       litdata chunks: token ids (uint16), about `CHUNK_BYTES` of text each
 
-Rows are cut from a chunk on reading, so one folder serves every context length; each chunk then loses the remainder
-that fills no row, less than one row of about a million tokens.
+Rows are cut from a chunk on reading, so one folder serves every context length; the remainder of each chunk (of about
+a million tokens), less than one row, is dropped.
 """
 
 import hashlib
@@ -37,15 +37,7 @@ BosPolicy = Literal["none", "document", "block"]
 
 @dataclass(frozen=True)
 class Preparation:
-    """A corpus with every setting that changes its tokens: where it belongs, and whether it is there already.
-
-    Args:
-        corpus: files to read.
-        output: folder that holds prepared corpora.
-        vocab_size: number of token ids, `<bos>` among them.
-        document_bos: whether `<bos>` stands before every document.
-        validation_share: share of documents for validation.
-    """
+    """A corpus with every setting that changes its tokens, hashed in `fingerprint`; options as of `sinks prepare`."""
 
     corpus: Corpus
     output: Path
@@ -68,10 +60,10 @@ class Preparation:
         check_vocab_size(vocab_size)
         if not 0 < validation_share < 1:
             raise UserError(
-                f"validation_share is {validation_share}, but must lie between 0 and 1: give a share such as 0.05"
+                f"validation_share is {validation_share}, but must be between 0 and 1: give a fraction such as 0.05"
             )
         corpus = find_corpus(sources, text_field)
-        # "block" puts <bos> there on reading: it is stored like "none".
+        # "block" adds <bos> on reading: it is stored like "none".
         document_bos = bos == "document"
         settings = [FORMAT, corpus.fingerprint(), corpus.in_pieces, vocab_size, document_bos, validation_share]
         settings += [CHUNK_BYTES, importlib.metadata.version("tokenizers")]
@@ -84,11 +76,11 @@ class Preparation:
 
     @property
     def finished(self) -> bool:
-        """A folder is renamed into place only when it is whole, so its presence says so."""
+        """Whether the folder exists: it is renamed into place only when complete."""
         return self.folder.is_dir()
 
     def run(self, processes: int | None = None, progress: bool = True) -> Path:
-        """Prepare unless it is done; of several processes that call this one prepares and the others wait."""
+        """Prepare if needed; of several processes that call this, one prepares and the others wait."""
         from filelock import FileLock
 
         if self.finished:
@@ -98,8 +90,8 @@ class Preparation:
             if self.finished:
                 return self.folder
             prefix = f".{self.folder.name}."
-            for broken_off in self.output.glob(f"{prefix}*"):
-                shutil.rmtree(broken_off, ignore_errors=True)
+            for interrupted in self.output.glob(f"{prefix}*"):
+                shutil.rmtree(interrupted, ignore_errors=True)
             temporary = self.output / f"{prefix}{os.getpid()}"
             try:
                 self._build(temporary, processes or os.cpu_count() or 1, progress)
@@ -149,7 +141,7 @@ class Preparation:
             )
         others = [*(f"{split}/{INDEX_FILE}" for split in SPLITS), TOKENIZER_FILE]
         records = {path: record(folder, path) for path in [*chunks, *others]}
-        # Names are left out: they tell the number of processes.
+        # Without the names, which depend on the number of processes.
         content = [f"{path.split('/')[0]} {records[path].sha256}" for path in chunks]
         return Manifest(
             fingerprint=self.fingerprint,
@@ -178,33 +170,15 @@ def prepare_text(
     processes: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Tokenize a corpus into a folder of its own below `output`; nothing happens if it is there already.
-
-    Args:
-        sources: .txt, .jsonl and .parquet files, and folders of them; None: the standard library's source.
-        output: folder that holds prepared corpora.
-        vocab_size: number of token ids, `<bos>` among them.
-        bos: where `<bos>` stands: nowhere, before every document, or first in every row.
-        validation_share: share of documents for validation.
-        text_field: field of a .jsonl line, column of a .parquet file.
-        processes: processes that tokenize; None: one for each core. The result does not depend on it.
-        progress: show progress bars on a terminal.
-
-    Returns:
-        The prepared folder.
-    """
+    """Prepare a corpus as `sinks prepare` does, with the same arguments; returns the prepared folder."""
     return Preparation.plan(sources, output, vocab_size, bos, validation_share, text_field).run(processes, progress)
 
 
 @dataclass(frozen=True)
 class DocumentTokens:
-    """Called with numbers of documents [N]: their token ids one after the other, uint16 where all ids fit.
+    """Called with numbers of documents [N]: their token ids, concatenated, uint16 where all ids fit.
 
-    Args:
-        store: of the documents.
-        folder: with the tokenizer.
-        document_bos: whether `<bos>` stands before every document.
-        vocab_size: number of token ids.
+    `folder` holds the tokenizer; `document_bos` puts `<bos>` before every document.
     """
 
     store: DocumentStore

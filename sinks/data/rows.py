@@ -14,7 +14,7 @@ from sinks.errors import UserError
 
 
 class TokenRows(Dataset[torch.Tensor]):
-    """Rows [T + 1] int64, cut one after the other from each chunk; what fills no row at a chunk's end is left out.
+    """Rows [T + 1] int64, cut consecutively from each chunk; the remainder of a chunk is dropped.
 
     Args:
         location: folder of one split, or its URL.
@@ -89,7 +89,7 @@ def is_litdata(source: str) -> bool:
 
 
 def _check_local(folder: Path) -> None:
-    """litdata waits for missing chunks as if they were on their way, and then names a download that never was."""
+    """Validate local chunks: litdata waits for missing ones as if they were being downloaded."""
     if not (folder / INDEX_FILE).is_file():
         raise UserError(
             f"{folder} has no {INDEX_FILE}: give a folder with train/ and val/, each written by litdata.optimize"

@@ -22,18 +22,18 @@ class Text(TokenData):
 
     A corpus is prepared when it is first used, in a folder of its own below `folder`. One source may instead be a
     folder (or URL: s3://, gs://) that `sinks prepare` or litdata.optimize wrote, with train/ and val/ in it.
-    Such a folder without manifest.json is taken as it is: no checksums, and `bos` says what you know of it.
+    Such a folder without manifest.json is read without checksums, and `bos` must describe it.
 
     Args:
         sources: .txt, .jsonl and .parquet files and folders of them, or one prepared folder; null: the source files
             of Python's standard library.
-        folder: where prepared corpora lie.
+        folder: of prepared corpora.
         vocab_size: number of token ids; the tokenizer may end with fewer entries.
         context_length: tokens the model sees.
         batch_size: rows per process and step.
         validation_batch_size: rows per process and validation batch; as many as in training if not given.
-        bos: where `<bos>` stands: nowhere, before every document, or first in every row.
-        validation_share: share of documents for validation.
+        bos: where `<bos>` is: nowhere, before every document, or first in every row.
+        validation_share: fraction of documents for validation.
         validation_rows: number of validation rows, evenly spaced; null: all.
         text_field: field of a .jsonl line, column of a .parquet file.
         seed: data seed: the order of training rows.
@@ -61,17 +61,12 @@ class Text(TokenData):
         for name, value in (("window", window), ("validation_rows", validation_rows)):
             if value is not None and value < 1:
                 raise UserError(f"data.{name} is {value}, but must be at least 1: give a positive number")
-        self.sources = sources
-        self.folder = folder
-        self.bos = bos
-        self.validation_share = validation_share
-        self.validation_rows = validation_rows
-        self.text_field = text_field
-        self.window = window
+        self.sources, self.folder, self.text_field, self.bos, self.window = sources, folder, text_field, bos, window
+        self.validation_share, self.validation_rows = validation_share, validation_rows
         self._verified = False
 
     def prepare_data(self) -> None:
-        """Prepare the corpus if need be, and compare its files with their checksums, once in a process."""
+        """Prepare the corpus if needed, and verify the checksums of its files, once per process."""
         if self.manifest is not None and not self._verified:
             verify(self.location)
             self._verified = True
@@ -83,13 +78,13 @@ class Text(TokenData):
         if chunks and self.sources != chunks[:1]:
             raise UserError(
                 f"data.sources has {len(self.sources or [])} entries, but {chunks[0]} holds chunks already and must "
-                "stand alone: give only it, or only text"
+                "be the only one: give only it, or only text"
             )
         return chunks[0] if chunks else None
 
     @cached_property
     def location(self) -> str:
-        """Folder or URL that holds train/ and val/; prepared when first asked for."""
+        """Folder or URL that holds train/ and val/; prepared on first access."""
         if self._given is not None:
             return self._given
         plan = Preparation.plan(
@@ -147,7 +142,7 @@ class Text(TokenData):
         return Subset(rows, [i * len(rows) // count for i in range(count)])
 
     def fingerprint(self) -> str:
-        """Of the tokens themselves and of how rows are cut and ordered; remote chunks count by their index only."""
+        """Of the tokens themselves and of how rows are cut and ordered; of remote chunks only the index is hashed."""
         if self.manifest is not None:
             content = self.manifest.content
         else:

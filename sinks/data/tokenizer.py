@@ -1,4 +1,4 @@
-"""Byte-level BPE: every text can be encoded, and decoding gives the same text back."""
+"""Byte-level BPE: encodes every text losslessly."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,11 +16,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class TextTokenizer:
-    """Text to token ids and back; id 0 is `<bos>`, which no text contains.
-
-    Args:
-        tokenizer: a `tokenizers.Tokenizer`.
-    """
+    """Text to token ids and back; id 0 is `<bos>`, which no text contains."""
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
         # Text that happens to spell "<bos>" is text.
@@ -32,7 +28,7 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "TextTokenizer":
-        """Learn merges from texts; fewer than `vocab_size` entries if the texts give no more."""
+        """Learn merges from texts; fewer than `vocab_size` entries if the texts have too few pairs."""
         import tokenizers
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -69,7 +65,7 @@ class TextTokenizer:
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids [T]; `<bos>` leaves no trace, and bytes cut out of a character become U+FFFD."""
+        """Text of token ids [T]; `<bos>` is skipped, and incomplete UTF-8 characters become U+FFFD."""
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def labels(self, ids: Sequence[int]) -> list[str]:

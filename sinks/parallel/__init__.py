@@ -1,1 +1,1 @@
-"""How one run is spread over processes: the strategy, sharding, tensor parallelism, checkpoints of shards."""
+"""How one run is distributed over processes: the strategy, sharding, tensor parallelizm, sharded checkpoints."""

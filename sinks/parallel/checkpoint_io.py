@@ -1,7 +1,7 @@
-"""Checkpoints on disk: one file, or a folder of shards; there whole or not at all, and read by every strategy.
+"""Checkpoints on disk: one file, or a folder of shards; written atomically, and read by every strategy.
 
-A file holds what Lightning puts into one. A folder holds the same: tensors of the model and the optimizers as the
-processes that wrote it had them, and the rest in `meta.pt`. Nothing that is read from either can run code.
+A file has Lightning's format. A folder holds the same: tensors of the model and the optimizers as sharded over the
+processes that wrote it, and the rest in `meta.pt`. Reading either never runs code.
 """
 
 import os
@@ -29,7 +29,7 @@ def is_sharded(path: Path) -> bool:
 
 
 def write_file(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write one file, and wait until it is on the disk: some file systems tell only then that they are full."""
+    """Write one file and sync it to the disk: some file systems report only then that they are full."""
     with path.open("wb") as file:
         torch.save(checkpoint, file)
         file.flush()
@@ -37,11 +37,7 @@ def write_file(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def read_file(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """Read one file, of tensors and plain values, into CPU memory.
-
-    Args:
-        path: the file.
-        mmap: leave tensors on the disk until they are used.
+    """Read one file, of tensors and plain values, into CPU memory; with `mmap` tensors stay on the disk until used.
 
     Raises:
         UserError: if it is damaged, no checkpoint, or holds more than tensors and plain values.
@@ -53,14 +49,14 @@ def read_file(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path, weights_alone: bool = False) -> dict[str, Any]:
-    """A checkpoint as one process keeps it, whatever strategy wrote it; a folder of shards is put together in memory.
+    """An unsharded checkpoint, whatever strategy wrote it; a folder of shards is assembled in memory.
 
     Args:
         path: a file or a folder of shards.
         weights_alone: only `state_dict`, not the states of optimizers, callbacks and loops.
 
     Raises:
-        UserError: if it is damaged, no checkpoint, or holds more than tensors and plain values.
+        UserError: as `read_file`.
     """
     if not is_sharded(path):
         return read_file(path)
@@ -79,11 +75,7 @@ def sizes(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def weight_sizes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and sizes of a checkpoint's weights, without reading them.
-
-    Raises:
-        UserError: as `read_checkpoint`.
-    """
+    """Names and sizes of a checkpoint's weights, without reading them."""
     if not is_sharded(path):
         return sizes(read_file(path, mmap=True)["state_dict"])
     index = ShardReader(path).read_metadata().state_dict_metadata
@@ -108,15 +100,15 @@ def refuse_another_architecture(stored: Mapping[str, tuple[int, ...]], own: Mapp
         if own.get(name) != stored.get(name):
             raise UserError(
                 f"the checkpoint is of another architecture: {name} is {stored.get(name, 'absent')} there and "
-                f"{own.get(name, 'absent')} here: use the config.yaml that lies beside the checkpoint"
+                f"{own.get(name, 'absent')} here: use the config.yaml of the checkpoint's run folder"
             )
 
 
 class RunCheckpointIO(TorchCheckpointIO):
-    """For one process and DDP: writes a file beside its name and renames it; reads files and folders of shards.
+    """For one process and DDP: writes a file at a temporary path and renames it; reads files and folders of shards.
 
     Lightning writes into the system's temporary folder and moves the file from there, which between two file systems
-    is a copy that a kill cuts off halfway.
+    is a copy that a kill can truncate.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -130,7 +122,7 @@ class RunCheckpointIO(TorchCheckpointIO):
 
 
 def run_collectively(action: Callable[[], None]) -> None:
-    """Run on every process; what fails on one is raised on all, so that none waits for one that is gone.
+    """Run on every process; a failure on one is raised on all, so that none waits for a failed one.
 
     Args:
         action: which either waits for the other processes on all of them, or on none.
@@ -144,17 +136,16 @@ def run_collectively(action: Callable[[], None]) -> None:
         action()
     except Exception as error:
         failure = error
-    told: list[Any] = [None]
+    failures: list[Any] = [None]
     if dist.is_initialized():
         full = disk_full(failure)
-        mine = (
-            (full.errno, full.strerror, full.filename) if full else failure and f"{type(failure).__name__}: {failure}"
-        )
-        told = [None] * dist.get_world_size()
-        dist.all_gather_object(told, mine)
+        other = failure and f"{type(failure).__name__}: {failure}"
+        own = (full.errno, full.strerror, full.filename) if full else other
+        failures = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, own)
     if failure is not None:
         raise failure
-    for rank, other in enumerate(told):
+    for rank, other in enumerate(failures):
         if isinstance(other, tuple):
             raise OSError(*other)
         if other is not None:

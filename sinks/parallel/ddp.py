@@ -8,12 +8,7 @@ from torch import Tensor
 
 
 def reduce_in_float32(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Communication hook: the mean over processes in float32, also where parameters are bfloat16 (FSDP2 does the same).
-
-    Args:
-        state: none is needed.
-        bucket: of gradients; its buffer is overwritten.
-    """
+    """Communication hook: the mean over processes in float32, also where parameters are bfloat16 (as FSDP2 does)."""
     gradients = bucket.buffer()
     wide = gradients.float() / dist.get_world_size()
     done = dist.all_reduce(wide, async_op=True).get_future()

@@ -1,4 +1,4 @@
-"""Optimizer states by number, as torch.optim keeps them, and by name, as torch.distributed.checkpoint does."""
+"""Optimizer states by index, as in torch.optim, and by name, as in torch.distributed.checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,18 +17,14 @@ def _renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, An
 
 
 def state_by_index(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state with its parameters state_by_index in the order of their groups.
-
-    Args:
-        state: `state` and `param_groups`, by name.
-    """
+    """A state, by name, with its parameters numbered in the order of their groups."""
     return _renamed(state, {name: number for number, name in enumerate(_members(state))})
 
 
 def state_by_name(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """A state with its parameters named.
 
-    Only the place within the groups says which parameter a number means: one process counts group by group, Lightning's
+    Only the position within the groups identifies a numbered parameter: one process counts group by group, Lightning's
     sharded strategies count in the order of the model.
 
     Args:

@@ -1,4 +1,4 @@
-"""When another process of a run is gone, or no longer answers."""
+"""Detects that another process of a run has ended, or no longer answers."""
 
 import re
 
@@ -6,16 +6,16 @@ import torch.distributed as dist
 
 
 def peer_failure(error: BaseException) -> str | None:
-    """What the communication library said, in short, if an exception means that another process was lost.
+    """The communication library's message, in short, if an exception means a peer failure.
 
-    gloo tells at once when a connection breaks, and after the strategy's `timeout` when a process no longer answers.
-    NCCL ends the process by itself after `timeout`, without an exception; there the launcher comes first: torchrun
-    ends the other processes when one is gone, and so does srun --kill-on-bad-exit.
+    gloo raises at once when a connection breaks, and after the strategy's `timeout` when a process no longer answers.
+    NCCL ends the process by itself after `timeout`, without an exception; there the launcher acts first: torchrun
+    ends the other processes when one has ended, and so does srun --kill-on-bad-exit.
     """
     if not isinstance(error, RuntimeError):
         return None
-    said = str(error)
-    if not isinstance(error, dist.DistError) and not re.search(r"gloo|nccl", said, re.IGNORECASE):
+    message = str(error)
+    if not isinstance(error, dist.DistError) and not re.search(r"gloo|nccl", message, re.IGNORECASE):
         return None
-    first = re.sub(r"^\[\S+\.cc:\d+\] ", "", said.splitlines()[0])
+    first = re.sub(r"^\[\S+\.cc:\d+\] ", "", message.splitlines()[0])
     return first.split(". This is typically")[0].strip()

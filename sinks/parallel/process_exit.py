@@ -1,4 +1,4 @@
-"""How a process that trained beside others ends."""
+"""How one of several processes of a run ends."""
 
 import atexit
 import os
@@ -7,7 +7,7 @@ from typing import NoReturn
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several; importing nothing for it."""
+    """Whether this process is one of several, without importing anything."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
@@ -15,11 +15,8 @@ def is_distributed() -> bool:
 def exit_process(code: int) -> NoReturn:
     """End this process as `sys.exit` would, without C++'s destructors.
 
-    After DDP or FSDP2 on gloo they abort now and then, when all is done and written ("terminate called without an
-    active exception", torch 2.14), and a launcher takes the run for failed.
-
-    Args:
-        code: exit code.
+    After DDP or FSDP2 on gloo they sometimes abort, when everything is written ("terminate called without an
+    active exception", torch 2.14), and a launcher considers the run failed.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Folders of shards read as tensors and plain values: torch.distributed.checkpoint would run code they hold."""
+"""Reads folders of shards as tensors and plain values: torch.distributed.checkpoint would run code in them."""
 
 import pickle
 from io import BytesIO
@@ -17,32 +17,21 @@ from sinks.errors import UserError
 
 INDEX = ".metadata"
 # What an index is made of, besides dtypes.
-INDEX_CLASSES = frozenset(
-    {
-        *(
-            f"torch.distributed.checkpoint.metadata.{name}"
-            for name in (
-                "Metadata",
-                "MetadataIndex",
-                "TensorStorageMetadata",
-                "BytesStorageMetadata",
-                "ChunkStorageMetadata",
-                "TensorProperties",
-                "StorageMeta",
-                "_MEM_FORMAT_ENCODING",
-            )
-        ),
-        "torch.distributed.checkpoint.filesystem._StorageInfo",
-        "torch.serialization._get_layout",
-        "torch.Size",
-        "pathlib.PosixPath",
-        "pathlib._local.PosixPath",
-    }
-)
+METADATA_CLASSES = (
+    "Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
+    "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING",
+)  # fmt: skip
+INDEX_CLASSES = frozenset(f"torch.distributed.checkpoint.metadata.{name}" for name in METADATA_CLASSES) | {
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+    "torch.serialization._get_layout",
+    "torch.Size",
+    "pathlib.PosixPath",
+    "pathlib._local.PosixPath",
+}
 
 
 def unreadable(path: Path, error: BaseException) -> UserError:
-    """What is told of a checkpoint that is damaged, none, or holds more than tensors and plain values."""
+    """The error for a file that is damaged, no checkpoint, or holds more than tensors and plain values."""
     (reason, *_) = str(error).splitlines() or [type(error).__name__]
     return UserError(f"{path} cannot be read as a checkpoint ({reason.rstrip('.: ')}): give another --ckpt_path")
 
@@ -57,18 +46,10 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 class ShardReader(FileSystemReader):
-    """Reads a folder of shards whose index names nothing but what an index is made of.
-
-    Args:
-        path: the folder.
-    """
+    """Reads a folder of shards; its index is rejected if it names any class outside `INDEX_CLASSES`."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Names, sizes and places of the tensors.
-
-        Raises:
-            UserError: if the index cannot be read, or names anything else.
-        """
+        """Names, sizes and places of the tensors."""
         file = Path(self.path) / INDEX
         try:
             with file.open("rb") as stream:
@@ -81,7 +62,7 @@ class ShardReader(FileSystemReader):
 
 
 class PlainValues(DefaultLoadPlanner):
-    """Reads what is no tensor as plain values, into a state that is there."""
+    """Reads everything but tensors as plain values, into an existing state."""
 
     def load_bytes(self, read_item: ReadItem, value: BytesIO) -> None:
         plain = torch.load(value, weights_only=True)
@@ -89,11 +70,7 @@ class PlainValues(DefaultLoadPlanner):
 
 
 class WholePlainValues(PlainValues, _EmptyStateDictLoadPlanner):
-    """The same into an empty state, which it fills with whole tensors.
-
-    Args:
-        keys: parts that are read; None: all.
-    """
+    """The same into an empty state, filled with whole tensors of the given `keys`; None: of all."""
 
 
 def read_shards(state: dict[str, Any], path: Path, planner: PlainValues, alone: bool = False) -> None:
@@ -104,9 +81,6 @@ def read_shards(state: dict[str, Any], path: Path, planner: PlainValues, alone: 
         path: the folder.
         planner: how.
         alone: whether this process reads without the others.
-
-    Raises:
-        UserError: if the folder is damaged, or holds more than tensors and plain values.
     """
     try:
         # Not the public `load`: it fills no empty state.

@@ -1,4 +1,4 @@
-"""Checkpoints of a model whose parameters are spread over processes."""
+"""Checkpoints of a model whose parameters are sharded over processes."""
 
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from sinks.lightning_private import MeshStrategy
-from sinks.parallel.checkpoint_io import (
-    REST,
-    is_sharded,
-    read_file,
-    refuse_another_architecture,
-    run_collectively,
-    sizes,
-    weight_sizes,
-    write_file,
-)
+from sinks.parallel import checkpoint_io as files
+from sinks.parallel.checkpoint_io import REST, is_sharded, read_file, run_collectively, write_file
 from sinks.parallel.optimizer_states import state_by_name
 from sinks.parallel.safe_shard_reader import PlainValues, read_shards
 from sinks.record.atomic import disk_full, remove, replace_atomically, temporary_path, with_filename
@@ -32,13 +24,13 @@ from sinks.record.atomic import disk_full, remove, replace_atomically, temporary
 def _write_shards(state: dict[str, Any], folder: Path) -> None:
     try:
         dcp.save(state, storage_writer=FileSystemWriter(folder))
-    except CheckpointException as error:  # no Exception: what any process raised, raised on all
+    except CheckpointException as error:  # not an Exception subclass; raised on all processes if any fails
         (failure, _), *_ = error.failures.values()
         raise disk_full(error) or RuntimeError(f"shards could not be written: {failure}") from error
 
 
 class ShardedCheckpoints(MeshStrategy):
-    """Lightning's strategy for sharded models, with checkpoints that are there whole or not at all.
+    """Lightning's strategy for sharded models, with atomically written checkpoints.
 
     It reads folders of shards that any number of processes wrote, and files of any strategy.
     """
@@ -51,7 +43,7 @@ class ShardedCheckpoints(MeshStrategy):
         Args:
             checkpoint: on every process its own part.
             filepath: the same for all; in a file system that all of them see.
-            storage_options: not used.
+            storage_options: ignored.
 
         Raises:
             OSError: on every process, if a disk is full for one; what is at `filepath` stays as it was.
@@ -85,20 +77,15 @@ class ShardedCheckpoints(MeshStrategy):
             raise
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load the model's and the optimizers' states in place, and return the rest.
-
-        Args:
-            checkpoint_path: a folder of shards, or a file of any strategy.
-            weights_only: always taken as true.
+        """Load the model's and the optimizers' states in place from a checkpoint of any strategy, and return the rest.
 
         Raises:
-            UserError: if the checkpoint is of another architecture, damaged, or holds more than tensors and plain
-                values.
+            UserError: if the architecture differs, or the checkpoint is damaged or holds more than tensors and values.
         """
         path = Path(self.broadcast(checkpoint_path))
         model = self.model
         assert model is not None
-        refuse_another_architecture(weight_sizes(path), sizes(get_model_state_dict(model)))
+        files.refuse_another_architecture(files.weight_sizes(path), files.sizes(get_model_state_dict(model)))
         if is_sharded(path):
             state: dict[str, Any] = {"state_dict": get_model_state_dict(model)}
             for i, optimizer in enumerate(self.optimizers):

@@ -1,4 +1,4 @@
-"""From a decoder on the meta device to one whose parameters are real and spread over processes."""
+"""Materializes a decoder from the meta device, with its parameters sharded over processes."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from sinks.parallel.tensor_parallel import check_divisible, replicate_rest, spli
 
 
 def shard(decoder: Decoder, mesh: DeviceMesh, device: torch.device, prepare: Callable[[Block], None]) -> None:
-    """Fill and shard block by block, so that no process ever holds more than one whole block beside its shards.
+    """Fill and shard block by block, so that no process ever holds more than its shards and one whole block.
 
     The parameters are bit for bit those that building the decoder on `device` would have given: they are drawn in the
     same order. Gradients are reduced in float32 whatever the dtype of the parameters.

@@ -1,4 +1,4 @@
-"""The sharded strategy: FSDP2 over all processes, in replicas of it (HSDP), or beside tensor parallelism."""
+"""The sharded strategy: FSDP2 over all processes, in replicas (HSDP), or with tensor parallelizm."""
 
 from datetime import timedelta
 from typing import Any
@@ -11,7 +11,7 @@ from sinks.parallel.sharded_checkpoints import ShardedCheckpoints
 
 
 class Sharded(ShardedCheckpoints):
-    """Parameters, gradients and optimizer states sharded by FSDP2; every process that is left over shares the data.
+    """Parameters, gradients and optimizer states sharded by FSDP2; the remaining processes split the data.
 
     With `replicas` the processes fall into groups that each hold the whole model (HSDP: shards within a machine,
     replicas between machines). With `tensor_parallel_size` neighboring processes split heads and hidden channels.
@@ -42,11 +42,7 @@ class Sharded(ShardedCheckpoints):
 
     @property
     def shards(self) -> int:
-        """Processes among which the parameters of one replica are sharded.
-
-        Raises:
-            UserError: if the sizes do not divide the number of processes.
-        """
+        """Processes among which the parameters of one replica are sharded."""
         return shards_of_a_replica(self.world_size, self.tensor_parallel_size, self.replicas)
 
     def data_parallel_size(self) -> int:
@@ -75,7 +71,7 @@ def shards_of_a_replica(processes: int, tensor_parallel_size: int, replicas: int
     """
     for name, value in (("tensor_parallel_size", tensor_parallel_size), ("replicas", replicas)):
         if value < 1:
-            raise UserError(f"strategy {name} is {value}, but must be at least 1: give 1 to do without")
+            raise UserError(f"strategy {name} is {value}, but must be at least 1: give 1 for none")
     shards, rest = divmod(processes, tensor_parallel_size * replicas)
     if rest:
         raise UserError(

@@ -1,8 +1,8 @@
 """Tensor parallelism: neighboring processes split the heads and hidden channels of every block.
 
-Parameters are DTensors, for storage, clipping, optimizer and checkpoints; computing sees plain local tensors, so custom
-ops and kernels need to know nothing. Two collectives per sublayer (arXiv:1909.08053, section 3): its input's gradient
-and its output are summed over the processes. Everything outside a sublayer is computed alike on all of them.
+Parameters are DTensors for storage, clipping, optimizer and checkpoints; computation uses local tensors, so custom ops
+and kernels need no changes. Two collectives per sublayer (arXiv:1909.08053, section 3): its input's gradient
+and its output are summed over the processes. Everything outside a sublayer is replicated.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from sinks.models.splits import Split
 
 
 class _Enter(torch.autograd.Function):
-    """Identity, whose gradient is summed over the processes: each holds a part of the paths that lead on."""
+    """Identity, whose gradient is summed over the processes: each holds a part of the downstream paths."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mesh: DeviceMesh) -> Tensor:
@@ -49,18 +49,14 @@ def _sum(x: Tensor, mesh: DeviceMesh) -> Tensor:
 
 
 def shard_plan(block: Block) -> dict[str, Split]:
-    """How the sublayers of a block say their parameters are split, by name within the block; only those that exist."""
+    """How the parameters of a block are split, as its sublayers define it, by name within the block."""
     sublayers = {"attention": block.attention, "feed_forward": block.feed_forward}
     named = {f"{at}.{name}": s for at, sublayer in sublayers.items() for name, s in sublayer.shard_plan().items()}
     return {name: named[name] for name, _ in block.named_parameters() if name in named}
 
 
 def check_divisible(decoder: Decoder, size: int) -> None:
-    """Refuse widths that cannot be split evenly, and parameters that no sublayer says how to split.
-
-    Raises:
-        UserError: naming the width or the parameter.
-    """
+    """Reject widths that cannot be split evenly, and parameters that are in no sublayer's shard plan."""
     if size == 1:
         return
     for block in decoder.blocks:
@@ -99,12 +95,7 @@ def _placement(split: Split | None) -> Placement:
 
 
 def replicate_rest(decoder: Decoder, mesh: DeviceMesh) -> None:
-    """What stands outside the blocks, whole on every process of a mesh: embedding, positions, last norm, head.
-
-    Args:
-        decoder: its blocks have been split.
-        mesh: the tensor-parallel dimension of the device mesh.
-    """
+    """Replicate on every process what is outside the blocks, already split: embedding, positions, last norm, head."""
     names = [n for n, _ in decoder.named_parameters() if not n.startswith("blocks.")]
     _distribute(decoder, dict.fromkeys(names, Replicate()), mesh)
     _compute_locally(decoder, dict.fromkeys(names), mesh)
@@ -139,7 +130,7 @@ class _Unhooked(nn.Module):
 
 
 def _compute_locally(module: nn.Module, splits: Mapping[str, Split | None], mesh: DeviceMesh) -> None:
-    """Let a module's forward see the local part of its parameters."""
+    """Run a module's forward on the local shards of its parameters."""
     inner = _Unhooked(module)
 
     def forward(x: Tensor) -> Tensor:

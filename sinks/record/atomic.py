@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and what a full disk does to them."""
+"""Files and folders written and removed atomically, and the errors of a full disk."""
 
 import errno
 import os
@@ -12,22 +12,15 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def temporary_path(path: Path) -> Path:
-    """The hidden name under which `path` is written, and removed, in the same file system; one for each process."""
+    """The hidden path at which `path` is written, and removed, in the same file system; one for each process."""
     return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which takes its place when the block ends: a reader never sees half of it.
+    """Write a file or folder at a temporary path, renamed to `path` when the block ends; parents are made.
 
-    Args:
-        path: file or folder that is written; its parents are made.
-
-    Yields:
-        Where to write. When the block raises it is removed, and `path` stays as it was.
-
-    Raises:
-        OSError: naming `path`, if it cannot be written.
+    When the block raises, the temporary file is removed and `path` stays as it was; an OSError names `path`.
     """
     temporary = temporary_path(path)
     try:
@@ -42,14 +35,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replace_atomically(temporary: Path, path: Path) -> None:
-    """Rename to `path`; only a file takes the place of a file at once, anything else is removed first."""
+    """Rename to `path`; only a file replaces a file atomically, anything else is removed first."""
     if temporary.is_dir() or path.is_dir():
         remove_atomically(path)
     temporary.replace(path)
 
 
 def remove_atomically(path: Path) -> None:
-    """Remove a file or folder, whose name is gone at once: a kill leaves nothing that looks whole."""
+    """Remove a file or folder, renamed first: a kill leaves nothing that looks complete."""
     if path.is_dir() and not path.is_symlink():
         path = path.rename(temporary_path(path.with_name(f"{path.name}.old")))
     remove(path)
@@ -64,14 +57,14 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process had begun to write in a folder; no other process may be writing there."""
+    """Remove the temporary files of a killed process in a folder; no other process may be writing there."""
     for path in folder.glob(f".*{PARTIAL}"):
         remove(path)
 
 
 @contextmanager
 def with_filename(path: Path) -> Iterator[None]:
-    """Give a failed write, which knows only its file's number, the name of the file."""
+    """Add the file name to the error of a failed write, which has only the file descriptor."""
     try:
         yield
     except OSError as error:

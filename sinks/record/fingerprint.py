@@ -1,37 +1,19 @@
-"""What tells runs apart: sixteen hex digits of everything in a configuration that the results depend on."""
+"""What distinguishes runs: sixteen hex digits of everything in a configuration that the results depend on."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
-# What says where and how a run is watched, not what it computes.
+# Where a run is stored and how it is observed, not what it computes.
 NOT_FINGERPRINTED = (
-    "run",
-    "statistics",
-    "progress",
-    "notes",
-    "checkpoints",
-    "config",
-    "ckpt_path",
-    "weights_only",
-    "verbose",
-)
+    "run", "statistics", "progress", "notes", "checkpoints", "config", "ckpt_path", "weights_only", "verbose",
+)  # fmt: skip
 TRAINER_NOT_FINGERPRINTED = (
-    "accelerator",
-    "logger",
-    "callbacks",
-    "default_root_dir",
-    "enable_progress_bar",
-    "enable_model_summary",
-    "enable_checkpointing",
-    "log_every_n_steps",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "profiler",
-)
-# How a step's rows are shared out and read, and how a block is run, may change when a run is resumed.
+    "accelerator", "devices", "num_nodes", "strategy", "logger", "log_every_n_steps", "callbacks", "default_root_dir",
+    "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "profiler",
+)  # fmt: skip
+# How a step's rows are distributed and read, and how a block is run, may change when a run resumes.
 HOW_ROWS_ARE_READ = ("batch_size", "validation_batch_size", "num_workers")
 HOW_BLOCKS_ARE_RUN = ("execution",)
 
@@ -46,13 +28,13 @@ def config_fingerprint(config: Mapping[str, Any], data_fingerprint: str) -> str:
 
 
 def identity(config: Mapping[str, Any], variant: str, data_fingerprint: str, rows_per_step: int) -> dict[str, Any]:
-    """What names a run, and tells it from others.
+    """What names a run, and distinguishes it from others.
 
     Args:
         config: resolved: `seed_everything`, and `model` and `data` as `class_path` and `init_args`.
         variant: name of the run in reports.
         data_fingerprint: of the rows.
-        rows_per_step: of all processes together.
+        rows_per_step: over all processes.
 
     Returns:
         `variant`, `seed`, `config_fingerprint`, `data_fingerprint`, and `variant_fingerprint`, which all seeds share.

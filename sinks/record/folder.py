@@ -1,4 +1,4 @@
-"""The run folder: the contract between a run and everyone who looks at it later, with no live model.
+"""The run folder: the contract between a run and everyone who reads it later, without a live model.
 
 config.yaml        the fully resolved configuration
 provenance.json    commit, versions, device, command, fingerprints
@@ -41,7 +41,7 @@ class Statistics:
 
 
 def join(parts: list[Statistics]) -> Statistics:
-    """Parts of one stage along the step axis; NaN where a part lacks an array that another has."""
+    """Flushes of one stage along the step axis; NaN where one lacks an array that another has."""
     shapes = {name: array.shape[1:] for part in parts for name, array in part.arrays.items()}
 
     def of(part: Statistics, name: str) -> np.ndarray:
@@ -54,7 +54,7 @@ def join(parts: list[Statistics]) -> Statistics:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside the target, then rename: a reader never sees half a file."""
+    """Write at a temporary path, then rename: a reader never sees a partial file."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -91,11 +91,7 @@ def from_json(text: str) -> Any:
 
 
 class RunFolder:
-    """Reads and writes one run's folder.
-
-    Args:
-        path: the folder; it need not exist before the first write.
-    """
+    """Reads and writes one run's folder, which need not exist before the first write."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -148,7 +144,7 @@ class RunFolder:
             cut = {name: array[rows[name.split("/")[0]]] for name, array in arrays.items()}
             if any(kept.any() for kept in rows.values()):
                 self._save_statistics(cut, metadata)
-            file.unlink()  # after the rest is safe; its name differs, for it ends at a later step
+            file.unlink()  # after the kept rows are written; the names differ, as this one ends at a later step
 
     def append_statistics(self, stage: str, statistics: Statistics) -> None:
         """Write one flush of a stage ("train" or "validation")."""
@@ -166,7 +162,7 @@ class RunFolder:
             temporary.write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata))
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed run had begun to write."""
+        """Remove the temporary files of a killed run."""
         for folder in (self.path, self.path / "statistics", self.checkpoints):
             remove_leftovers(folder)
 
@@ -191,15 +187,11 @@ class RunFolder:
 
     @property
     def format(self) -> int:
-        """Of the folder; 1 where it carries no mark.
-
-        Raises:
-            UserError: if this version does not know it.
-        """
+        """Of the folder, validated; 1 where it carries no mark."""
         return format_of(self.provenance() if (self.path / "provenance.json").is_file() else {}, self.path)
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration, its options under the names they have now."""
+        """The resolved configuration, its options under their present names."""
         config = yaml.safe_load(self._read("config.yaml"))
         return upgrade(config) if self.format == 1 else config
 
@@ -207,14 +199,14 @@ class RunFolder:
         return from_json(self._read("provenance.json"))
 
     def summary(self) -> dict[str, Any]:
-        assert self.format  # refuses what it does not know
+        assert self.format  # rejects an unknown format
         return from_json(self._read("summary.json"))
 
     def metrics(self) -> list[dict[str, Any]]:
         """One mapping per logged step, in order of steps.
 
-        A step that was written in two parts, because a checkpoint was taken between them, is joined; a last line cut
-        off by a crash is left out.
+        A step written in two lines, because a checkpoint was taken between them, is joined; a last line truncated by a
+        crash is dropped.
         """
         steps: dict[int, dict[str, Any]] = {}
         for line in self._read("metrics.jsonl").splitlines():

@@ -1,4 +1,4 @@
-"""What older run folders look like: the format mark of provenance.json, and options that had other names."""
+"""Older formats of run folders: the format mark of provenance.json, and options since renamed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from sinks.errors import UserError
 
 FORMAT = 2
-# Options of format 1 by their path in config.yaml: the name they have now, None for those that are gone.
+# Options of format 1 by their path in config.yaml: their present name, None for removed ones.
 OLD_OPTIONS: dict[str, str | None] = {
     "model.init_args.baseline_run": None,
     "model.init_args.baseline_fraction": None,
@@ -16,11 +16,7 @@ OLD_OPTIONS: dict[str, str | None] = {
 
 
 def format_of(provenance: Mapping[str, Any], folder: Any) -> int:
-    """The format of a run folder; one without a mark is format 1.
-
-    Raises:
-        UserError: if this version does not know it.
-    """
+    """The format of a run folder, validated; one without a mark is format 1."""
     mark = provenance.get("format", 1)
     if mark not in (1, FORMAT):
         raise UserError(f"{folder} is of format {mark}, but this version knows 1 and {FORMAT}: use a newer one")

@@ -15,32 +15,29 @@ OWNER_FILE = ".lock.holder"
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder, which is made if need be; the system lets go of it when the process ends, however it ends.
-
-    Args:
-        folder: the run folder.
+    """Lock a run folder, created if needed; the system releases the lock when the process ends, however it ends.
 
     Raises:
-        UserError: if another process holds it, naming that process; or if the folder cannot be written.
+        UserError: if another process holds the lock, naming it; or if the folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / LOCK_FILE)
-    holder = folder / OWNER_FILE
+    owner = folder / OWNER_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        by = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        by = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
         raise UserError(
             f"{folder} is being written by {by}: wait until it is done, stop it, or choose another --run.dir"
         ) from None
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}): choose another --run.dir") from None
     try:
-        # Beside the lock: opening a lock file may empty it.
-        write_atomically(holder, f"process {os.getpid()} on {socket.gethostname()}")
+        # Not in the lock file: opening it may truncate it.
+        write_atomically(owner, f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        owner.unlink(missing_ok=True)
         lock.release()

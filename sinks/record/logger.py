@@ -1,4 +1,4 @@
-"""A Lightning logger that writes the run folder, so that everything that is logged lands there too."""
+"""A Lightning logger that writes the run folder, so that everything logged is stored there too."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -40,7 +40,7 @@ class RunFolderLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The configuration is written by the recorder, resolved and whole."""
+        """The recorder writes the resolved configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -67,7 +67,7 @@ class RunFolderLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is held back: called when a checkpoint is taken, and at the end."""
+        """Flush: called when a checkpoint is taken, and at the end."""
         if self._line:
             self._write_line()
         for stage in list(self._statistics):
@@ -80,18 +80,14 @@ class RunFolderLogger(Logger):
 
 
 class EventLogger(TensorBoardLogger):
-    """TensorBoard events of a run folder; the configuration lies in config.yaml, so no hparams.yaml is written.
-
-    Args:
-        directory: the run folder.
-    """
+    """TensorBoard events of a run folder; the configuration is in config.yaml, so no hparams.yaml is written."""
 
     def __init__(self, directory: str, **kwargs: Any) -> None:
         super().__init__(directory, name="", version="", **kwargs)
 
     @rank_zero_only
     def truncate_after(self, step: int) -> None:
-        """Make readers forget the events after `step`: called when a run resumes from a checkpoint of that step."""
+        """Make readers drop the events after `step`: called when a run resumes from a checkpoint of that step."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
         started = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))

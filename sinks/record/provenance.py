@@ -1,4 +1,4 @@
-"""Where a number comes from: commit, versions, machine, command."""
+"""The provenance of a number: commit, versions, machine, command."""
 
 import importlib.metadata
 import platform

@@ -1,4 +1,4 @@
-"""The one course of a run: from the command line, a notebook, or a benchmark."""
+"""The lifecycle of a run: from the command line, a notebook, or a benchmark."""
 
 from sinks.runs.load import LoadedRun, load_run
 from sinks.runs.train import train

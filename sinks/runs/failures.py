@@ -1,4 +1,4 @@
-"""What went wrong, told in one line."""
+"""Failures of a run reported in one line."""
 
 import threading
 from collections.abc import Iterator
@@ -14,51 +14,31 @@ from sinks.record.atomic import disk_full
 
 
 @contextmanager
-def peer_failure_reported(folder: RunFolder, trainer: lightning.Trainer) -> Iterator[None]:
-    """Turn what a lost process makes the others raise into one line, and leave none of them behind.
+def failures_reported(folder: RunFolder, trainer: lightning.Trainer) -> Iterator[None]:
+    """Turn what a full disk or a peer failure raises into one line; end the other processes after a peer failure.
 
     Raises:
-        UserError: saying what the communication library said, and where the same command resumes.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        said = peer_failure(error)
-        if said is None:
-            raise
-        kill_launched(trainer)
-        raise UserError(
-            f"rank {trainer.global_rank} lost another rank ({said}): look for that rank's own message; the same "
-            f"command {_what_follows(folder)}"
-        ) from error
-
-
-@contextmanager
-def full_disk_reported(folder: RunFolder) -> Iterator[None]:
-    """Turn what a full disk raises into one line.
-
-    Raises:
-        UserError: naming what could not be written, and where the same command resumes.
+        UserError: naming the unwritable file or the cause of the peer failure, and where the same command resumes.
     """
     try:
         yield
     except Exception as error:
-        full = disk_full(error)
-        if full is None:
+        full, reason = disk_full(error), peer_failure(error)
+        if full is not None:
+            problem = f"{full.filename or folder.path} could not be written ({full.strerror}): free space, then the"
+        elif reason is not None:
+            kill_launched(trainer)
+            rank = trainer.global_rank
+            problem = f"rank {rank} reports a peer failure ({reason}): see the failed rank's own message; the"
+        else:
             raise
-        raise UserError(
-            f"{full.filename or folder.path} could not be written ({full.strerror}): free space, then the same command "
-            f"{_what_follows(folder)}"
-        ) from error
-
-
-def _what_follows(folder: RunFolder) -> str:
-    last = folder.last_checkpoint
-    return f"resumes from {last.resolve().name}" if last.exists() else "starts again"
+        last = folder.last_checkpoint
+        follows = f"resumes from {last.resolve().name}" if last.exists() else "starts again"
+        raise UserError(f"{problem} same command {follows}") from error
 
 
 def print_unless_disk_full(failure: threading.ExceptHookArgs) -> None:
-    """What ended a thread, except a full disk: TensorBoard's writer raises that in the main thread again."""
+    """Print what ended a thread, except a full disk, which TensorBoard's writer raises again in the main thread."""
     if disk_full(failure.exc_value) is None:
         threading.__excepthook__(failure)
 
@@ -69,5 +49,5 @@ def users_mistake(error: BaseException | None) -> UserError | None:
         error = error.__cause__ or error.__context__
     if error is None:
         return None
-    # A worker's traceback stands around the message, which comes last.
+    # A worker's traceback precedes the message.
     return UserError(str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip())

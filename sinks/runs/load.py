@@ -1,4 +1,4 @@
-"""A finished run as a live model and its data, for notebooks and probes."""
+"""Loads a finished run as a model and its data, for notebooks and probes."""
 
 import os
 from dataclasses import dataclass
@@ -14,13 +14,7 @@ from sinks.record import RunFolder
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run brought back to life.
-
-    Args:
-        folder: its run folder.
-        model: in evaluation mode, with the weights of the checkpoint.
-        data: the data module, of the run's own configuration.
-    """
+    """A run's folder, its model in evaluation mode with the weights of the checkpoint, and its own data module."""
 
     folder: RunFolder
     model: CausalLM
@@ -42,9 +36,6 @@ def instantiate(model: dict[str, Any], data: dict[str, Any]) -> tuple[CausalLM, 
 
 def load_run(path: str | os.PathLike[str]) -> LoadedRun:
     """Build the model and data of a run folder and load its last checkpoint, whatever strategy wrote it.
-
-    Args:
-        path: a run folder.
 
     Raises:
         UserError: if the folder holds no run, or no checkpoint that can be read, of the architecture it configures.

@@ -1,4 +1,4 @@
-"""What a run is made of and in which order it goes, whoever starts it."""
+"""The components of a run and its lifecycle, however it is started."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ from sinks.record.formats import FORMAT
 from sinks.record.lock import run_lock
 from sinks.record.logger import EventLogger, RunFolderLogger
 from sinks.record.provenance import provenance
-from sinks.runs.failures import full_disk_reported, peer_failure_reported
+from sinks.runs.failures import failures_reported
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # Lightning's would shuffle; the suite has its own order of data
@@ -60,16 +60,13 @@ ALWAYS: tuple[Callable[[], Callback], ...] = (Stability, Throughput, Divergence,
 def around(
     folder: RunFolder, options: Mapping[str, Any], checkpoints: Callback | None, fitting: bool = True
 ) -> dict[str, Any]:
-    """A trainer's loggers, callbacks and plugins around a run folder, beside those that its options name.
+    """A trainer's loggers, callbacks and plugins around a run folder, in addition to those in its options.
 
     Args:
         folder: of the run.
         options: of the trainer.
-        checkpoints: what saves the run's state, unless the options name something of the kind.
+        checkpoints: saves the run's state, unless the options name another checkpoint callback.
         fitting: whether the trainer trains, or only measures.
-
-    Raises:
-        UserError: if the precision cannot hold residual sinks.
     """
     if str(options.get("precision")) in ("16", "16-mixed", "16-true"):
         raise UserError(
@@ -81,7 +78,7 @@ def around(
     if not fitting:
         found["logger"] = False
     elif logger in (None, True):
-        # A bare GPU machine may be without TensorBoard.
+        # TensorBoard may be missing on a bare GPU machine.
         events = [EventLogger(directory)] if find_spec("tensorboard") else []
         found["logger"] = [*events, RunFolderLogger(directory)]
     elif logger is not False:
@@ -122,7 +119,7 @@ def train(
         variant: name of the run in reports; the family's name if not given.
         trainer: options of Lightning's trainer, e.g. `{"accelerator": "cpu", "val_check_interval": 50}`.
         sections: options of `statistics`, `progress`, `notes` and `checkpoints`, as in a configuration.
-        callbacks: beside the suite's own.
+        callbacks: in addition to the suite's own.
 
     Returns:
         The numbers of summary.json.
@@ -158,7 +155,7 @@ def run(
     ckpt_path: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """The course of a run: check, lock the folder, record where it comes from, train, validate, summarize.
+    """The lifecycle of a run: validate, lock the folder, record the provenance, train, validate, summarize.
 
     Args:
         trainer: with the suite's callbacks.
@@ -181,16 +178,16 @@ def run(
         raise UserError(f"there is no checkpoint {ckpt_path}: leave --ckpt_path out to start or resume the run")
     data.prepare_data()
     for read in (data.train_set, data.validation_set):
-        read()  # what is wrong with them is an error before anything is written
+        read()  # an error in the data is raised before anything is written
     identify(trainer, model, data, config)
-    # Every rank decides alike: one that went on alone would wait for the others until a timeout.
-    refuse_another_run(folder, recorder.identity)
+    # Every rank takes the same branch: one that continued alone would wait for the others until a timeout.
+    reject_another_run(folder, recorder.identity)
     if folder.finished:
         if writes:
             print(f"{folder.path} is finished: nothing to do (choose another --run.dir to run it again)")
         return folder.summary()
     lock = run_lock(folder.path) if writes else nullcontext()
-    with peer_failure_reported(folder, trainer), full_disk_reported(folder), lock:
+    with failures_reported(folder, trainer), lock:
         if writes:
             folder.remove_leftovers()
             folder.write_provenance(provenance() | recorder.identity)
@@ -233,18 +230,14 @@ def recorder_of(trainer: lightning.Trainer) -> RunRecorder:
 
 
 def identify(trainer: lightning.Trainer, model: CausalLM, data: TokenData, config: Mapping[str, Any]) -> None:
-    """Give the recorder what names the run; the data must be prepared."""
+    """Set the recorder's identity of the run; the data must be prepared."""
     recorder = recorder_of(trainer)
     rows = data.batch_size * data_ranks(trainer)[1] * trainer.accumulate_grad_batches
     recorder.identity = identity(config, recorder.variant or type(model).__name__, data.fingerprint(), rows)
 
 
-def refuse_another_run(folder: RunFolder, own: Mapping[str, Any]) -> None:
-    """One folder holds one run.
-
-    Raises:
-        UserError: if the folder holds a run of another configuration, or of another format.
-    """
+def reject_another_run(folder: RunFolder, own: Mapping[str, Any]) -> None:
+    """Reject a folder that holds a run of another configuration, or of another format."""
     try:
         existing = folder.provenance()
     except UserError:

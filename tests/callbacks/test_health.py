@@ -17,7 +17,7 @@ from sinks.record import Statistics
         (12, 0, "attention sink gone from all heads"),
     ],
 )
-def test_a_note_for_what_forms_doubles_or_goes(before: int, count: int, expected: str | None) -> None:
+def test_a_note_for_what_forms_doubles_or_vanishes(before: int, count: int, expected: str | None) -> None:
     assert Watch(count, 24, "attention sink", "heads").note(before) == expected
 
 
@@ -34,5 +34,5 @@ def test_what_is_counted() -> None:
         "residual sink": 3,
         "massive activations": 0,
         "NaN or infinity": 7,
-        "a gate that is always shut or open": 2,
+        "a saturated gate": 2,
     }

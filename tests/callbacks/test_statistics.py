@@ -1,4 +1,4 @@
-"""When the callback reads, and what it refuses."""
+"""When the callback reads, and what it rejects."""
 
 from collections.abc import Iterator
 from typing import Any, get_args
@@ -60,7 +60,7 @@ def test_reports_are_off_before_backward_and_sampled_at_the_interval() -> None:
         ({"leave_out": ["nothing"]}, "'nothing', but groups are residual"),
     ],
 )
-def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         SinkStatistics(**options)
 

@@ -1,4 +1,4 @@
-"""Throughput counts what it says: by a clock that the test turns, so that every share is known exactly."""
+"""Throughput by a clock that the test advances, so that every fraction is known exactly."""
 
 import math
 from collections.abc import Callable
@@ -29,7 +29,7 @@ BATCH, TOKENS = 4, 12
 
 
 class Clock:
-    """What `time.perf_counter` reads; only those who take time turn it."""
+    """The value of `time.perf_counter`, advanced only by the simulated work."""
 
     def __init__(self) -> None:
         self.now = 0.0

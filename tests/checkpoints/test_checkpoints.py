@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, `last.ckpt` always names one, and a folder of shards is read like a file."""
+"""Checkpoints are written atomically, `last.ckpt` always names one, and a folder of shards is read like a file."""
 
 import os
 import pickle
@@ -74,10 +74,10 @@ def test_a_number_below_1_gets_one_line(option: str, tmp_path: Path, capsys: pyt
     assert not (tmp_path / "run").exists()
 
 
-# -- whole or not at all ----------------------------------------------------------------------------------------
+# -- written atomically ------------------------------------------------------------------------------------------
 
 
-def test_what_is_replaced_stays_until_the_new_is_whole(tmp_path: Path) -> None:
+def test_the_old_one_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("old")
     with suppress(Killed), replacing(file) as temporary:
@@ -95,7 +95,7 @@ def test_what_is_replaced_stays_until_the_new_is_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_folder_that_is_discarded_loses_its_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_folder_is_renamed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shards").mkdir()
     monkeypatch.setattr(shutil, "rmtree", lambda path: None)  # as if killed there
     remove_atomically(tmp_path / "shards")
@@ -105,11 +105,11 @@ def test_a_folder_that_is_discarded_loses_its_name_first(tmp_path: Path, monkeyp
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 @pytest.mark.parametrize("function", ["write_file", "point", "remove_older"])
-def test_whatever_of_saving_breaks_off_the_run_resumes_as_if_it_had_not(
+def test_a_run_interrupted_anywhere_in_saving_resumes_as_if_it_had_not_been(
     function: str, finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = sinks.parallel.checkpoint_io if function == "write_file" else sinks.callbacks.checkpoints
@@ -135,7 +135,7 @@ def test_whatever_of_saving_breaks_off_the_run_resumes_as_if_it_had_not(
     assert all(torch.equal(w, weights(resumed)[name]) for name, w in weights(finished).items())
 
 
-def test_checkpoints_of_a_course_that_was_left_are_removed(tmp_path: Path) -> None:
+def test_checkpoints_of_an_abandoned_continuation_are_removed(tmp_path: Path) -> None:
     run = fit(tmp_path / "run", *EVERY_2, "--checkpoints.keep", "2")
     (run.path / "summary.json").unlink()
     sinks.callbacks.checkpoints.point(run.last_checkpoint, run.checkpoints / "step00000004.ckpt")
@@ -143,7 +143,7 @@ def test_checkpoints_of_a_course_that_was_left_are_removed(tmp_path: Path) -> No
     assert names(fit(run.path, *EVERY_2)) == {"step00000006.ckpt", "last.ckpt"}
 
 
-# -- what cannot be read ----------------------------------------------------------------------------------------
+# -- unreadable checkpoints -------------------------------------------------------------------------------------
 
 
 class Evil:
@@ -153,7 +153,7 @@ class Evil:
         return os.system, ("touch run-by-a-checkpoint",)
 
 
-def refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def error_of(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     assert main(["validate", *SMALL, "--run.dir", str(tmp_path), "--ckpt_path", str(checkpoint)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -164,7 +164,7 @@ def refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_damaged_file_gets_one_line(finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "cut.ckpt"
     file.write_bytes(finished.last_checkpoint.read_bytes()[:-1000])
-    assert "cannot be read as a checkpoint" in refused(file, tmp_path, capsys)
+    assert "cannot be read as a checkpoint" in error_of(file, tmp_path, capsys)
 
 
 def test_a_file_that_would_run_code_does_not(
@@ -172,7 +172,7 @@ def test_a_file_that_would_run_code_does_not(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(torch.load(finished.last_checkpoint, weights_only=True) | {"evil": Evil()}, "evil.ckpt")
-    assert "cannot be read as a checkpoint" in refused(tmp_path / "evil.ckpt", tmp_path, capsys)
+    assert "cannot be read as a checkpoint" in error_of(tmp_path / "evil.ckpt", tmp_path, capsys)
     assert not Path("run-by-a-checkpoint").exists()
 
 
@@ -182,21 +182,21 @@ SHARDED = ("--trainer.strategy=sinks.parallel.strategy.Sharded", "--trainer.stra
 
 
 def fit_on_two(folder: Path, *more: str) -> tuple[list[int], str]:
-    """A run on two processes with the same global batch: exit codes, and what they said."""
+    """A run on two processes with the same global batch: exit codes, and their output."""
     arguments = ["fit", *SMALL, *EVERY_2, "--checkpoints.keep=3", "--data.batch_size=2", "--trainer.devices=2"]
     ranks = start_ranks([*arguments, "--run.dir", str(folder), *more], folder.with_name(f"{folder.name}.log"))
-    return [rank.wait() for rank in ranks], "".join(rank.said for rank in ranks)
+    return [rank.wait() for rank in ranks], "".join(rank.output for rank in ranks)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("shards") / "run"
-    codes, said = fit_on_two(folder, *SHARDED)
-    assert codes == [0, 0], said
+    codes, output = fit_on_two(folder, *SHARDED)
+    assert codes == [0, 0], output
     return RunFolder(folder)
 
 
-def broken_off(run: RunFolder, folder: Path, step: int = 4) -> Path:
+def interrupted(run: RunFolder, folder: Path, step: int = 4) -> Path:
     """A copy of a run as it was after a step."""
     shutil.copytree(run.path, folder, symlinks=True)
     sinks.callbacks.checkpoints.point(folder / "checkpoints/last.ckpt", Path(f"step{step:08d}.ckpt"))
@@ -226,7 +226,7 @@ def assert_close(run: RunFolder, other: RunFolder) -> None:
 
 
 def test_shards_of_two_processes_resume_in_one(shards: RunFolder, finished: RunFolder, tmp_path: Path) -> None:
-    assert_close(fit(broken_off(shards, tmp_path / "run"), *EVERY_2), finished)
+    assert_close(fit(interrupted(shards, tmp_path / "run"), *EVERY_2), finished)
 
 
 GATHERED = (SHARDED[0], "--trainer.strategy.save_distributed_checkpoint=false")
@@ -247,9 +247,9 @@ DDP = ("--trainer.strategy=ddp",)
 def test_files_and_shards_resume_on_two(
     source: str, strategy: tuple[str, ...], finished: RunFolder, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    folder = broken_off(request.getfixturevalue(source), tmp_path / "run")
-    codes, said = fit_on_two(folder, *strategy)
-    assert codes == [0, 0], said
+    folder = interrupted(request.getfixturevalue(source), tmp_path / "run")
+    codes, output = fit_on_two(folder, *strategy)
+    assert codes == [0, 0], output
     assert_close(RunFolder(folder), finished)
 
 
@@ -258,9 +258,9 @@ def test_files_and_shards_resume_on_two(
 def test_files_and_shards_resume_sharded_in_one(
     source: str, finished: RunFolder, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    folder = broken_off(request.getfixturevalue(source), tmp_path / "run")
+    folder = interrupted(request.getfixturevalue(source), tmp_path / "run")
     (alone,) = start_ranks(["fit", *SMALL, *EVERY_2, *SHARDED, "--run.dir", str(folder)], tmp_path / "log", ranks=1)
-    assert alone.wait() == 0, alone.said
+    assert alone.wait() == 0, alone.output
     assert_close(RunFolder(folder), finished)
 
 
@@ -287,16 +287,16 @@ def test_consolidating_a_file_gets_one_line(finished: RunFolder, capsys: pytest.
     assert "is one file already" in capsys.readouterr().err
 
 
-def test_shards_of_another_architecture_are_refused_in_one_process_and_on_two(
+def test_shards_of_another_architecture_are_rejected_in_one_process_and_on_two(
     shards: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["--model", "Gated", "--model.norm_rank", "2", "--ckpt_path", str(shards.last_checkpoint.resolve())]
-    said = "the checkpoint is of another architecture: decoder.blocks.0.attention.gate"
+    message = "the checkpoint is of another architecture: decoder.blocks.0.attention.gate"
     assert main(["fit", *SMALL, "--run.dir", str(tmp_path / "one"), *more]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     codes, output = fit_on_two(tmp_path / "two", *SHARDED, *more)
     assert codes == [2, 2], output
-    assert output.count(said) == 2
+    assert output.count(message) == 2
     assert "Traceback" not in output
 
 

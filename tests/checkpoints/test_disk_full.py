@@ -25,13 +25,13 @@ run = Path(disk, "run")
 fill = ["--trainer.callbacks", "tests.faults.phases.Fill", "--trainer.callbacks.step", "3"]
 fill += ["--trainer.callbacks.file", f"{disk}/filler", "--trainer.callbacks.leave", leave]
 command = ["fit", *arguments, "--run.dir", str(run)]
-with contextlib.redirect_stderr(io.StringIO()) as said:
+with contextlib.redirect_stderr(io.StringIO()) as errors:
     code = main([*command, *fill])
 left = sorted(str(path.relative_to(run)) for path in run.rglob("*"))
 os.remove(f"{disk}/filler")
 again = main(command)
 shutil.copytree(run, out, symlinks=True)
-print(json.dumps({"code": code, "said": said.getvalue(), "left": left, "again": again}))
+print(json.dumps({"code": code, "error": errors.getvalue(), "left": left, "again": again}))
 """
 
 
@@ -55,8 +55,8 @@ def test_metrics_that_cannot_be_written_are_named(tmp_path: Path, capsys: pytest
     file.parent.mkdir()
     file.symlink_to("/dev/full")
     assert main(["fit", *SMALL, *EVERY_2, "--run.dir", str(file.parent)]) == 2
-    said = f"{file} could not be written (No space left on device): free space, then the same command starts again\n"
-    assert capsys.readouterr().err == f"sinks: error: {said}"
+    error = f"{file} could not be written (No space left on device): free space, then the same command starts again\n"
+    assert capsys.readouterr().err == f"sinks: error: {error}"
 
 
 # Bytes that are left after step 3; what of the checkpoint of step 4 then finds no space.
@@ -73,17 +73,17 @@ def test_a_full_disk_gets_one_line_and_the_same_command_resumes(
     command = [sys.executable, "-c", DRIVER, str(disk), str(tmp_path / "out"), str(leave), *SMALL, *EVERY_2]
     done = on_a_small_disk(command, disk)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["code"] == 2
-    assert told["said"].startswith(f"sinks: error: {disk}/run{what}")
-    assert "No space left on device" in told["said"]
-    assert told["said"].endswith("free space, then the same command resumes from step00000002.ckpt\n")
-    assert told["said"].count("\n") == 1
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["code"] == 2
+    assert result["error"].startswith(f"sinks: error: {disk}/run{what}")
+    assert "No space left on device" in result["error"]
+    assert result["error"].endswith("free space, then the same command resumes from step00000002.ckpt\n")
+    assert result["error"].count("\n") == 1
     assert "Traceback" not in done.stderr
-    assert not [name for name in told["left"] if name.endswith(PARTIAL)]
-    assert "checkpoints/step00000002.ckpt" in told["left"]
-    assert "checkpoints/step00000004.ckpt" not in told["left"]
-    assert told["again"] == 0
+    assert not [name for name in result["left"] if name.endswith(PARTIAL)]
+    assert "checkpoints/step00000002.ckpt" in result["left"]
+    assert "checkpoints/step00000004.ckpt" not in result["left"]
+    assert result["again"] == 0
     resumed = RunFolder(tmp_path / "out")
     assert without_clocks(resumed.metrics()) == without_clocks(undisturbed.metrics())
     assert resumed.statistics("train").steps.tolist() == undisturbed.statistics("train").steps.tolist()
@@ -104,6 +104,6 @@ def test_a_full_disk_gets_one_line_from_each_of_two_processes(strategy: str, tmp
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command = ["sinks", "fit", *SMALL, *EVERY_2, *spread, *fill, "--trainer.devices=2", "--data.batch_size=2"]
     done = on_a_small_disk([*launcher, *command, "--run.dir", f"{disk}/run"], disk)
-    said = f"sinks: error: {disk}/run/checkpoints/step00000004.ckpt could not be written (No space left on device): "
-    assert done.stderr.count(f"{said}free space, then the same command resumes from step00000002.ckpt\n") == 2
+    error = f"sinks: error: {disk}/run/checkpoints/step00000004.ckpt could not be written (No space left on device): "
+    assert done.stderr.count(f"{error}free space, then the same command resumes from step00000002.ckpt\n") == 2
     assert "sinks/cli" not in done.stderr  # no traceback of ours

@@ -19,7 +19,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return fit(tmp_path_factory.mktemp("runs") / "baseline")
 
 
-def test_a_run_leaves_a_whole_folder(finished: RunFolder) -> None:
+def test_a_run_writes_a_complete_folder(finished: RunFolder) -> None:
     names = {p.name for p in finished.path.iterdir()}
     assert {"config.yaml", "provenance.json", "metrics.jsonl", "statistics", "checkpoints", "summary.json"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
@@ -86,7 +86,7 @@ def test_a_finished_run_is_not_run_again(finished: RunFolder, capsys: pytest.Cap
     assert (finished.path / "summary.json").stat().st_mtime_ns == before
 
 
-def test_a_folder_of_another_run_is_refused(finished: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_another_run_is_rejected(finished: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *SMALL, "--run.dir", str(finished.path), "--model.optimization.lr", "1e-4"]) == 2
     assert "holds a run of another configuration" in capsys.readouterr().err
 
@@ -110,12 +110,12 @@ def test_validate_repeats_the_logged_loss_and_statistics(finished: RunFolder) ->
     assert (finished.config_file.read_bytes(), finished.metrics()) == before
 
 
-def test_a_broken_off_run_resumes_and_ends_as_if_it_had_not_been(
+def test_an_interrupted_run_resumes_and_ends_as_if_it_had_not_been(
     finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sinks.callbacks import RunRecorder
 
-    folder = tmp_path / "broken-off"
+    folder = tmp_path / "interrupted"
     checkpoint = {
         "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
         "init_args": {"dirpath": str(folder / "checkpoints"), "every_n_train_steps": 2, "save_last": "link"},
@@ -139,7 +139,7 @@ def test_a_broken_off_run_resumes_and_ends_as_if_it_had_not_been(
     assert all(torch.equal(w, weights(resumed)[name]) for name, w in weights(finished).items())
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(
+def test_a_checkpoint_of_another_architecture_is_rejected(
     finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = str(finished.last_checkpoint)
@@ -272,7 +272,7 @@ def test_a_context_longer_than_the_text_leaves_no_run_behind(
     assert not Path("run").exists()
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+def test_a_reader_that_ends_early_is_no_error() -> None:
     code = "from sinks.cli import main; import sys; sys.exit(main(['prepare', '--help']))"
     done = subprocess.run(f'{sys.executable} -c "{code}" | head -1', shell=True, capture_output=True, text=True)
     assert "Traceback" not in done.stderr

@@ -65,6 +65,6 @@ def test_two_workers_give_the_same_batches():
 
 
 @pytest.mark.parametrize("name", ["context_length", "batch_size"])
-def test_sizes_below_one_are_refused(name):
+def test_sizes_below_one_are_rejected(name):
     with pytest.raises(UserError, match=f"data.{name} is 0, but must be at least 1"):
         Backcopy(**{name: 0})

@@ -28,7 +28,7 @@ def test_an_epoch_is_a_permutation(epoch):
 def test_order_depends_on_seed_and_epoch_alone():
     first, again = WindowedShuffle(CHUNKS, 1), WindowedShuffle(CHUNKS, 1)
     assert [first(i) for i in range(2 * TOTAL)] == [again(i) for i in range(2 * TOTAL)]
-    # Asked backwards: nothing but the position counts.
+    # Called backwards: only the position counts.
     assert [first(i) for i in reversed(range(TOTAL))] == [again(i) for i in reversed(range(TOTAL))]
     assert [first(i) for i in range(TOTAL)] != [first(TOTAL + i) for i in range(TOTAL)]
     assert not np.array_equal(first.epoch_order(0), WindowedShuffle(CHUNKS, 2).epoch_order(0))
@@ -58,7 +58,7 @@ def test_ranks_together_read_what_one_process_reads(order, world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_resumed_stream_goes_on_at_its_position(world_size):
+def test_a_resumed_stream_continues_at_its_position(world_size):
     order = WindowedShuffle(CHUNKS, seed=0)
     whole = read(order, 4, 0, 1, batches=20)
     ranks = [read(order, 4 // world_size, rank, world_size, 8, start=12 * 4) for rank in range(world_size)]

@@ -28,7 +28,7 @@ def batches(data: Text, count: int) -> torch.Tensor:
 
 
 def stored_tokens(folder: Path, split: str) -> list[np.ndarray]:
-    """Token ids of each chunk, read past litdata: 12 bytes of header, then uint16."""
+    """Token ids of each chunk, read without litdata: 12 bytes of header, then uint16."""
     index = json.loads((folder / split / "index.json").read_text(encoding="utf-8"))
     return [np.fromfile(folder / split / c["filename"], dtype=np.uint16, offset=12) for c in index["chunks"]]
 
@@ -133,7 +133,7 @@ class Recorder(lightning.LightningModule):
 
 
 class AsRank:
-    """What the data module asks of a trainer."""
+    """What the data module needs of a trainer."""
 
     def __init__(self, global_rank: int, world_size: int) -> None:
         self.distributed_sampler_kwargs = {"rank": global_rank, "num_replicas": world_size}
@@ -162,7 +162,7 @@ def test_two_ranks_validate_every_row_once(prepared):
     assert sorted(map(tuple, torch.cat(parts).tolist())) == sorted(map(tuple, whole.tolist()))
 
 
-def test_a_resumed_run_goes_on_where_it_stopped(prepared, tmp_path):
+def test_a_resumed_run_continues_where_it_stopped(prepared, tmp_path):
     def trainer(max_steps):
         return lightning.Trainer(
             accelerator="cpu",
@@ -214,7 +214,7 @@ def test_fingerprint_is_of_tokens_and_of_how_they_are_read(prepared, prepared_wi
 
 @pytest.fixture
 def plain(prepared, tmp_path) -> Path:
-    """Chunks as anybody's litdata.optimize leaves them."""
+    """Chunks as litdata.optimize writes them."""
     folder = tmp_path / "plain"
     shutil.copytree(prepared, folder, ignore=shutil.ignore_patterns("manifest.json", "tokenizer.json"))
     return folder
@@ -254,7 +254,7 @@ def test_remote_chunks_are_fetched_in_the_same_order(prepared, tmp_path, monkeyp
     assert list((tmp_path / "cache").rglob("chunk-*.bin"))
 
 
-def refusal(data: Text) -> str:
+def error_of(data: Text) -> str:
     def use() -> None:
         data.prepare_data()
         data.train_set()
@@ -269,7 +269,7 @@ def refusal(data: Text) -> str:
 @pytest.mark.parametrize("given", ["train", "."])
 def test_litdata_folder_without_index(plain, given):
     (plain / "train" / "index.json").unlink()
-    message = refusal(text(plain if given == "." else plain / "train"))
+    message = error_of(text(plain if given == "." else plain / "train"))
     assert "train has no index.json: give a folder with train/ and val/" in message
 
 
@@ -277,25 +277,25 @@ def test_plain_chunk_that_is_missing_or_truncated(plain):
     chunk = plain / "train" / "chunk-0-1.bin"
     size = chunk.stat().st_size
     chunk.write_bytes(chunk.read_bytes()[:50])
-    assert refusal(text(plain)) == f"{chunk} has 50 bytes, but must have {size}: prepare the folder again"
+    assert error_of(text(plain)) == f"{chunk} has 50 bytes, but must have {size}: prepare the folder again"
     chunk.unlink()
-    assert refusal(text(plain)) == f"{chunk} is missing, though index.json lists it: prepare the folder again"
+    assert error_of(text(plain)) == f"{chunk} is missing, though index.json lists it: prepare the folder again"
 
 
 def test_broken_index(plain):
     (plain / "val" / "index.json").write_text("{", encoding="utf-8")
-    assert f"{plain}/val/index.json cannot be read (JSONDecodeError" in refusal(text(plain))
+    assert f"{plain}/val/index.json cannot be read (JSONDecodeError" in error_of(text(plain))
 
 
 def test_chunks_for_another_item_loader(plain):
     file = plain / "train" / "index.json"
     file.write_text(file.read_text(encoding="utf-8").replace("TokensLoader", "PyTreeLoader"), encoding="utf-8")
-    assert f"{plain}/train was written for PyTreeLoader, but TokensLoader is needed: give" in refusal(text(plain))
+    assert f"{plain}/train was written for PyTreeLoader, but TokensLoader is needed: give" in error_of(text(plain))
 
 
-def test_remote_folder_that_is_not_there(tmp_path, monkeypatch):
+def test_remote_folder_that_does_not_exist(tmp_path, monkeypatch):
     monkeypatch.setattr("litdata.utilities.dataset_utilities._LITDATA_CACHE_DIR", str(tmp_path / "cache"))
-    message = refusal(text(f"local:{tmp_path}/nowhere"))
+    message = error_of(text(f"local:{tmp_path}/nowhere"))
     assert f"local:{tmp_path}/nowhere/train cannot be opened (" in message
     assert message.endswith("give a folder or URL with train/ and val/ in it")
 
@@ -317,17 +317,17 @@ def test_damage_is_found_before_training(prepared, tmp_path):
     data = bytearray(chunk.read_bytes())
     data[500:4500] = bytes(4000)[: len(data) - 500]
     chunk.write_bytes(data)
-    assert refusal(text(folder)).startswith(f"{chunk} is damaged: its sha256 is ")
+    assert error_of(text(folder)).startswith(f"{chunk} is damaged: its sha256 is ")
 
 
 def test_prepared_folder_without_manifest(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "copy", ignore=shutil.ignore_patterns("manifest.json"))
-    assert refusal(text(tmp_path / "copy")).startswith(f"{tmp_path}/copy has no manifest.json: delete")
+    assert error_of(text(tmp_path / "copy")).startswith(f"{tmp_path}/copy has no manifest.json: delete")
 
 
 def test_row_longer_than_the_data(prepared):
     longest = max(map(len, stored_tokens(prepared, "train")))
-    message = refusal(text(prepared, context_length=longest))
+    message = error_of(text(prepared, context_length=longest))
     assert f"context_length is {longest}, but the longest chunk of {prepared}/train has {longest} tokens" in message
     assert f"give at most {longest - 1}, or more text" in message
     assert len(text(prepared, context_length=longest - 1).train_set()) >= 1
@@ -336,19 +336,19 @@ def test_row_longer_than_the_data(prepared):
 def test_row_longer_than_the_data_with_bos_in_front(prepared_without_bos):
     longest = max(map(len, stored_tokens(prepared_without_bos, "train")))
     assert len(text(prepared_without_bos, bos="block", context_length=longest).train_set()) >= 1
-    message = refusal(text(prepared_without_bos, bos="block", context_length=longest + 1))
+    message = error_of(text(prepared_without_bos, bos="block", context_length=longest + 1))
     assert f"give at most {longest}, or more text" in message
 
 
 def test_prepared_folder_with_another_bos(prepared, prepared_without_bos):
-    assert refusal(text(prepared, bos="block")) == (
+    assert error_of(text(prepared, bos="block")) == (
         f"data.bos is block, but {prepared} was prepared with document: give document, or prepare the text again"
     )
-    assert "was prepared with none: give none or block, or" in refusal(text(prepared_without_bos))
+    assert "was prepared with none: give none or block, or" in error_of(text(prepared_without_bos))
 
 
 def test_prepared_folder_with_more_token_ids(prepared):
-    assert refusal(text(prepared, vocab_size=299)) == (
+    assert error_of(text(prepared, vocab_size=299)) == (
         f"data.vocab_size is 299, but {prepared} has 300 token ids: give 300"
     )
     larger = text(prepared, vocab_size=512)
@@ -358,11 +358,11 @@ def test_prepared_folder_with_more_token_ids(prepared):
 
 def test_chunks_and_text_together(prepared, corpus):
     data = Text([str(corpus), str(prepared)])
-    assert refusal(data).startswith(f"data.sources has 2 entries, but {prepared} holds chunks already")
+    assert error_of(data).startswith(f"data.sources has 2 entries, but {prepared} holds chunks already")
 
 
 @pytest.mark.parametrize("name", ["window", "validation_rows", "context_length", "batch_size"])
-def test_numbers_below_one_are_refused(name):
+def test_numbers_below_one_are_rejected(name):
     with pytest.raises(UserError, match=f"data.{name} is 0, but must be at least 1"):
         Text(**{name: 0})
 

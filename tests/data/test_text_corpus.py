@@ -1,4 +1,4 @@
-"""Reading files as documents, and what is said about files that cannot be read."""
+"""Reading files as documents, and the errors for unreadable files."""
 
 import json
 import sysconfig
@@ -16,7 +16,7 @@ def documents(*sources: Path, text_field: str = "text") -> list[str]:
     return [text for _, text in find_corpus([str(s) for s in sources], text_field).documents()]
 
 
-def refusal(*sources: Path, text_field: str = "text") -> str:
+def error_of(*sources: Path, text_field: str = "text") -> str:
     with pytest.raises(UserError) as caught:
         documents(*sources, text_field=text_field)
     assert "\n" not in str(caught.value)
@@ -104,30 +104,30 @@ def test_fingerprint_is_of_content_and_order_only(tmp_path):
 
 
 def test_missing_source(tmp_path):
-    message = refusal(tmp_path / "nowhere")
+    message = error_of(tmp_path / "nowhere")
     assert message.startswith(f"{tmp_path}/nowhere is neither a file nor a folder: give")
 
 
 def test_other_suffix(tmp_path):
     (tmp_path / "a.csv").write_text("x", encoding="utf-8")
-    assert "ends in '.csv', but only .txt, .jsonl, .parquet are read: convert it" in refusal(tmp_path / "a.csv")
+    assert "ends in '.csv', but only .txt, .jsonl, .parquet are read: convert it" in error_of(tmp_path / "a.csv")
 
 
 def test_folder_without_text_files(tmp_path):
     (tmp_path / "a.csv").write_text("x", encoding="utf-8")
-    assert f"{tmp_path} has no file that ends in .txt, .jsonl, .parquet: give" in refusal(tmp_path)
+    assert f"{tmp_path} has no file that ends in .txt, .jsonl, .parquet: give" in error_of(tmp_path)
 
 
 def test_empty_files(tmp_path):
     (tmp_path / "a.txt").touch()
-    assert refusal(tmp_path / "a.txt") == f"{tmp_path}/a.txt is empty (0 bytes): give a file with text in it"
-    assert f"every file in {tmp_path} is empty" in refusal(tmp_path)
+    assert error_of(tmp_path / "a.txt") == f"{tmp_path}/a.txt is empty (0 bytes): give a file with text in it"
+    assert f"every file in {tmp_path} is empty" in error_of(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_not_utf8_names_the_byte(tmp_path, name):
     (tmp_path / name).write_bytes(b'{"text": "caf\xc3\xa9"}\n{"text": "caf\xe9"}\n')
-    assert f"{name} is not UTF-8 at byte 31 (0xe9): convert it" in refusal(tmp_path / name)
+    assert f"{name} is not UTF-8 at byte 31 (0xe9): convert it" in error_of(tmp_path / name)
 
 
 def write_lines(folder: Path, *lines: str) -> Path:
@@ -137,7 +137,7 @@ def write_lines(folder: Path, *lines: str) -> Path:
 
 def test_line_that_is_no_json(tmp_path):
     file = write_lines(tmp_path, "{oops}")
-    message = refusal(file)
+    message = error_of(file)
     assert message.startswith(f"{file} line 2 is not JSON (Expecting property name")
     assert message.endswith("give one JSON object per line")
 
@@ -148,21 +148,21 @@ def test_line_that_is_no_json(tmp_path):
 )
 def test_line_without_the_field(tmp_path, line, has):
     file = write_lines(tmp_path, line)
-    assert refusal(file) == f"{file} line 2 has no text in field 'text' (it has {has}): name the field with text_field"
+    assert error_of(file) == f"{file} line 2 has no text in field 'text' (it has {has}): name the field with text_field"
 
 
 def test_line_with_half_a_surrogate_pair(tmp_path):
     file = write_lines(tmp_path, json.dumps({"text": "\ud83d"}))
-    assert f"{file} line 2 has half a surrogate pair in field 'text'" in refusal(file)
+    assert f"{file} line 2 has half a surrogate pair in field 'text'" in error_of(file)
 
 
 def test_parquet_without_the_column(tmp_path):
     file = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), file)
-    assert f"{file} has no column 'text' (it has body, n): name the column with text_field" in refusal(file)
-    assert f"{file} has int64 in column 'n', but text is needed" in refusal(file, text_field="n")
+    assert f"{file} has no column 'text' (it has body, n): name the column with text_field" in error_of(file)
+    assert f"{file} has int64 in column 'n', but text is needed" in error_of(file, text_field="n")
 
 
 def test_file_that_is_no_parquet(tmp_path):
     (tmp_path / "a.parquet").write_text("hello", encoding="utf-8")
-    assert f"{tmp_path}/a.parquet is not a parquet file (" in refusal(tmp_path / "a.parquet")
+    assert f"{tmp_path}/a.parquet is not a parquet file (" in error_of(tmp_path / "a.parquet")

@@ -1,4 +1,4 @@
-"""Preparing a corpus: once, whole or not at all, and the same whatever the number of processes."""
+"""Preparing a corpus: once, atomically, and the same whatever the number of processes."""
 
 import json
 import multiprocessing
@@ -28,7 +28,7 @@ def hidden_and_visible(output: Path) -> list[str]:
     return sorted(name for name in os.listdir(output) if name != ".lock")
 
 
-def test_manifest_says_what_is_there(prepared, corpus):
+def test_the_manifest_lists_the_contents(prepared, corpus):
     manifest = verify(prepared)
     assert prepared.name == f"{corpus.name}-{manifest.fingerprint[:8]}"
     assert manifest.sources == [str(corpus)]
@@ -99,7 +99,7 @@ def test_preparing_leaves_this_process_as_it_was(tmp_path, capfd, small_chunks, 
     assert len(hidden_and_visible(tmp_path / "out")) == 1
 
 
-def test_what_broke_off_is_never_taken_for_whole(corpus, prepared, tmp_path, monkeypatch, small_chunks):
+def test_an_interrupted_preparation_is_never_taken_for_complete(corpus, prepared, tmp_path, monkeypatch, small_chunks):
     plan = Preparation.plan([str(corpus)], tmp_path, 300, "document", 0.2)
 
     def break_off(self, folder):
@@ -146,9 +146,11 @@ def die_on_three(item: int) -> np.ndarray:
     return np.arange(9, dtype=np.uint16)
 
 
-@pytest.mark.parametrize(("tokens", "says"), [(fail_on_three, "ValueError: three"), (die_on_three, "missing in train")])
-def test_a_worker_that_fails_or_dies_is_an_error(tokens, says, tmp_path):
-    with pytest.raises(RuntimeError, match=says):
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [(fail_on_three, "ValueError: three"), (die_on_three, "missing in train")]
+)
+def test_a_worker_that_fails_or_dies_is_an_error(tokens, expected, tmp_path):
+    with pytest.raises(RuntimeError, match=expected):
         write_chunks(tokens, {tmp_path / "train": list(range(6))}, 2, tmp_path / "scratch", lambda done: None)
 
 
@@ -170,7 +172,7 @@ def damage(folder: Path, what: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("what", "says"),
+    ("what", "expected"),
     [
         ("zeroed", "{chunk} is damaged: its sha256 is "),
         ("truncated", "{chunk} has 100 bytes, but must have "),
@@ -179,20 +181,20 @@ def damage(folder: Path, what: str) -> Path:
         ("empty manifest", "{folder}/manifest.json cannot be read (KeyError: 'splits')"),
     ],
 )
-def test_damage_is_named(prepared, tmp_path, what, says):
+def test_damage_is_named(prepared, tmp_path, what, expected):
     folder = tmp_path / "copy"
     shutil.copytree(prepared, folder)
     verify(folder)
     chunk = damage(folder, what)
     with pytest.raises(UserError) as caught:
         verify(folder)
-    assert str(caught.value).startswith(says.format(chunk=chunk, folder=folder))
+    assert str(caught.value).startswith(expected.format(chunk=chunk, folder=folder))
     assert str(caught.value).endswith(f": delete {folder} and prepare it again")
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 2.0])
 def test_validation_share_outside_0_and_1(share):
-    with pytest.raises(UserError, match=f"validation_share is {share}, but must lie between 0 and 1: give"):
+    with pytest.raises(UserError, match=f"validation_share is {share}, but must be between 0 and 1: give"):
         Preparation.plan(None, "out", validation_share=share)
 
 
@@ -209,7 +211,7 @@ def test_a_corpus_that_cannot_be_split(tmp_path, text, count):
     assert hidden_and_visible(tmp_path / "out") == []
 
 
-def test_split_is_by_content_and_grows_with_the_share():
+def test_split_is_by_content_and_grows_with_the_fraction():
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**64, 2000, dtype=np.uint64)
     hashes = np.concatenate([hashes, hashes[::3]])

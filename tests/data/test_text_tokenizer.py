@@ -27,7 +27,7 @@ def test_bos_is_id_0_and_no_text_contains_it(tokenizer):
     assert tokenizer.labels([BOS_ID, *tokenizer.encode("the sink")])[:2] == ["<bos>", "the"]
 
 
-def test_size_is_at_most_what_was_asked_for(tokenizer):
+def test_size_is_at_most_the_requested_one(tokenizer):
     assert 257 < len(tokenizer) <= 290
     assert len(TextTokenizer.train(["aa"], vocab_size=4096)) == 258
 
@@ -43,7 +43,7 @@ def test_training_is_deterministic(tokenizer):
     assert again.tokenizer.to_str() == tokenizer.tokenizer.to_str()
 
 
-def test_vocabulary_below_257_is_refused():
+def test_vocabulary_below_257_is_rejected():
     with pytest.raises(
         UserError, match=r"vocab_size is 256, but byte-level BPE needs at least 257 .*: give 257 or more"
     ):

@@ -1,4 +1,4 @@
-"""A callback that writes down which rows each process trained on, and can pull the plug after a step."""
+"""A callback that writes down which rows each process trained on, and can kill the run after a step."""
 
 import hashlib
 import os

@@ -19,7 +19,7 @@ x = torch.randn(world, 64, generator=torch.Generator().manual_seed(0)).bfloat16(
 parallel(x[rank : rank + 1]).sum().backward()
 expected = (x.float().sum(0) / world).bfloat16().expand(64, 64)
 in_bfloat16 = sum(row / world for row in x).expand(64, 64)
-assert not torch.equal(in_bfloat16, expected)  # or the test could not tell
+assert not torch.equal(in_bfloat16, expected)  # or the test could not distinguish them
 assert torch.equal(model.weight.grad, expected)
 exit_process(0)
 """

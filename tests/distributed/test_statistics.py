@@ -26,7 +26,7 @@ STILL = ("--model.norm_rank=4", "--model.optimization.lr=1e-12")
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunFolder]:
-    """One process, with what a case changes beside the strategy."""
+    """One process, with what a case changes besides the strategy."""
     folder = tmp_path_factory.mktemp("alone")
 
     @functools.cache

@@ -1,4 +1,4 @@
-"""A run that goes on with another number of processes sees every sample of the epoch exactly once."""
+"""A run resumed with another number of processes sees every sample of the epoch exactly once."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Whatever a test starts ends with it."""
+"""Processes that a test starts end with it."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What a user might plug in, and what hurts: named in configurations by import path."""
+"""User components and injected faults, named in configurations by import path."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ class Signal(Callback):
 
 
 class Wait(Callback):
-    """Waits after the third step until a file is there.
+    """Waits after the third step until a file exists.
 
     Args:
         file: which.
@@ -75,7 +75,7 @@ class Break(Callback):
 
 
 class Keep(Callback):
-    """Keeps the whole weights after an optimizer step, and when the run breaks off.
+    """Keeps the whole weights after an optimizer step, and when the run is interrupted.
 
     Args:
         folder: gets step.pt and end.pt.
@@ -131,7 +131,7 @@ class _InfiniteGradient(torch.autograd.Function):
 
 
 class PoisonedNorm(RMSNorm):
-    """RMSNorm, which while poisoned breaks down: forward gives an infinity, or backward does.
+    """RMSNorm, which while poisoned gives an infinity, forward or backward.
 
     Args:
         d_model: width of the residual stream.
@@ -147,7 +147,7 @@ class PoisonedNorm(RMSNorm):
 
 
 class Poisoned(CausalLM):
-    """Breaks down in the head's norm on batches that hold one row.
+    """Gives an infinity in the head's norm on batches that hold one row.
 
     Args:
         poison: "forward", "backward", "loss", or "once": forward, but not a second time.
@@ -169,7 +169,7 @@ class Poisoned(CausalLM):
 
 
 class DrawApart(Callback):
-    """Lets each rank's generator go its own way when training starts."""
+    """Seeds each rank's generator differently when training starts."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         torch.manual_seed(trainer.global_rank)
@@ -180,7 +180,7 @@ class Delete(Callback):
 
     Args:
         pattern: of the files, below `folder`.
-        folder: where they lie.
+        folder: that contains them.
         step: after which.
     """
 

@@ -1,4 +1,4 @@
-"""What a run is doing, said in its log while it does it: so that a test can kill it there."""
+"""Prints the phase of a run to its log, so that a test can kill it there."""
 
 import shutil
 import time
@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class Phases(Callback):
-    """Says `<phase> <optimizer step>`, and lingers there a little.
+    """Prints `<phase> <optimizer step>`, and pauses there briefly.
 
     Args:
         seconds: per step, and per batch of a validation; twenty times as long between the last and the summary.

@@ -45,20 +45,20 @@ class Command:
     log: Path
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
     def wait(self, seconds: float = PATIENCE_S) -> int:
         """The exit code; -N if signal N ended it."""
         self.process.join(seconds)
-        assert self.process.exitcode is not None, f"still running after {seconds} s: {self.said}"
+        assert self.process.exitcode is not None, f"still running after {seconds} s: {self.output}"
         return self.process.exitcode
 
-    def wait_until_it_says(self, pattern: str, seconds: float = PATIENCE_S) -> None:
+    def wait_until_output_matches(self, pattern: str, seconds: float = PATIENCE_S) -> None:
         end = time.monotonic() + seconds
-        while not re.search(pattern, self.said):
-            assert time.monotonic() < end, f"did not say {pattern!r}: {self.said}"
-            assert self.process.is_alive(), f"ended before it said {pattern!r}: {self.said}"
+        while not re.search(pattern, self.output):
+            assert time.monotonic() < end, f"no output matches {pattern!r}: {self.output}"
+            assert self.process.is_alive(), f"ended before {pattern!r}: {self.output}"
             time.sleep(0.02)
 
     def send(self, signum: signal.Signals) -> None:
@@ -77,7 +77,7 @@ def start(arguments: list[str], log: Path, environment: dict[str, str] | None = 
 
 
 def free_port(first: int = 0, last: int = 0) -> int:
-    """A port nobody listens on; a random one between `first` and `last` if given."""
+    """An unused port; a random one between `first` and `last` if given."""
     for port in random.sample(range(first, last + 1), last + 1 - first):
         with socket.socket() as probe:
             try:

@@ -66,7 +66,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "broken manifest": ("manifest.json", break_json, "manifest.json cannot be read ("),
     "missing manifest": ("manifest.json", Path.unlink, " has no manifest.json: "),
 }
-# Chunks that litdata.optimize wrote have no checksums; what their index says is checked.
+# Chunks that litdata.optimize wrote have no checksums; the sizes in their index are checked.
 PLAIN = {
     "truncated chunk": (CHUNK, truncate, f"{CHUNK} has 50 bytes, but must have "),
     "missing chunk": (CHUNK, Path.unlink, f"{CHUNK} is missing, though index.json lists it"),
@@ -76,7 +76,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize(("kind", "what"), [("prepared", w) for w in DAMAGE] + [("plain", w) for w in PLAIN])
-def test_damage_is_told_before_a_run_folder_is_made(
+def test_damage_is_reported_before_a_run_folder_is_made(
     kind: str, what: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, damage, expected = (PLAIN if kind == "plain" else DAMAGE)[what]
@@ -94,7 +94,7 @@ def test_damage_is_told_before_a_run_folder_is_made(
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_chunk_that_vanishes_during_training_is_told_and_the_run_resumes(
+def test_a_chunk_that_vanishes_during_training_is_reported_and_the_run_resumes(
     workers: str, folder: Path, prepared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"

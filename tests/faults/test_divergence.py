@@ -1,4 +1,4 @@
-"""A run whose gradient is no longer finite: weights stay, the first bad value is named, and the run is a result."""
+"""A run with a non-finite gradient: weights stay, the first non-finite tensor is named, and the run is a result."""
 
 import json
 from pathlib import Path
@@ -20,14 +20,14 @@ BATCH = 4
 
 
 def poisoned(poison: str, position: int, *more: str) -> list[str]:
-    """Arguments of a run that breaks down on the row at a stream position, of global batches of four rows."""
+    """Arguments of a run that diverges on the row at a stream position, of global batches of four rows."""
     row = ".".join(str(int(token)) for token in Backcopy(context_length=12).train_set()[position])
     model = ["--model", "tests.faults.parts.Poisoned", "--model.poison", poison, "--model.row", row]
     return ["fit", *SMALL, *model, "--trainer.max_steps", "8", *more]
 
 
 def assert_ended_as_a_result(run: RunFolder, step: int) -> dict[str, object]:
-    """What divergence.json says, after what every diverged run must be."""
+    """The content of divergence.json, after checks common to all diverged runs."""
     summary = run.summary()
     assert summary["diverged"] is True
     assert summary["steps"] == step
@@ -44,7 +44,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("poison", CASES)
-def test_the_first_bad_value_is_named(poison: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_nonfinite_tensor_is_named(poison: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     keep = callbacks(folder, ("Keep", {"folder": str(tmp_path), "step": 4}), every=100)
     assert main([*poisoned(poison, 4 * BATCH + 2), "--run.dir", str(folder), *keep]) == 0
@@ -69,7 +69,7 @@ def test_a_diverged_run_is_finished(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "is finished: nothing to do" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_no_checkpoint_is_taken_of_what_is_broken(tmp_path: Path) -> None:
+def test_no_checkpoint_is_saved_of_a_diverged_state(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     more = ("--run.dir", str(folder), "--checkpoints.interval", "1", "--checkpoints.keep", "9")
     assert main([*poisoned("backward", 4 * BATCH, *more)]) == 0
@@ -104,11 +104,11 @@ def test_a_checkpointed_block_is_replayed_too(tmp_path: Path) -> None:
 def test_a_compiled_block_is_replayed_too(tmp_path: Path) -> None:
     more = ("--run.dir", str(tmp_path / "run"), "--model.execution.compile", "true")
     assert main([*poisoned("backward", 4 * BATCH, *more)]) == 0
-    # A tap within the block: compiled code would pass over it, and the head's norm would be named.
+    # A tap within the block: compiled code would skip it, and the head's norm would be named.
     assert assert_ended_as_a_result(RunFolder(tmp_path / "run"), 6)["site"] == "blocks.1.residual.out"
 
 
-def test_clipping_by_value_is_watched_too(tmp_path: Path) -> None:
+def test_clipping_by_value_is_guarded_too(tmp_path: Path) -> None:
     more = ("--run.dir", str(tmp_path / "run"), "--trainer.gradient_clip_algorithm", "value")
     assert main([*poisoned("backward", 4 * BATCH, *more)]) == 0
     assert assert_ended_as_a_result(RunFolder(tmp_path / "run"), 6)["step"] == 5
@@ -124,7 +124,7 @@ STRATEGIES = {
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_all_ranks_stop_and_the_bad_one_is_named(strategy: str, tmp_path: Path) -> None:
+def test_all_ranks_stop_and_the_first_nonfinite_one_is_named(strategy: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     more, rows, bad_rank = STRATEGIES[strategy]
     ranks = start_ranks(
@@ -136,11 +136,11 @@ def test_all_ranks_stop_and_the_bad_one_is_named(strategy: str, tmp_path: Path) 
         ],
         tmp_path / "log",
     )
-    assert [rank.wait() for rank in ranks] == [0, 0], [rank.said for rank in ranks]
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.output for rank in ranks]
     found = assert_ended_as_a_result(RunFolder(folder), 6)
     assert (found["step"], found["rank"], found["site"]) == (5, bad_rank, "head.norm.output")
-    assert "diverged: the gradient of step 5 is not finite" in ranks[0].said
-    assert "diverged" not in ranks[1].said
+    assert "diverged: the gradient of step 5 is not finite" in ranks[0].output
+    assert "diverged" not in ranks[1].output
     before, after = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("step", "end"))
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
@@ -154,7 +154,7 @@ def test_all_ranks_stop_and_the_bad_one_is_named(strategy: str, tmp_path: Path) 
         (3.0, 2.0, None, None, None),
     ],
 )
-def test_parameters_are_looked_at_when_every_activation_is_finite(
+def test_parameters_are_checked_when_every_activation_is_finite(
     first: float, second: float, kind: str | None, site: str | None, max_abs: float | None
 ) -> None:
     model = torch.nn.Sequential(*(torch.nn.Linear(2, 1, bias=False) for _ in range(2)))
@@ -167,7 +167,7 @@ def test_parameters_are_looked_at_when_every_activation_is_finite(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_healthy_model_shows_nothing_bad(variant: str, tmp_path: Path) -> None:
+def test_a_finite_model_has_no_report(variant: str, tmp_path: Path) -> None:
     arguments = [*small(variant), "--run.dir", str(tmp_path / "run")]
     built = command_line(arguments, run=False)
     built.model.configure_model()
@@ -181,7 +181,7 @@ def test_a_healthy_model_shows_nothing_bad(variant: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16"])
-def test_half_precision_is_refused(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_half_precision_is_rejected(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *SMALL, "--run.dir", str(tmp_path / "run"), "--trainer.precision", precision]) == 2
     error = capsys.readouterr().err
     assert "65504" in error

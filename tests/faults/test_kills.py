@@ -1,7 +1,7 @@
 """SIGKILL at random instants: started again, a run ends as if it had never been killed, bit for bit.
 
 An instant is a step of the run and a time after it began to step, validate, save or prepare there. Both are drawn from
-a seed, which stands in the test's name.
+a seed, which is in the test's name.
 """
 
 import json
@@ -46,24 +46,24 @@ def begin(folder: Path, *more: str) -> Command:
 
 def whole(folder: Path, *more: str) -> RunFolder:
     command = begin(folder, *more)
-    assert command.wait() == 0, command.said
+    assert command.wait() == 0, command.output
     return RunFolder(folder / "run")
 
 
 def kill_in(phase: str, ranks: list[Command], folder: Path, rng: random.Random) -> str:
     """Kill every process of a run that has just been started; where it was."""
     steps, seconds = PHASES[phase]
-    said = f"{phase} {rng.choice(steps)}\n"
+    instant = f"{phase} {rng.choice(steps)}\n"
     after = rng.random() * seconds
-    while said not in ranks[0].said:
-        assert ranks[0].process.is_alive(), f"ended before {said!r}: {ranks[0].said}"
+    while instant not in ranks[0].output:
+        assert ranks[0].process.is_alive(), f"ended before {instant!r}: {ranks[0].output}"
         time.sleep(0.001)
     time.sleep(after)
     for rank in ranks:
         rank.send(signal.SIGKILL)
-    assert [rank.wait() for rank in ranks] == [-signal.SIGKILL] * len(ranks), ranks[0].said
+    assert [rank.wait() for rank in ranks] == [-signal.SIGKILL] * len(ranks), ranks[0].output
     half = " with a checkpoint half-written" if list(folder.glob(f"run/checkpoints/.*{PARTIAL}")) else ""
-    return f"{said.strip()} + {1000 * after:.1f} ms{half}"
+    return f"{instant.strip()} + {1000 * after:.1f} ms{half}"
 
 
 def assert_same(run: RunFolder, other: RunFolder) -> None:
@@ -131,7 +131,7 @@ def test_a_run_killed_again_and_again_resumes_bit_for_bit(seed: int, never_kille
     for _ in range(3):
         seconds = rng.random() * 0.5
         command = begin(tmp_path)
-        command.wait_until_it_says("step ")
+        command.wait_until_output_matches("step ")
         time.sleep(seconds)
         command.process.kill()
         print(f"{1000 * seconds:.1f} ms after the first step: exit code {command.wait()}")
@@ -149,7 +149,7 @@ def begin_two(folder: Path) -> list[Command]:
 
 def whole_of_two(folder: Path) -> RunFolder:
     ranks = begin_two(folder)
-    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].said
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].output
     return RunFolder(folder / "run")
 
 
@@ -192,15 +192,15 @@ def never_killed_on_text(text: Path, tmp_path_factory: pytest.TempPathFactory) -
     command = begin(folder, *on(text, folder))
     wait_for_preparation(command, folder)
     begun = time.monotonic()
-    command.wait_until_it_says("step 1\n")
+    command.wait_until_output_matches("step 1\n")
     seconds = time.monotonic() - begun
-    assert command.wait() == 0, command.said
+    assert command.wait() == 0, command.output
     return RunFolder(folder / "run"), seconds
 
 
 def wait_for_preparation(command: Command, folder: Path) -> None:
     while not list((folder / "data").glob(".corpus*")):
-        assert command.process.is_alive(), command.said
+        assert command.process.is_alive(), command.output
         time.sleep(0.001)
 
 
@@ -233,7 +233,7 @@ def prepare_slowly(folder: Path) -> None:
     write_chunks(slow_tokens, {folder / "train": [0, 1]}, 2, folder / "scratch", lambda done: None)
 
 
-def test_nobody_goes_on_preparing_for_a_process_that_was_killed(tmp_path: Path) -> None:
+def test_preparation_ends_with_a_killed_parent_process(tmp_path: Path) -> None:
     process = multiprocessing.get_context("forkserver").Process(target=prepare_slowly, args=(tmp_path,))
     process.start()
     STARTED.append(process)
@@ -252,7 +252,7 @@ def test_a_run_killed_while_it_prepares_its_data_resumes_bit_for_bit(
     wait_for_preparation(command, tmp_path)
     time.sleep(after)
     command.send(signal.SIGKILL)
-    assert command.wait() == -signal.SIGKILL, command.said
+    assert command.wait() == -signal.SIGKILL, command.output
     print(f"{phase} + {1000 * after:.1f} ms of {1000 * seconds:.0f}")
     wait_until(lambda: not writers_below(tmp_path / "data"), seconds=5)
     assert_same(whole(tmp_path, *on(text, tmp_path)), other)

@@ -15,7 +15,7 @@ from sinks.record import RunFolder
 from tests.cli.small import SMALL, weights, without_clocks
 from tests.faults.processes import callbacks, start, start_ranks, start_slurm_tasks
 
-# Checkpoints are so far apart that only the signal's matters, and step 3 is followed by a validation.
+# Checkpoints are so rare that only the signal's matters, and step 3 is followed by a validation.
 DROPPING = ["--model.feed_forward", "tests.faults.parts.DroppedGELU", "--trainer.max_steps", "8"]
 ARGUMENTS = ["fit", *SMALL, *DROPPING]
 
@@ -59,8 +59,8 @@ def test_a_stopped_run_resumes_as_if_never_stopped(
     before = signal.getsignal(signum)
     signalled = callbacks(folder, ("Signal", {"signum": int(signum), "step": step}), every=8)
     assert run("--run.dir", str(folder), *signalled) == 128 + signum
-    said = f"stopped by {signum.name} at step {step}, checkpoint saved: the same command resumes\n"
-    assert capsys.readouterr().out == said
+    line = f"stopped by {signum.name} at step {step}, checkpoint saved: the same command resumes\n"
+    assert capsys.readouterr().out == line
     assert signal.getsignal(signum) is before
     assert not RunFolder(folder).finished
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == step
@@ -68,7 +68,7 @@ def test_a_stopped_run_resumes_as_if_never_stopped(
     assert_same(RunFolder(folder), never_stopped)
 
 
-def test_accumulated_gradients_are_not_cut_in_two(tmp_path: Path) -> None:
+def test_accumulated_gradients_are_not_split(tmp_path: Path) -> None:
     accumulating = ["--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "6"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(*accumulating, "--run.dir", str(whole), *callbacks(whole, every=8)) == 0
@@ -93,7 +93,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     twice = ("Signal", {"signum": 15, "step": 3, "again_after_s": 2.1})
     killed = start([*ARGUMENTS, "--run.dir", str(folder), *callbacks(folder, twice, every=8)], tmp_path / "log")
     assert killed.wait() == -signal.SIGTERM
-    assert killed.said == ""
+    assert killed.output == ""
     assert not (folder / "checkpoints").exists()
     assert not RunFolder(folder).finished
 
@@ -102,8 +102,8 @@ def test_a_run_without_checkpoints_says_so(tmp_path: Path, capsys: pytest.Captur
     folder = tmp_path / "run"
     signalled = callbacks(folder, ("Signal", {"signum": 15, "step": 3}))
     assert run("--trainer.enable_checkpointing=false", "--run.dir", str(folder), *signalled) == 143
-    said = "stopped by SIGTERM at step 3, nothing saved, because the run keeps no checkpoints\n"
-    assert capsys.readouterr().out == said
+    line = "stopped by SIGTERM at step 3, nothing saved, because the run keeps no checkpoints\n"
+    assert capsys.readouterr().out == line
 
 
 def test_a_checkpoint_callback_of_the_users_own_saves_too(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_validate_is_ended_as_any_program(never_stopped: RunFolder, tmp_path: Pa
         str(never_stopped.last_checkpoint),
     ]
     run = start(arguments, tmp_path / "log")
-    assert run.wait() == -signal.SIGTERM, run.said
+    assert run.wait() == -signal.SIGTERM, run.output
     assert not (never_stopped.path / "validation").exists()
 
 
@@ -143,10 +143,10 @@ def test_ranks_stop_at_the_same_step_whoever_gets_the_signal(tmp_path: Path) -> 
         ],
         tmp_path / "log",
     )
-    assert [rank.wait() for rank in ranks] == [143, 143], [rank.said for rank in ranks]
+    assert [rank.wait() for rank in ranks] == [143, 143], [rank.output for rank in ranks]
     # The loss is reduced every two steps; that is where they agree.
-    assert "stopped by SIGTERM at step 4, checkpoint saved" in ranks[0].said
-    assert "stopped" not in ranks[1].said
+    assert "stopped by SIGTERM at step 4, checkpoint saved" in ranks[0].output
+    assert "stopped" not in ranks[1].output
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
 
 
@@ -162,18 +162,18 @@ def test_a_slurm_job_is_requeued_and_resumes(tmp_path: Path) -> None:
     reference = start_slurm_tasks(
         [*arguments, "--run.dir", str(whole), *callbacks(whole, every=8)], tmp_path / "whole.log", environment
     )
-    assert [task.wait() for task in reference] == [0, 0], [task.said for task in reference]
+    assert [task.wait() for task in reference] == [0, 0], [task.output for task in reference]
     first = start_slurm_tasks(
         [*arguments, "--run.dir", str(stopped), *callbacks(stopped, *at_once, every=8)],
         tmp_path / "first.log",
         environment,
     )
-    assert [task.wait() for task in first] == [138, 138], [task.said for task in first]
+    assert [task.wait() for task in first] == [138, 138], [task.output for task in first]
     (call,) = (tmp_path / "calls").read_text().splitlines()
     job = call.removeprefix("requeue ")
     assert job.isdigit()
-    assert "stopped by SIGUSR1 at step 4, checkpoint saved" in first[0].said
-    assert f"SLURM job {job} is in the queue again" in first[0].said
+    assert "stopped by SIGUSR1 at step 4, checkpoint saved" in first[0].output
+    assert f"SLURM job {job} is in the queue again" in first[0].output
     assert sorted(p.name for p in (stopped / "checkpoints").iterdir()) == ["last.ckpt", "step00000004.ckpt"]
     assert not list(Path.cwd().glob("hpc_ckpt*"))
     second = start_slurm_tasks(
@@ -181,11 +181,11 @@ def test_a_slurm_job_is_requeued_and_resumes(tmp_path: Path) -> None:
         tmp_path / "second.log",
         environment | {"SLURM_RESTART_COUNT": "1"},
     )
-    assert [task.wait() for task in second] == [0, 0], [task.said for task in second]
+    assert [task.wait() for task in second] == [0, 0], [task.output for task in second]
     assert_same(RunFolder(stopped), RunFolder(whole))
 
 
-def test_a_job_that_cannot_be_requeued_is_told(
+def test_a_job_that_cannot_be_requeued_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from sinks.callbacks.preemption import requeue
@@ -195,6 +195,6 @@ def test_a_job_that_cannot_be_requeued_is_told(
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     monkeypatch.setenv("PATH", str(tmp_path))
     requeue()
-    said = capsys.readouterr().out
-    assert said.startswith("SLURM job 12_3 cannot be requeued (")
-    assert said.endswith("): submit it again, it resumes\n")
+    output = capsys.readouterr().out
+    assert output.startswith("SLURM job 12_3 cannot be requeued (")
+    assert output.endswith("): submit it again, it resumes\n")

@@ -1,4 +1,4 @@
-"""Ranks that are lost, and ranks that must decide alike: nobody waits for who will never come."""
+"""Peer failures, and decisions that all ranks must share: no rank waits for one that has ended."""
 
 import os
 import signal
@@ -33,8 +33,8 @@ def launch(launcher: list[str], arguments: list[str], seconds: float = 200) -> t
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-def lines_about_loss(output: str) -> list[str]:
-    return [line for line in output.splitlines() if "lost another rank" in line]
+def peer_failure_lines(output: str) -> list[str]:
+    return [line for line in output.splitlines() if "reports a peer failure" in line]
 
 
 STRATEGIES = {
@@ -52,20 +52,20 @@ def test_a_killed_rank_ends_the_others_at_once(strategy: str, tmp_path: Path) ->
     killed = callbacks(folder, ("Kill", {"step": 5, "rank": 1}), every=2)
     command = arguments(folder, *STRATEGIES[strategy])
     ranks = start_ranks([*command, *killed], tmp_path / "log")
-    assert ranks[1].wait() == -signal.SIGKILL, ranks[1].said
-    assert ranks[0].wait(20) == 2, ranks[0].said
+    assert ranks[1].wait() == -signal.SIGKILL, ranks[1].output
+    assert ranks[0].wait(20) == 2, ranks[0].output
     assert_lost(ranks[0])
     assert not RunFolder(folder).finished
     again = start_ranks([*command, *callbacks(folder, every=2)], tmp_path / "again")
-    assert [rank.wait() for rank in again] == [0, 0], [rank.said for rank in again]
+    assert [rank.wait() for rank in again] == [0, 0], [rank.output for rank in again]
     assert RunFolder(folder).summary()["steps"] == 6
 
 
 def assert_lost(rank: Command) -> None:
-    (line,) = lines_about_loss(rank.said)
-    assert line.startswith("sinks: error: rank 0 lost another rank (")
+    (line,) = peer_failure_lines(rank.output)
+    assert line.startswith("sinks: error: rank 0 reports a peer failure (")
     assert line.endswith("the same command resumes from step00000004.ckpt")
-    assert "Traceback" not in rank.said
+    assert "Traceback" not in rank.output
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def test_a_rank_that_no_longer_answers_ends_the_others_after_the_timeout(tmp_pat
     stopped = callbacks(folder, ("Signal", {"signum": int(signal.SIGSTOP), "step": 5, "rank": 1}), every=2)
     ranks = start_ranks([*arguments(folder, *timeout), *stopped], tmp_path / "log")
     began = time.monotonic()
-    assert ranks[0].wait(90) == 2, ranks[0].said
+    assert ranks[0].wait(90) == 2, ranks[0].output
     assert time.monotonic() - began > 15
     assert_lost(ranks[0])
     ranks[1].send(signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_a_killed_rank_under_a_launcher(launcher: list[str], tmp_path: Path) -> 
     killed = callbacks(folder, ("Kill", {"step": 5, "rank": 1}), every=2)
     code, output = launch(launcher, [*arguments(folder), *killed])
     assert code == (1 if launcher else 2), output
-    (line,) = lines_about_loss(output)
+    (line,) = peer_failure_lines(output)
     assert line.endswith("the same command resumes from step00000004.ckpt")
     assert "[rank0]" not in output
     code, output = launch(launcher, arguments(folder, "--checkpoints.interval=2"))
@@ -99,17 +99,17 @@ def test_a_killed_rank_under_a_launcher(launcher: list[str], tmp_path: Path) -> 
     assert output.count("is finished: nothing to do") == 1
 
 
-def test_all_ranks_see_that_a_run_is_finished_or_another(tmp_path: Path) -> None:
+def test_all_ranks_detect_a_finished_or_another_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     ranks = start_ranks(arguments(folder), tmp_path / "first")
-    assert [rank.wait() for rank in ranks] == [0, 0], [rank.said for rank in ranks]
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.output for rank in ranks]
     before = sorted((p.name, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file())
     ranks = start_ranks(arguments(folder), tmp_path / "finished")
-    assert [rank.wait(60) for rank in ranks] == [0, 0], [rank.said for rank in ranks]
-    assert "is finished: nothing to do" in ranks[0].said
-    assert ranks[1].said == ""
+    assert [rank.wait(60) for rank in ranks] == [0, 0], [rank.output for rank in ranks]
+    assert "is finished: nothing to do" in ranks[0].output
+    assert ranks[1].output == ""
     ranks = start_ranks(arguments(folder, "--model.optimization.lr=1"), tmp_path / "another")
-    assert [rank.wait(60) for rank in ranks] == [2, 2], [rank.said for rank in ranks]
-    assert all("holds a run of another configuration" in rank.said for rank in ranks)
-    assert all(rank.said.count("\n") == 1 for rank in ranks)
+    assert [rank.wait(60) for rank in ranks] == [2, 2], [rank.output for rank in ranks]
+    assert all("holds a run of another configuration" in rank.output for rank in ranks)
+    assert all(rank.output.count("\n") == 1 for rank in ranks)
     assert sorted((p.name, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()) == before

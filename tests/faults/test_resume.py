@@ -1,4 +1,4 @@
-"""What a resumed run must not lose or repeat: the random generators and the TensorBoard events."""
+"""State that a resumed run must not lose or repeat: the random generators and the TensorBoard events."""
 
 import random
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_every_generator_is_restored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ranks", "restored"), [(1, True), (2, False)])
-def test_generators_of_another_number_of_ranks_are_left_alone(ranks: int, restored: bool) -> None:
+def test_generators_of_another_number_of_ranks_are_not_restored(ranks: int, restored: bool) -> None:
     class Trainer:
         world_size, global_rank = 1, 0
 
@@ -44,30 +44,30 @@ def test_generators_of_another_number_of_ranks_are_left_alone(ranks: int, restor
 
 @pytest.mark.parametrize("more", [[], ["--data.num_workers=1"]], ids=["no workers", "a worker"])
 def test_a_model_that_draws_in_its_steps_resumes_bit_for_bit(more: list[str], tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
     fit(whole, *DROPPING, *more, "--checkpoints.interval", "2")
-    arguments = [*SMALL, *DROPPING, *more, "--run.dir", str(broken)]
+    arguments = [*SMALL, *DROPPING, *more, "--run.dir", str(interrupted)]
     with pytest.raises(RuntimeError, match="plug"):
-        main(["fit", *arguments, *callbacks(broken, ("Break", {"step": 5}))])
+        main(["fit", *arguments, *callbacks(interrupted, ("Break", {"step": 5}))])
     assert main(["fit", *arguments, "--checkpoints.interval", "2"]) == 0
-    one, other = RunFolder(whole), RunFolder(broken)
+    one, other = RunFolder(whole), RunFolder(interrupted)
     assert without_clocks(one.metrics()) == without_clocks(other.metrics())
     assert all(torch.equal(weight, weights(other)[name]) for name, weight in weights(one).items())
 
 
 def test_each_rank_gets_its_own_generators_back(tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
     arguments = ["fit", *SMALL, *DROPPING, "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2"]
-    # Lightning gives all ranks one seed; a rank that has drawn apart must go on apart.
+    # Lightning gives all ranks one seed; a rank that has diverged must stay so.
     apart = ("DrawApart", {})
     reference = start_ranks([*arguments, "--run.dir", str(whole), *callbacks(whole, apart)], tmp_path / "log")
-    assert [rank.wait() for rank in reference] == [0, 0], [rank.said for rank in reference]
-    killed = callbacks(broken, apart, ("Kill", {"step": 5, "rank": 0}))
-    first = start_ranks([*arguments, "--run.dir", str(broken), *killed], tmp_path / "first")
+    assert [rank.wait() for rank in reference] == [0, 0], [rank.output for rank in reference]
+    killed = callbacks(interrupted, apart, ("Kill", {"step": 5, "rank": 0}))
+    first = start_ranks([*arguments, "--run.dir", str(interrupted), *killed], tmp_path / "first")
     assert [rank.wait() != 0 for rank in first] == [True, True]
-    second = start_ranks([*arguments, "--run.dir", str(broken), *callbacks(broken)], tmp_path / "second")
-    assert [rank.wait() for rank in second] == [0, 0], [rank.said for rank in second]
-    one, other = RunFolder(whole), RunFolder(broken)
+    second = start_ranks([*arguments, "--run.dir", str(interrupted), *callbacks(interrupted)], tmp_path / "second")
+    assert [rank.wait() for rank in second] == [0, 0], [rank.output for rank in second]
+    one, other = RunFolder(whole), RunFolder(interrupted)
     assert without_clocks(one.metrics()) == without_clocks(other.metrics())
     assert all(torch.equal(weight, weights(other)[name]) for name, weight in weights(one).items())
 

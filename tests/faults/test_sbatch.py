@@ -18,7 +18,7 @@ def directives() -> dict[str, str]:
     return dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", head, re.MULTILINE))
 
 
-def test_directives_stand_before_the_first_command() -> None:
+def test_directives_precede_the_first_command() -> None:
     assert len(directives()) == SCRIPT.read_text().count("#SBATCH")
     assert directives()["signal"].startswith("USR1@")
     assert "requeue" in directives()

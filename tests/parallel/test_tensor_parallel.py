@@ -1,4 +1,4 @@
-"""What cannot be split is refused in one line; that what can be split is right is tested in tests/distributed."""
+"""What cannot be split is rejected in one line; that what can be split is right is tested in tests/distributed."""
 
 import dataclasses
 import os
@@ -43,7 +43,7 @@ def test_widths_that_cannot_be_split_are_named() -> None:
         check_divisible(decoder, 3)
 
 
-def test_a_parameter_of_unknown_meaning_is_refused() -> None:
+def test_a_parameter_of_unknown_meaning_is_rejected() -> None:
     model = CausalLM(11, 12, architecture=SMALL, attention_gate=TemperatureGate)
     model.configure_model()
     with pytest.raises(
@@ -96,7 +96,7 @@ def test_the_parts_of_two_ranks_add_up_to_the_whole() -> None:
         ("replicas=3", "tensor_parallel_size 1 times replicas 3 must divide the number of processes, 2"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused_before_anything_is_written(
+def test_sizes_that_cannot_be_are_rejected_before_anything_is_written(
     option: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = ["--trainer.strategy=sinks.parallel.strategy.Sharded", f"--trainer.strategy.{option}"]

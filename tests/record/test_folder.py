@@ -63,7 +63,7 @@ def test_a_series_is_what_was_logged_under_its_key(tmp_path: Path) -> None:
     assert len(folder.series("nothing")[0]) == 0
 
 
-def test_a_line_cut_off_by_a_crash_is_left_out_and_removed_on_resume(tmp_path: Path) -> None:
+def test_a_line_truncated_by_a_crash_is_dropped_and_removed_on_resume(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.append_metrics([{"step": 1, "train/loss": 3.0}, {"step": 2, "train/loss": 2.0}])
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -74,7 +74,7 @@ def test_a_line_cut_off_by_a_crash_is_left_out_and_removed_on_resume(tmp_path: P
     assert folder.series("train/loss")[1].tolist() == [3.0, 2.0, 1.0]
 
 
-def test_flushes_are_joined_in_order_and_stages_kept_apart(tmp_path: Path) -> None:
+def test_flushes_are_joined_in_order_and_stages_kept_separate(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.append_statistics("train", statistics([1, 50]))
     folder.append_statistics("validation", statistics([100]))
@@ -87,7 +87,7 @@ def test_flushes_are_joined_in_order_and_stages_kept_apart(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("step", [0, 1, 60, 100, 150, 999])
-def test_cut_back_then_going_on_is_as_if_never_broken_off(tmp_path: Path, step: int) -> None:
+def test_truncating_and_resuming_equals_an_uninterrupted_run(tmp_path: Path, step: int) -> None:
     every = [1, 50, 100, 150]
     folder = RunFolder(tmp_path)
     folder.append_metrics([{"step": s, "train/loss": float(s)} for s in every])
@@ -105,7 +105,7 @@ def test_cut_back_then_going_on_is_as_if_never_broken_off(tmp_path: Path, step: 
     assert len(list((tmp_path / "statistics").glob("*-validation.safetensors"))) == (step >= 100)
 
 
-def test_an_array_that_some_steps_lack_is_nan_there(tmp_path: Path) -> None:
+def test_an_array_missing_at_some_steps_is_nan_there(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     both = ("attention/first_token_mass", "attention/learned_sink_mass")
     logger = RunFolderLogger(str(tmp_path), flush_every=2)

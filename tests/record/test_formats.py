@@ -1,4 +1,4 @@
-"""Folders of an older format are read under the names that options have now; others are refused in a line."""
+"""Folders of an older format are read under the present names of options; others are rejected in one line."""
 
 import json
 from pathlib import Path

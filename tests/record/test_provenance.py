@@ -1,4 +1,4 @@
-"""Fingerprints tell apart what computes differently, and nothing else; provenance is complete anywhere."""
+"""Fingerprints distinguish runs by what they compute differently, and nothing else; provenance is complete anywhere."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def changed(section: str, key: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "config", [changed("run", "dir", "runs/b"), changed("trainer", "logger", False), CONFIG | {"verbose": True}]
 )
-def test_where_and_how_a_run_is_watched_does_not_count(config: dict[str, Any]) -> None:
+def test_where_a_run_is_stored_and_observed_does_not_count(config: dict[str, Any]) -> None:
     assert config_fingerprint(config, "data") == config_fingerprint(CONFIG, "data")
 
 

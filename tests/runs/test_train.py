@@ -51,7 +51,7 @@ def test_the_command_line_repeats_it_bit_for_bit(run: RunFolder, tmp_path: Path)
     assert all(torch.equal(theirs[name], weight) for name, weight in ours.items())
 
 
-def test_it_is_finished_and_cannot_be_another(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_folder_rejects_another_run(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert start(run.path, seed=3, variant="mine")["steps"] == 6
     assert "is finished: nothing to do" in capsys.readouterr().out
     with pytest.raises(UserError, match="holds a run of another configuration"):
@@ -94,7 +94,7 @@ def test_arguments_become_a_section() -> None:
     assert arguments["head_norm"] == {"class_path": "tests.checks.user_parts.SquashedNorm"}
 
 
-def test_what_no_configuration_can_hold_is_refused() -> None:
+def test_what_no_configuration_can_hold_is_rejected() -> None:
     model = CausalLM(11, 12, architecture=TINY, norm=lambda d: GatedNorm(d, 3))
     with pytest.raises(
         UserError, match=r"norm is .*, which config.yaml cannot hold: give a class, or functools.partial"

@@ -105,7 +105,7 @@ def test_it_is_reported(run: tuple[str, RunFolder]) -> None:
         ["--statistics.leave_out", "[mass,rows,keys,values,contribution,attention_gate,gain]"],
     ],
 )
-def test_whatever_is_left_out_is_absent_and_nothing_breaks(statistics: list[str], tmp_path: Path) -> None:
+def test_omitted_statistics_are_absent_and_nothing_breaks(statistics: list[str], tmp_path: Path) -> None:
     run = fit(tmp_path / "baseline" / "seed0", *statistics, "--progress.enabled", "true", "--trainer.logger", "true")
     summary = run.summary()
     assert (summary["first_token_mass"] is None) == ("mass" in statistics[1] or "*.norm" in statistics[1])
