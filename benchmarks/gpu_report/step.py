@@ -217,9 +217,7 @@ def _at(context: StageContext, width: Width, result: dict[str, Any]) -> Iterator
     model = width.variant(BASELINE)
     flops = model.flops_per_token().per_token
     baseline = runner.ours(model)
-    peak = runner.warm_up(baseline)
-    (own,) = runner.in_turns(baseline)
-    first = _row(result, width, BASELINE, model, own, own, flops, None if peak is None else peak - before)
+    first = _row(runner, result, BASELINE, model, (baseline,), flops, before)
     result["rows"].append(first)
     yield result
     try:
@@ -256,11 +254,8 @@ def _allocated(device: torch.device) -> float:
 def _variant(runner: Runner, result: dict[str, Any], name: str, baseline: Step, before: float) -> dict[str, Any]:
     width = runner.width
     model = width.matched(name)
-    step = runner.ours(model)
-    peak = runner.warm_up(step)
-    of_baseline, own = runner.in_turns(baseline, step)
-    flops = model.flops_per_token().per_token
-    row = _row(result, width, name, model, own, of_baseline, flops, None if peak is None else peak - before)
+    step, flops = runner.ours(model), model.flops_per_token().per_token
+    row = _row(runner, result, name, model, (baseline, step), flops, before)
     return row | {"ffn_hidden": model.architecture.ffn_hidden, "covered": name in COVERED}
 
 
@@ -273,22 +268,18 @@ def _baseline_model(
     model = other.model
     label = name + (f", {other.compile()}" if compiled else "")
     step = stepper(model, other.logits, runner.device)
-    peak = runner.warm_up(step)
-    of_baseline, own = runner.in_turns(baseline, step)
-    row = _row(result, width, label, model, own, of_baseline, flops, None if peak is None else peak - before)
+    row = _row(runner, result, label, model, (baseline, step), flops, before)
     return row | {"baseline_model": True, "compiled": compiled}
 
 
 def _row(
-    result: dict[str, Any],
-    width: Width,
-    name: str,
-    model: torch.nn.Module,
-    own: list[float],
-    of_baseline: list[float],
-    flops: float,
-    peak: float | None,
-) -> dict[str, Any]:
+    runner: Runner, result: dict[str, Any], name: str, model: torch.nn.Module, steps: tuple[Step, ...], flops: float,
+    before: float,
+) -> dict[str, Any]:  # fmt: skip
+    """The last of `steps` timed in turns with the first, which is the baseline's; `before`: MiB allocated earlier."""
+    width, peak = runner.width, runner.warm_up(steps[-1])
+    turns = runner.in_turns(*steps)
+    of_baseline, own = turns[0], turns[-1]
     tokens_per_second = width.tokens / statistics.median(own)
     count = sum(p.numel() for p in model.parameters())
     first = next((row["parameters"] for row in result["rows"] if row["width"] == width.name), count)
@@ -303,7 +294,7 @@ def _row(
         "spread": max(own) / min(own) - 1,
         "mfu": None if result["peak_flops"] is None else rate / result["peak_flops"],
         "of_measured_rate": rate / result["measured_flops"],
-        "peak_mib": peak,
+        "peak_mib": None if peak is None else peak - before,
     }
 
 

@@ -115,7 +115,6 @@ def _attention(config: Config, tile: Any) -> tuple[Any, dict[str, Any], Any]:
         "ROWS": "statistics" in config.features,
         "WINDOW": "window" in config.features,
         "CAP": "softcap" in config.features,
-        "FAST": True,
         "PRECISION": "ieee",
     }
     return kernel, constants, tile
@@ -136,7 +135,6 @@ def _norm(config: Config) -> tuple[Any, dict[str, Any], Any]:
         "PRE": "pre_affine" in config.features,
         "STATS": "statistics" in config.features,
         "HALF": True,
-        "FAST": True,
         "PRECISION": "ieee",
     }
     return getattr(triton_gated_norm, f"{config.kernel}_kernel"), constants, tile
@@ -190,13 +188,7 @@ def _disassemble(cubin: bytes) -> tuple[dict[str, int], Code]:
 
 
 def _row(
-    config: Config,
-    tile: dict[str, int],
-    shared: int,
-    resources: dict[str, int],
-    code: Code,
-    flops: int,
-    seconds: float,
+    config: Config, tile: dict[str, int], shared: int, resources: dict[str, int], code: Code, flops: int, seconds: float
 ) -> dict[str, Any]:
     gpu = GPUS[config.gpu]
     hot = code.hot_loop or Loop(0, 0, 0, 0)

@@ -23,10 +23,7 @@ def markdown(rows: list[Row], roofs: dict[str, float]) -> str:
         [_attention(row, rows, roofs["matmul_tflops"]) for row in rows if row["table"] == "attention"],
     )
     lines += ["", "## key_mass"]
-    lines += table(
-        "D | T | B x H | ms | of a forward",
-        [_key_mass(row) for row in rows if row["table"] == "key_mass"],
-    )
+    lines += table("D | T | B x H | ms | of a forward", [_key_mass(row) for row in rows if row["table"] == "key_mass"])
     lines += ["", "## GatedNorm, rank 16", "", "GB/s of the least a pass must move: 2 matrices forward, 3 backward."]
     lines += table(
         "rows x width | contestant | gate | forward ms | GB/s | of copy | backward ms | GB/s | of copy | peak MiB "

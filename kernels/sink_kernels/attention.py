@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import overload
+from typing import TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -16,41 +16,27 @@ from sink_kernels.validation import validate_attention
 _FUSED = {"flash": flash_cpu, "triton": attention_op, "fa4": flash_attention4}
 
 
+class _Arguments(TypedDict, total=False):
+    normalizer: Normalizer | NormalizerFunction
+    sink: Tensor | None
+    bias: float | None
+    gate: Tensor | None
+    clip: tuple[float, float] | None
+    scale: float | None
+    window: int | None
+    softcap: float | None
+    backend: Backend
+
+
 @overload
 def attention(  # type: ignore[overload-overlap]
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    normalizer: Normalizer | NormalizerFunction = ...,
-    sink: Tensor | None = ...,
-    bias: float | None = ...,
-    gate: Tensor | None = ...,
-    clip: tuple[float, float] | None = ...,
-    scale: float | None = ...,
-    window: int | None = ...,
-    softcap: float | None = ...,
-    stats: tuple[()] = ...,
-    backend: Backend = ...,
+    q: Tensor, k: Tensor, v: Tensor, *, stats: tuple[()] = ..., **arguments: Unpack[_Arguments]
 ) -> Tensor: ...
 
 
 @overload
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    normalizer: Normalizer | NormalizerFunction = ...,
-    sink: Tensor | None = ...,
-    bias: float | None = ...,
-    gate: Tensor | None = ...,
-    clip: tuple[float, float] | None = ...,
-    scale: float | None = ...,
-    window: int | None = ...,
-    softcap: float | None = ...,
-    stats: Sequence[Statistic],
-    backend: Backend = ...,
+    q: Tensor, k: Tensor, v: Tensor, *, stats: Sequence[Statistic], **arguments: Unpack[_Arguments]
 ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 

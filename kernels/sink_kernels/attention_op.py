@@ -33,13 +33,7 @@ def unsupported(q: Tensor, options: Options) -> str | None:
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    options: Options,
-    stats: Sequence[str],
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options, stats: Sequence[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
     # The total of a sigmoid row is a statistic; a softmax row's is needed anyway.
@@ -60,19 +54,9 @@ def attend(
 
 @torch.library.custom_op("sink_kernels::attention_forward", mutates_args=())
 def attention_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    normalizer: str,
-    scale: float,
-    window: int,
-    softcap: float,
-    bias: float,
-    first_key: bool,
-    row_stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None,
+    normalizer: str, scale: float, window: int, softcap: float, bias: float, first_key: bool, row_stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(out, lse, first_key_mass, entropy, max_logit); 0 stands for no window and no softcap."""
     from sink_kernels import triton_attention
 
@@ -82,20 +66,9 @@ def attention_forward(
 
 @torch.library.custom_op("sink_kernels::attention_backward", mutates_args=())
 def attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    normalizer: str,
-    scale: float,
-    window: int,
-    softcap: float,
-    bias: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor,
+    normalizer: str, scale: float, window: int, softcap: float, bias: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dq, dk, dv, dsink, dgate); empty where there is no sink or gate."""
     from sink_kernels import triton_attention
 
@@ -114,20 +87,8 @@ def key_mass(
 
 
 @attention_forward.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    normalizer: str,
-    scale: float,
-    window: int,
-    softcap: float,
-    bias: float,
-    first_key: bool,
-    row_stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(q: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    first_key, row_stats = others[-2:]
     batch, heads, tokens, head_dim = q.shape
 
     def rows(wanted: bool) -> Tensor:
@@ -139,19 +100,7 @@ def _(
 
 @attention_backward.register_fake
 def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    normalizer: str,
-    scale: float,
-    window: int,
-    softcap: float,
-    bias: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dsink = q.new_empty(0) if sink is None else torch.empty_like(sink)
     dgate = q.new_empty(0) if gate is None else torch.empty_like(gate)
@@ -159,9 +108,7 @@ def _(
 
 
 @key_mass.register_fake
-def _(
-    q: Tensor, k: Tensor, lse: Tensor, normalizer: str, scale: float, window: int, softcap: float, bias: float
-) -> Tensor:
+def _(q: Tensor, *_: Any) -> Tensor:
     return q.new_empty(q.shape[:3], dtype=torch.float32)
 
 

@@ -35,13 +35,7 @@ def unsupported(q: Tensor, options: Options) -> str | None:
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    options: Options,
-    stats: Sequence[str],
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options, stats: Sequence[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
     flash_attn_func = importlib.import_module("flash_attn.cute.interface").flash_attn_func

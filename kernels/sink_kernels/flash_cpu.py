@@ -48,13 +48,7 @@ def unsupported(q: Tensor, options: Options) -> str | None:
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    options: Options,
-    stats: Sequence[str],
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options, stats: Sequence[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))

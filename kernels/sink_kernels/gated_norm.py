@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args, overload
+from typing import Literal, TypedDict, Unpack, get_args, overload
 
 from torch import Tensor
 
@@ -15,34 +15,24 @@ NormStatistic = Literal["absmax", "fourth_moment"]
 NormBackend = Literal["auto", "triton", "reference"]
 
 
+class _Arguments(TypedDict, total=False):
+    pre_affine: Tensor | None
+    eps: float
+    offset: float
+    backend: NormBackend
+
+
 @overload
 def gated_norm(  # type: ignore[overload-overlap]
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    *,
-    pre_affine: Tensor | None = ...,
-    eps: float = ...,
-    offset: float = ...,
-    stats: tuple[()] = ...,
-    backend: NormBackend = ...,
+    x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, *, stats: tuple[()] = ..., **arguments: Unpack[_Arguments]
 ) -> Tensor: ...
 
 
 @overload
 def gated_norm(
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    *,
-    pre_affine: Tensor | None = ...,
-    eps: float = ...,
-    offset: float = ...,
-    stats: Sequence[NormStatistic],
-    backend: NormBackend = ...,
-) -> tuple[Tensor, dict[str, Tensor]]: ...
+    x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, *, stats: Sequence[NormStatistic],
+    **arguments: Unpack[_Arguments],
+) -> tuple[Tensor, dict[str, Tensor]]: ...  # fmt: skip
 
 
 def gated_norm(
@@ -75,7 +65,8 @@ def gated_norm(
     Returns:
         y like x, or (y, {name: [D]}) if `stats` is not empty. Parameters may have another dtype than x.
     """
-    _validate(x, weight, w_down, w_up, pre_affine, eps, offset, stats, backend)
+    _validate_tensors(x, weight, w_down, w_up, pre_affine)
+    _validate_options(eps, offset, stats, backend)
     if backend == "triton" or (backend == "auto" and x.device.type == "cuda"):
         reason = gated_norm_op.unsupported(x, w_down, w_up)
         if reason is None:
@@ -87,17 +78,7 @@ def gated_norm(
     return (y, taken) if stats else y
 
 
-def _validate(
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    eps: float,
-    offset: float,
-    stats: Sequence[str],
-    backend: str,
-) -> None:
+def _validate_tensors(x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None) -> None:
     width = x.shape[-1] if x.dim() else 0
     if x.dim() < 2 or x.numel() == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}: gated_norm takes [..., D] with at least one row; reshape x")
@@ -122,6 +103,9 @@ def _validate(
             raise ValueError(
                 f"{name} is {tensor.dtype} on {tensor.device}: it must be floating point on {x.device}; cast or move it"
             )
+
+
+def _validate_options(eps: float, offset: float, stats: Sequence[str], backend: str) -> None:
     if not 0.0 <= eps < math.inf:
         raise ValueError(f"eps={eps}: it must be finite and not negative; 1e-6 is the usual one")
     if not -math.inf < offset < math.inf:

@@ -26,15 +26,9 @@ def unsupported(x: Tensor, w_down: Tensor, w_up: Tensor) -> str | None:
 
 
 def gated_norm(
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    eps: float,
-    offset: float,
-    stats: Sequence[str],
-) -> tuple[Tensor, dict[str, Tensor]]:
+    x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None,
+    eps: float, offset: float, stats: Sequence[str],
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """y like x [..., D] and the named statistics [D]; arguments as in `sink_kernels.gated_norm`."""
     y, _, _, absmax, fourth = gated_norm_forward(
         x.reshape(-1, x.shape[-1]), weight, w_down, w_up, pre_affine, eps, offset, len(stats) > 0
@@ -45,15 +39,9 @@ def gated_norm(
 
 @torch.library.custom_op("sink_kernels::gated_norm_forward", mutates_args=())
 def gated_norm_forward(
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    eps: float,
-    offset: float,
-    stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None,
+    eps: float, offset: float, stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(y [M, D], 1 / rms [M], h [M, R], absmax [D], fourth moment [D]) of x [M, D]."""
     from sink_kernels import triton_gated_norm
 
@@ -62,16 +50,9 @@ def gated_norm_forward(
 
 @torch.library.custom_op("sink_kernels::gated_norm_backward", mutates_args=())
 def gated_norm_backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    rstd: Tensor,
-    h: Tensor,
-    offset: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dy: Tensor, x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None,
+    rstd: Tensor, h: Tensor, offset: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dx, dweight, dw_down, dw_up, dpre_affine); the last is empty without PreAffine."""
     from sink_kernels import triton_gated_norm
 
@@ -79,16 +60,8 @@ def gated_norm_backward(
 
 
 @gated_norm_forward.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    eps: float,
-    offset: float,
-    stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, w_down: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    stats = others[-1]
     rows, width = x.shape
     absmax, fourth = (x.new_empty(width if stats else 0, dtype=torch.float32) for _ in range(2))
     rstd = x.new_empty(rows, dtype=torch.float32)
@@ -98,15 +71,7 @@ def _(
 
 @gated_norm_backward.register_fake
 def _(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    rstd: Tensor,
-    h: Tensor,
-    offset: float,
+    dy: Tensor, x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     parameters = [p.new_empty(p.shape) for p in (weight, w_down, w_up)]
     dpre = x.new_empty(0) if pre_affine is None else pre_affine.new_empty(pre_affine.shape)

@@ -24,13 +24,7 @@ from sink_kernels.options import Options
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    options: Options,
-    stats: Sequence[str],
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options, stats: Sequence[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
     with torch.autocast(q.device.type, enabled=False):

@@ -229,15 +229,9 @@ def gated_norm_backward_channels_kernel(
 
 
 def forward(
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    eps: float,
-    offset: float,
-    stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None,
+    eps: float, offset: float, stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(y [M, D], 1 / rms [M], h [M, R], absmax [D], fourth moment [D]) of x [M, D]; statistics empty if not wanted."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     rows, width = x.shape
@@ -248,28 +242,12 @@ def forward(
     rstd = x.new_empty(rows, dtype=torch.float32)
     h = x.new_empty((rows, rank), dtype=torch.float32)
     absmax, fourth = (x.new_empty((blocks, width) if stats else (0, 0), dtype=torch.float32) for _ in range(2))
+    pre = weight if pre_affine is None else pre_affine.contiguous()
+    read = (x, weight.contiguous(), pre, w_down.contiguous(), w_up.contiguous())
+    scalars = (x.stride(0), y.stride(0), rows, width, eps, offset)
     with on_device(x.device):
         gated_norm_forward_kernel[(blocks,)](
-            x,
-            weight.contiguous(),
-            weight if pre_affine is None else pre_affine.contiguous(),
-            w_down.contiguous(),
-            w_up.contiguous(),
-            y,
-            rstd,
-            h,
-            absmax,
-            fourth,
-            x.stride(0),
-            y.stride(0),
-            rows,
-            width,
-            eps,
-            offset,
-            STATS=stats,
-            **_constants(x, rank, tile, pre_affine),
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            *read, y, rstd, h, absmax, fourth, *scalars, STATS=stats, **_constants(x, rank, tile, pre_affine)
         )
     if stats:
         return y, rstd, h, absmax.amax(0), fourth.sum(0) / rows
@@ -277,16 +255,9 @@ def forward(
 
 
 def backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    rstd: Tensor,
-    h: Tensor,
-    offset: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dy: Tensor, x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None,
+    rstd: Tensor, h: Tensor, offset: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dx, dweight, dw_down, dw_up, dpre_affine); the last is empty without PreAffine."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     dy = dy if dy.stride(-1) == 1 else dy.contiguous()
@@ -306,54 +277,17 @@ def backward(
     c = torch.empty_like(rstd)
     dweight, dpre = (x.new_empty((shares, width), dtype=torch.float32) for _ in range(2))
     ddown, dup = (x.new_empty((shares, width, rank), dtype=torch.float32) for _ in range(2))
+    strides, lengths = (dy.stride(0), x.stride(0)), (rows, width)
     with on_device(x.device):
         rows_tile = norm_tile_for("backward_rows", rank)
         gated_norm_backward_rows_kernel[(triton.cdiv(rows, rows_tile.rows),)](
-            dy,
-            x,
-            weight,
-            pre,
-            w_up,
-            rstd,
-            h,
-            dh,
-            c,
-            dy.stride(0),
-            x.stride(0),
-            rows,
-            width,
-            offset,
+            dy, x, weight, pre, w_up, rstd, h, dh, c, *strides, *lengths, offset,
             **_constants(x, rank, rows_tile, pre_affine),
-            num_warps=rows_tile.warps,
-            num_stages=rows_tile.stages,
-        )
+        )  # fmt: skip
         gated_norm_backward_channels_kernel[(stripes * shares,)](
-            dy,
-            x,
-            weight,
-            pre,
-            w_down,
-            w_up,
-            rstd,
-            h,
-            dh,
-            c,
-            dx,
-            dweight,
-            dpre,
-            ddown,
-            dup,
-            dy.stride(0),
-            x.stride(0),
-            dx.stride(0),
-            rows,
-            width,
-            share,
-            offset,
-            **_constants(x, rank, tile, pre_affine),
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
+            dy, x, weight, pre, w_down, w_up, rstd, h, dh, c, dx, dweight, dpre, ddown, dup,
+            *strides, dx.stride(0), *lengths, share, offset, **_constants(x, rank, tile, pre_affine),
+        )  # fmt: skip
     return (
         dx,
         dweight.sum(0).to(weight.dtype),
@@ -376,4 +310,6 @@ def _constants(x: Tensor, rank: int, tile: Tile, pre_affine: Tensor | None) -> d
         "PRE": pre_affine is not None,
         "HALF": x.dtype == torch.bfloat16,
         "PRECISION": precision,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
     }

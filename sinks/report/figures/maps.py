@@ -35,6 +35,12 @@ def draw_map(axis: Axes, values: np.ndarray, numbers: bool) -> Any:
     return image
 
 
+def _color_bar(figure: Figure, image: Any, label: str, **options: Any) -> None:
+    bar = figure.colorbar(image, **options)
+    bar.outline.set_visible(False)
+    bar.set_label(label)
+
+
 @styled
 def first_token_maps(comparison: Comparison) -> Figure | None:
     """First-token mass of every layer and head at the last step: a panel per variant, one scale from 0 to 1.
@@ -72,18 +78,14 @@ def first_token_maps(comparison: Comparison) -> Figure | None:
         per_seed = maps[0][1].shape[1]
         for n in range(1, len(maps)):
             axis.axvline(n * per_seed - 0.5, color="white", linewidth=4)
-        if per_seed == 1 and len(maps) > 1:
-            axis.set_xticks(range(len(maps)), [f"seed {seed}" for seed, _ in maps], fontsize=8)
-        elif len(maps) > 1:
+        if len(maps) > 1:
             ticks = [n * per_seed + (per_seed - 1) / 2 for n in range(len(maps))]
             axis.set_xticks(ticks, [f"seed {seed}" for seed, _ in maps], fontsize=8)
         else:
             axis.set_xlabel("head", fontsize=9)
     for axis in axes[:, 0]:
         axis.set_ylabel("layer")
-    bar = figure.colorbar(image, ax=axes, fraction=0.025, pad=0.01, aspect=18)
-    bar.outline.set_visible(False)
-    bar.set_label("first-token mass")
+    _color_bar(figure, image, "first-token mass", ax=axes, fraction=0.025, pad=0.01, aspect=18)
     return figure
 
 
@@ -103,9 +105,7 @@ def first_token_map(statistics: Statistics, index: int = -1) -> Figure:
     axes[0].set_xlabel("head")
     axes[0].set_ylabel("layer")
     axes[0].set_title(f"step {int(statistics.steps[index]):,}")
-    bar = figure.colorbar(image, ax=axes[0], fraction=0.08, pad=0.03)
-    bar.outline.set_visible(False)
-    bar.set_label("first-token mass")
+    _color_bar(figure, image, "first-token mass", ax=axes[0], fraction=0.08, pad=0.03)
     return figure
 
 
@@ -138,7 +138,5 @@ def attention_map_figure(weights: np.ndarray, labels: Sequence[str] | None = Non
         axis.set_xticks(range(length), labels, fontsize=size, family="monospace")
         axis.set_yticks(range(length), labels, fontsize=size, family="monospace")
         axis.tick_params(length=0)
-    bar = figure.colorbar(image, ax=axis, fraction=0.045, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.set_label("attention weight")
+    _color_bar(figure, image, "attention weight", ax=axis, fraction=0.045, pad=0.02)
     return figure
