@@ -1,4 +1,4 @@
-"""report.md: where the numbers come from, the goals, then every stage."""
+"""report.md: provenance, goals, then every stage."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from benchmarks.tables import table
 
 
 def page(records: dict[str, dict[str, Any]], texts: dict[str, str], not_run: dict[str, str]) -> str:
-    """The whole report.
+    """The report.
 
     Args:
-        records: JSON of every stage that has one, by file name.
+        records: JSON of every available stage, by file name.
         texts: Markdown of the same.
         not_run: why a stage was not run, by file name.
     """
     dry = any(record["dry"] for record in records.values())
     lines = ["# GPU report", ""]
     if dry:
-        lines += ["**A dry run: tiny sizes, to see that all runs. No number here says anything about speed.**", ""]
+        lines += ["**A dry run: tiny sizes, to test that everything runs. No number here indicates speed.**", ""]
     rows = (_cells(stage.file, records.get(stage.file), not_run.get(stage.file)) for stage in STAGES)
     lines += table("stage | state | seconds | device | commit | torch, triton | started", rows)[1:]
     results = {name: record["result"] for name, record in records.items()}
@@ -41,12 +41,12 @@ def _cells(file: str, record: dict[str, Any] | None, not_run: str | None) -> lis
 
 
 def _line(text: str) -> str:
-    """The last line of an error, fit for a table."""
+    """The last line of an error as a table cell."""
     return text.strip().splitlines()[-1].replace("|", "/")[:200]
 
 
 def _deeper(text: str) -> str:
-    """Markdown with every heading one level down; what stands between fences is left alone."""
+    """Markdown with every heading one level down; fenced code is unchanged."""
     fenced = False
     lines = []
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""The Triton GatedNorm as torch custom ops. Importing this file imports no Triton; running an op does."""
+"""The Triton GatedNorm as torch custom ops. Triton is imported only when an op runs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sink_kernels.launching import triton_refuses
+from sink_kernels.launching import triton_unsupported
 
 MAX_RANK = 128
 
 
 def unsupported(x: Tensor, w_down: Tensor, w_up: Tensor) -> str | None:
-    """Why this path cannot take the call, with what can; None where it can."""
-    reason = triton_refuses("x", x)
+    """Why this backend does not support the call, and what does; None if it does."""
+    reason = triton_unsupported("x", x)
     if reason is not None:
         return reason
     if w_down.shape[0] > MAX_RANK:
-        return f"backend 'triton' takes ranks up to {MAX_RANK}, w_down has {w_down.shape[0]}: use backend='reference'"
+        return f"backend 'triton' needs ranks up to {MAX_RANK}, w_down has {w_down.shape[0]}: use backend='reference'"
     if w_up.shape[0] != x.shape[-1]:
-        return "backend 'triton' gates every channel, w_up gates the token as a whole: use backend='reference'"
+        return "backend 'triton' supports a gate per channel, w_up is a gate per token: use backend='reference'"
     return None
 
 

@@ -26,7 +26,7 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options,
     first_key: bool, row_stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(out [B, H, T, D], lse, first_key_mass, entropy, max_logit); statistics not asked for are empty."""
+    """(out [B, H, T, D], lse, first_key_mass, entropy, max_logit); statistics not requested are empty."""
     q, k, v = _dense_rows(q), _dense_rows(k), _dense_rows(v)
     batch, heads, tokens = q.shape[:3]
     out = empty_output(q)
@@ -48,7 +48,7 @@ def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dq, dk, dv, dsink, dgate); the last two are empty where there is no sink or gate."""
+    """(dq, dk, dv, dsink, dgate); the last two are empty without a sink or gate."""
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     dgate = q.new_empty(0) if gate is None else torch.empty_like(gate)
     grad, q, k, v = _dense_rows(grad), _dense_rows(q), _dense_rows(k), _dense_rows(v)
@@ -103,7 +103,7 @@ def key_mass(q: Tensor, k: Tensor, lse: Tensor, options: Options) -> Tensor:
 
 
 def empty_output(q: Tensor) -> Tensor:
-    """[B, H, T, D] stored as [B, T, H, D]: joining the heads afterward costs no copy."""
+    """[B, H, T, D] stored as [B, T, H, D]: merging the heads afterward needs no copy."""
     batch, heads, tokens, head_dim = q.shape
     return q.new_empty((batch, tokens, heads, head_dim)).transpose(1, 2)
 
@@ -140,7 +140,7 @@ def _of_tile(tile: Tile) -> dict[str, int]:
 
 
 def _padded(head_dim: int) -> int:
-    """tl.dot wants powers of two, 16 at least."""
+    """tl.dot requires powers of two, at least 16."""
     return max(16, triton.next_power_of_2(head_dim))
 
 
@@ -157,6 +157,6 @@ def _constants(q: Tensor, k: Tensor, options: Options) -> dict[str, Any]:
         "NORM": _NORMALIZERS[str(options.normalizer)],
         "WINDOW": options.window is not None,
         "CAP": options.softcap is not None,
-        # Single precision means it: TF32 alone would lose 13 bits silently.
+        # One TF32 pass would silently lose 13 bits.
         "PRECISION": "tf32x3" if nvidia and q.dtype == torch.float32 else "ieee",
     }
