@@ -1,6 +1,6 @@
-"""Everything that measures and is not installed.
+"""Benchmarks and measurements; not installed with the package.
 
-kernels/       the kernels' correctness checks, their speed beside baselines, the offline compile report
-gpu_report/    `make gpu-report`: all that has to be known of a GPU, in stages
+kernels/       correctness checks of the kernels, their speed against baselines, the offline compile report
+gpu_report/    `make gpu-report`: correctness and speed on a GPU, in stages
 *.py           `make bench`: attention and a training step on the CPU
 """

@@ -1,6 +1,6 @@
-"""`make bench`, first part: attention with a sink and gates on the CPU, beside torch's own, forward and backward.
+"""`make bench`, first part: attention with a sink and gates on the CPU against torch's own, forward and backward.
 
-The contestants take turns in one process; what counts is the median of the ratios of a turn.
+The contestants take turns in one process; reported is the median of the per-turn ratios.
 """
 
 import argparse

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def table(columns: str, rows: Iterable[Sequence[Any]]) -> list[str]:
-    """Lines of a table after an empty one; a row that is short ends in empty cells.
+    """An empty line, then the lines of a table; short rows end in empty cells.
 
     Args:
         columns: their names, separated by " | ".

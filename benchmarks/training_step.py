@@ -1,7 +1,7 @@
 """`make bench`: a training step at the text-cpu size, in one process.
 
-Beside Hugging Face's Llama of the same shape, and with statistics beside without. What counts is the median of the
-ratios of a turn.
+Against Hugging Face's Llama of the same shape, and with statistics against without. Reported is the median of the
+per-turn ratios.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def ours() -> CausalLM:
 
 
 def statistics_cost(repeats: int) -> None:
-    """Print what a sampled step costs over one without statistics, for all groups and for each."""
+    """Print the extra time of a step with statistics, for all groups and for each."""
     model = ours()
     step = stepper(model, model, CPU)
     everything = list(GROUPS)
@@ -45,7 +45,7 @@ def statistics_cost(repeats: int) -> None:
         name: statistics.median(a / b - 1 for a, b in zip(seconds[name], seconds["none"], strict=True))
         for name in kinds
     }
-    print("extra time of a sampled step, in steps; residual comes along with every group:")
+    print("extra time of a sampled step, in steps; every group includes residual:")
     for name, value in extra.items():
         print(
             f"  {name:<16} {value:+.3f}"

@@ -1,4 +1,4 @@
-"""What `make bench` measures with: contestants in turns, so that a noisy machine is noisy for all."""
+"""Timing in turns for `make bench`, so that noise affects all contestants alike."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def in_turns(contestants: dict[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
-    """What each contestant returned, one value a turn, after two turns to warm up."""
+    """The values of each contestant, one per turn, after two warm-up turns."""
     turns = [{name: run() for name, run in contestants.items()} for _ in range(repeats + 2)]
     return {name: [turn[name] for turn in turns[2:]] for name in contestants}
 

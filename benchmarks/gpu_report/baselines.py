@@ -1,4 +1,4 @@
-"""A training step of ours and of others' models of the same shape, with what training does around it."""
+"""A training step of our models and of baseline models of the same shape."""
 
 import importlib
 from collections.abc import Callable, Collection, Iterable
@@ -19,12 +19,12 @@ Step = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class BaselineModel:
-    """Another trainer's model.
+    """A model of another library.
 
     Args:
         model: on the CPU, float32.
         logits: token ids [B, T] -> logits [B, T, V].
-        layers: compiled one by one where the model would not be compiled well as a whole.
+        layers: compiled individually, if compiling the whole model is worse.
     """
 
     model: nn.Module
@@ -32,7 +32,7 @@ class BaselineModel:
     layers: Iterable[nn.Module] = ()
 
     def compile(self, **options: Any) -> str:
-        """Compile it with torch.compile's options, and say what was compiled."""
+        """Compile it with torch.compile's options; return what was compiled."""
         for part in self.layers or [self.model]:
             part.compile(**options)
         return "layers compiled" if self.layers else "compiled"
@@ -61,8 +61,8 @@ def llama(shape: Architecture, vocab_size: int, context_length: int) -> Baseline
             use_cache=False,
         )
     )
-    # Traced before torch 2.14, transformers never leaves out the T x T mask, and SDPA then no longer takes its fused
-    # causal kernels; outside the trace it passes None to the layers.
+    # When traced before torch 2.14, transformers always builds the T x T mask, so SDPA cannot use its fused causal
+    # kernels; outside the trace it passes None to the layers.
     return BaselineModel(model, lambda tokens: model(tokens).logits, model.model.layers)
 
 
@@ -114,7 +114,7 @@ def stepper(model: nn.Module, logits: Callable[[Tensor], Tensor], device: torch.
 
 
 def sampled(step: Step, model: CausalLM, groups: Collection[str] = tuple(GROUPS)) -> Step:
-    """A step on which statistics are read: listening for the forward, totals moved to the host.
+    """A step with statistics: recorded in the forward, totals moved to the host.
 
     Args:
         step: of the same model.

@@ -1,4 +1,4 @@
-"""Stage a: the kernels on this machine against the reference in float64, with the table's own tiles."""
+"""Stage a: the kernels on this machine against the reference in float64, with the table's tiles."""
 
 import multiprocessing
 import os
@@ -15,14 +15,14 @@ from benchmarks.tables import table
 
 Case = dict[str, Any]
 
-PROCESSES = 8  # a case is mostly Triton compiling
+PROCESSES = 8  # a case is mostly Triton compilation
 GATES = (None, "head", "element")
 NORMALIZERS = ("softmax", "off_by_one", "learnable_sink", "sigmoid")
 HEAD_DIMS = (128, 64, 256, 96, 32)
 
 
 def cases(dry: bool) -> list[Case]:
-    """The most used first. 300 tokens are several tiles and a ragged one, in every tile of the table."""
+    """The most used first. 300 tokens are several full tiles and a partial one, for every tile of the table."""
     if dry:
         return [
             {"kernel": "attention", "dtype": "float32", "normalizer": "learnable_sink", "head_dim": 16, "tokens": 40,
@@ -35,7 +35,7 @@ def cases(dry: bool) -> list[Case]:
     for dtype in ("bfloat16", "float32", "float16"):
         for i, head_dim in enumerate(HEAD_DIMS):
             for j, normalizer in enumerate(NORMALIZERS):
-                # Every gate with every normalizer and every head dimension, without the whole product.
+                # Every gate with every normalizer and every head dimension, but not the full product.
                 gates = GATES if dtype == "bfloat16" and head_dim in (64, 128) else GATES[(i + j) % 3 :][:1]
                 found += [
                     {"kernel": "attention", "dtype": dtype, "normalizer": normalizer, "head_dim": head_dim,
@@ -73,7 +73,7 @@ def describe(case: Case) -> str:
 
 
 def check(case: Case, device: str) -> dict[str, Any]:
-    """The case with the errors and limits of everything it computes, or with the reason why it could not."""
+    """The errors and limits of everything the case computes, or the reason for its failure."""
     options = dict(case)
     kernel, dtype = options.pop("kernel"), getattr(torch, options.pop("dtype"))
     try:
@@ -82,7 +82,7 @@ def check(case: Case, device: str) -> dict[str, Any]:
                 found = norm_checks(**options, dtype=dtype, device=device, eps=1e-5, offset=0.5)
             else:
                 found = attention_checks(make_call(**options, dtype=dtype).to(device), dtype)
-    # A kernel that does not compile or launch is an answer, and the other cases go on.
+    # A kernel that does not compile or launch is a result, and the other cases continue.
     except Exception as failure:
         return {"case": describe(case), "refused": reason_of(failure)}
     return {
@@ -125,7 +125,7 @@ def _wrong(row: dict[str, Any]) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """How many cases are right, each case's error nearest to its limit, and what is wrong."""
+    """The number of correct cases, and each case's error closest to its limit."""
     rows = result["rows"]
 
     def cells(row: dict[str, Any]) -> list[str]:

@@ -1,11 +1,11 @@
-"""The goals for speed, each with what was measured: reached, missed, or not measured and why."""
+"""The speed goals, each with its measurement: reached, missed, or not measured and why."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 Results = dict[str, dict[str, Any]]
-Verdict = tuple[str, str]  # reached | missed | not measured, and the numbers or the reason
+Verdict = tuple[str, str]  # reached | missed | not measured, and the numbers or reason
 
 LARGE = "2b-like"
 WITHIN = 0.03
@@ -51,7 +51,7 @@ def _mfu(results: Results) -> Verdict:
 
 
 def _covered(results: Results) -> Verdict:
-    """The slowest decides; one that could not be run is slower than any."""
+    """The slowest decides; one that failed to run counts as slowest."""
     rows = [row for row in results.get("d-step", {}).get("rows", []) if row.get("covered")]
     if not rows:
         return _not_measured("stage d has no variant")
@@ -90,11 +90,11 @@ def _ahead(compiled: bool, name: str = "") -> Callable[[Results], Verdict]:
 
 def _waiting(results: Results) -> Verdict:
     runs = results.get("e-training", {}).get("runs", [])
-    shares = {run["family"]: run["summary"]["data_wait_share"] for run in runs if "data_wait_share" in run["summary"]}
-    if not shares:
+    waits = {run["family"]: run["summary"]["data_wait_share"] for run in runs if "data_wait_share" in run["summary"]}
+    if not waits:
         return _not_measured("stage e trained nothing")
-    family, worst = max(shares.items(), key=lambda item: item[1])
-    return _verdict(worst < WAITING, f"{worst:.2%} ({family}, the most of {len(shares)})")
+    family, worst = max(waits.items(), key=lambda item: item[1])
+    return _verdict(worst < WAITING, f"{worst:.2%} ({family}, the most of {len(waits)})")
 
 
 GOALS = (

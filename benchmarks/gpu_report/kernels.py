@@ -1,4 +1,4 @@
-"""Stage b: the kernels' speed beside every baseline that can be imported, against the measured roofs of the machine."""
+"""Stage b: the kernels' speed against every installed baseline and the machine's measured roofs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -42,5 +42,5 @@ def run(context: StageContext) -> Iterator[dict[str, Any]]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """A table each for attention, key_mass and the norm."""
-    return "# b. The kernels beside their baselines\n\n" + tables(result["rows"], result["roofs"])
+    """One table each for attention, key_mass and the norm."""
+    return "# b. The kernels against their baselines\n\n" + tables(result["rows"], result["roofs"])

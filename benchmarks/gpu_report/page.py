@@ -1,56 +1,52 @@
-"""report.md: where the numbers come from, the goals, then every stage."""
+"""report.md: provenance, goals, then every stage."""
 
 from typing import Any
 
 from benchmarks.gpu_report.goals import verdicts
 from benchmarks.gpu_report.stages import STAGES
+from benchmarks.tables import table
 
 
 def page(records: dict[str, dict[str, Any]], texts: dict[str, str], not_run: dict[str, str]) -> str:
-    """The whole report.
+    """The report.
 
     Args:
-        records: JSON of every stage that has one, by file name.
+        records: JSON of every available stage, by file name.
         texts: Markdown of the same.
         not_run: why a stage was not run, by file name.
     """
     dry = any(record["dry"] for record in records.values())
     lines = ["# GPU report", ""]
     if dry:
-        lines += ["**A dry run: tiny sizes, to see that all runs. No number here says anything about speed.**", ""]
-    lines += [
-        "| stage | state | seconds | device | commit | torch, triton | started |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for stage in STAGES:
-        record = records.get(stage.file)
-        if record is None:
-            lines.append(f"| {stage.file} | {not_run.get(stage.file, 'not run')} | | | | | |")
-            continue
-        known = record["provenance"]
-        versions = known.get("versions", {})
-        state = f"{record['state']}: {_line(record['error'])}" if record["error"] else record["state"]
-        if stage.file in not_run:
-            state += f" (before; now {not_run[stage.file]})"
-        lines.append(
-            f"| {stage.file} | {state} | {record['seconds']:.0f} | {known.get('gpus', '')} x {known.get('device', '')} "
-            f"| {str(known.get('commit'))[:12]}{' (dirty)' if known.get('dirty') else ''} "
-            f"| {versions.get('torch')}, {versions.get('triton')} | {known.get('started', '')} |"
-        )
-    lines += ["", "## Goals", "", "| goal | | |", "|---|---|---|"]
+        lines += ["**A dry run: tiny sizes, to test that everything runs. No number here indicates speed.**", ""]
+    rows = (_cells(stage.file, records.get(stage.file), not_run.get(stage.file)) for stage in STAGES)
+    lines += table("stage | state | seconds | device | commit | torch, triton | started", rows)[1:]
     results = {name: record["result"] for name, record in records.items()}
-    lines += [f"| {goal} | {verdict} | {numbers} |" for goal, verdict, numbers in verdicts(results, dry)]
+    lines += ["", "## Goals", *table("goal |  | ", verdicts(results, dry))]
     body = [_deeper(texts[stage.file]) for stage in STAGES if stage.file in texts]
     return "\n".join(lines) + "\n\n" + "\n".join(body)
 
 
+def _cells(file: str, record: dict[str, Any] | None, not_run: str | None) -> list[str]:
+    if record is None:
+        return [file, not_run or "not run"]
+    known = record["provenance"]
+    versions = known.get("versions", {})
+    state = f"{record['state']}: {_line(record['error'])}" if record["error"] else record["state"]
+    state += f" (before; now {not_run})" if not_run else ""
+    commit = f"{str(known.get('commit'))[:12]}{' (dirty)' if known.get('dirty') else ''}"
+    device = f"{known.get('gpus', '')} x {known.get('device', '')}"
+    torch_and_triton = f"{versions.get('torch')}, {versions.get('triton')}"
+    return [file, state, f"{record['seconds']:.0f}", device, commit, torch_and_triton, known.get("started", "")]
+
+
 def _line(text: str) -> str:
-    """The last line of an error, fit for a table."""
+    """The last line of an error as a table cell."""
     return text.strip().splitlines()[-1].replace("|", "/")[:200]
 
 
 def _deeper(text: str) -> str:
-    """Markdown with every heading one level down; what stands between fences is left alone."""
+    """Markdown with every heading one level down; fenced code is unchanged."""
     fenced = False
     lines = []
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""Stage f: the same run in one process, under DDP and under FSDP2 over every GPU that is there."""
+"""Stage f: the same run in one process, under DDP and under FSDP2 on all available GPUs."""
 
 import argparse
 import gc
@@ -32,7 +32,7 @@ VALIDATION_ROWS = 16
 
 
 class SkewedRows(Dataset[torch.Tensor]):
-    """Rows [T + 1] int64 of tokens of unequal frequency, so that there is something to learn; a function of the index.
+    """Rows [T + 1] int64 with tokens of unequal frequency, so that they can be learned; a function of the index.
 
     Args:
         vocab_size: number of token ids.
@@ -53,7 +53,7 @@ class SkewedRows(Dataset[torch.Tensor]):
 
 
 class SkewedTokens(TokenData):
-    """Generated rows, which cost no preparation.
+    """Generated rows, which need no preparation.
 
     Args:
         vocab_size: number of token ids.
@@ -78,7 +78,7 @@ class SkewedTokens(TokenData):
 
 
 def configuration(dry: bool) -> dict[str, Any]:
-    """The 60M recipe for a few steps; validation at the end only."""
+    """The 60M recipe for a few steps; validation only at the end."""
     sections = layered("models/60m.yaml", "data/text-60m.yaml", "trainers/gpu.yaml")
     sections["model"] = over(layered(f"variants/{VARIANT}.yaml")["model"], sections["model"])
     sections["trainer"] |= {"max_steps": STEPS, "log_every_n_steps": LOG_EVERY, "val_check_interval": STEPS}
@@ -95,13 +95,13 @@ def configuration(dry: bool) -> dict[str, Any]:
 
 
 def train(folder: Path, name: str, processes: int, batch_size: int, dry: bool) -> dict[str, Any]:
-    """One run; in a distributed process its part of it.
+    """One run, or this process's part of a distributed run.
 
     Args:
-        folder: that the run's folder lies in.
+        folder: parent of the run's folder.
         name: of a strategy, or "one process".
-        processes: that share the batch.
-        batch_size: rows of all processes together.
+        processes: number of processes.
+        batch_size: rows over all processes.
         dry: tiny sizes.
     """
     sections = configuration(dry)
@@ -114,28 +114,28 @@ def train(folder: Path, name: str, processes: int, batch_size: int, dry: bool) -
 
 
 def free_memory() -> None:
-    """Give back what a run took."""
+    """Free the memory of a run."""
     gc.collect()
     torch._dynamo.reset()
     torch.cuda.empty_cache()
 
 
 def series(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """A run's result with its logged losses, gradient norms and memory, read from its folder."""
+    """A run's result with the losses, gradient norms and memory logged in its folder."""
     run = RunFolder(folder / result["name"].replace(" ", "-"))
     keys = {"losses": "train/loss", "gradient_norms": "train/gradient_norm", "peak_memory_gb": "train/peak_memory_gb"}
     return result | {name: run.series(key)[1].tolist() for name, key in keys.items()}
 
 
 def run(context: StageContext) -> Iterator[dict[str, Any]]:
-    """One process first: what it computes is what the others must."""
+    """One process first: the reference for the others."""
     processes = DRY_PROCESSES if context.device.type == "cpu" else torch.cuda.device_count()
     batch_size = 4 if context.dry else ROWS_A_GPU * processes
     result: dict[str, Any] = {"processes": processes, "rows": [], "faults": [], "left_out": []}
     shutil.rmtree(context.folder / "one-process", ignore_errors=True)
     alone = train(context.folder, "one process", 1, batch_size, context.dry)
     result["rows"].append(series(context.folder, alone))
-    free_memory()  # the processes to come share the first GPU with this one
+    free_memory()  # the following processes share the first GPU with this one
     yield result
     if context.late:
         yield result | {"left_out": list(STRATEGIES)}
@@ -150,7 +150,7 @@ def run(context: StageContext) -> Iterator[dict[str, Any]]:
 
 
 def launch(context: StageContext, processes: int, batch_size: int) -> list[dict[str, Any]]:
-    """Run every strategy, one after the other, under one torchrun; the reason in `refused` where one fails."""
+    """Run every strategy in turn under one torchrun; `refused` is the reason of a failure."""
     answers = {name: context.folder / f"{name}.json" for name in STRATEGIES}
     for name, answer in answers.items():
         answer.unlink(missing_ok=True)
@@ -160,17 +160,17 @@ def launch(context: StageContext, processes: int, batch_size: int) -> list[dict[
     done = subprocess.run(command + (["--dry"] if context.dry else []), capture_output=True, text=True)
     print(done.stdout, done.stderr, flush=True)
     lines = [line for line in done.stderr.splitlines() if "Error" in line and "ChildFailedError" not in line]
-    said = lines[0] if lines else f"exit code {done.returncode}"
+    reason = lines[0] if lines else f"exit code {done.returncode}"
     return [
         from_json(answer.read_text(encoding="utf-8"))
         if answer.is_file()
-        else {"name": name, "processes": processes, "refused": said}
+        else {"name": name, "processes": processes, "refused": reason}
         for name, answer in answers.items()
     ]
 
 
 def compare(row: dict[str, Any], alone: dict[str, Any]) -> dict[str, Any]:
-    """A run with its largest relative distances from the one process that read the same rows, and its speed-up."""
+    """A run with its largest relative distances from the single process on the same rows, and its scaling."""
     distances = {
         f"{name}_distance": max((abs(a / b - 1) for a, b in zip(row[name], alone[name], strict=True)), default=math.nan)
         for name in ("losses", "gradient_norms")
@@ -180,15 +180,15 @@ def compare(row: dict[str, Any], alone: dict[str, Any]) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """One row a strategy."""
+    """One row per strategy."""
     processes = result["processes"]
     lines = [
         "# f. DDP and FSDP2",
         "",
         f"{VARIANT} at 60M over {processes} process{'es' if processes > 1 else ''}, the same rows of generated tokens "
         "in the same steps. "
-        + ("" if processes > 1 else "**One process: the paths run, but nothing is sent between GPUs.** ")
-        + "Distances: largest relative difference of what is logged from the one process alone.",
+        + ("" if processes > 1 else "**One process: the code runs, but without communication between GPUs.** ")
+        + "Distances: largest relative difference of logged values from the single process.",
     ]
     lines += table(
         " | processes | tokens/s | of linear | peak GB | loss distance | gradient norm distance | validation loss "

@@ -1,4 +1,4 @@
-"""The suite's YAML files read without its command line, for machines that have PyYAML but no jsonargparse."""
+"""Reads the suite's YAML files without its command line, for machines without jsonargparse."""
 
 import contextlib
 import functools
@@ -21,29 +21,29 @@ from sinks.runs import train
 
 EXPERIMENTS = ROOT / "experiments"
 Section = dict[str, Any]
-# Where short names are looked up, and the arguments of a model that are classes.
+# Modules in which short names are looked up, and the class arguments of a model.
 MODELS = ("norms", "gated_norm", "clips", "normalizers", "attention_gates", "attention", "feed_forward")
 SUITE = ["sinks.families", "sinks.families.optimizers", *(f"sinks.models.{name}" for name in MODELS)]
 AXES = ("optimizer", "mixer", "normalizer", "attention_gate", "norm", "head_norm", "residual_clip", "feed_forward")
 
 
 def layered(*files: str) -> dict[str, Section]:
-    """Sections of files below experiments/, each laid over those before it.
+    """Sections of files below experiments/, later files overriding earlier ones.
 
     Raises:
-        UserError: if a file is not there.
+        UserError: if a file does not exist.
     """
     merged: dict[str, Section] = {}
     for file in files:
         path = EXPERIMENTS / file
         if not path.is_file():
-            raise UserError(f"there is no {path}: run the report from a checkout of the project")
+            raise UserError(f"{path} does not exist: run the report from a checkout of the project")
         merged = over(merged, yaml.safe_load(path.read_text(encoding="utf-8")))
     return merged
 
 
 def over(below: Section, above: Section) -> Section:
-    """`above` laid over `below`, mapping by mapping."""
+    """`below` updated by `above`, recursively."""
     both = {key: over(below[key], above[key]) for key in above if _mappings(below.get(key), above[key])}
     return below | above | both
 
@@ -53,12 +53,12 @@ def _mappings(*values: Any) -> bool:
 
 
 def architecture(section: Section, **changes: Any) -> Architecture:
-    """The widths of a `model` section."""
+    """The architecture of a `model` section."""
     return Architecture(**section["init_args"]["architecture"] | changes)
 
 
 def build(section: Section, vocab_size: int, context_length: int, **changes: Any) -> CausalLM:
-    """The model that a `model` section names, by a family's name or any class path.
+    """The model of a `model` section, given by a family's name or a class path.
 
     Args:
         section: `class_path`, and `init_args` with at least `architecture`.
@@ -67,7 +67,7 @@ def build(section: Section, vocab_size: int, context_length: int, **changes: Any
         changes: constructor arguments that replace the section's.
 
     Raises:
-        UserError: if there is no such class.
+        UserError: if the class does not exist.
     """
     arguments, family = dict(section["init_args"]), class_of(section["class_path"])
     # A named family may have an option of a name that is an axis of `CausalLM`.
@@ -86,15 +86,15 @@ def train_sections(
     folder: Path, sections: dict[str, Section], data: TokenData, compile: bool, callbacks: Sequence[Callback] = (),
     **trainer: Any,
 ) -> Section:  # fmt: skip
-    """Train the model of a recipe into an empty run folder, without checkpoints; the numbers of summary.json.
+    """Train the model of a recipe into an empty run folder, without checkpoints; return its summary.
 
     Args:
         folder: of the run.
         sections: `model` and `trainer` of a configuration.
         data: rows.
         compile: whether blocks are compiled.
-        callbacks: beside the suite's own.
-        trainer: options beside the recipe's.
+        callbacks: in addition to the suite's.
+        trainer: options in addition to the recipe's.
     """
     execution = Execution(compile=compile)
     model = build(sections["model"], data.vocab_size, data.context_length, execution=execution)
@@ -117,11 +117,11 @@ def class_of(path: str) -> Any:
     """A class by its import path, or by its short name if it is one of the suite's.
 
     Raises:
-        UserError: if there is none.
+        UserError: if it does not exist.
     """
     module, _, name = path.rpartition(".")
     for place in [module] if module else SUITE:
         with contextlib.suppress(ImportError):
             if hasattr(importlib.import_module(place), name):
                 return getattr(importlib.import_module(place), name)
-    raise UserError(f"there is no class {path}: give the import path of one, or the name of one of the suite's")
+    raise UserError(f"class {path} does not exist: give an import path, or the name of a class of the suite")

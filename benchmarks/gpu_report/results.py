@@ -1,4 +1,4 @@
-"""The files of a stage: one JSON and one Markdown, replaced whole whenever the result grows."""
+"""The files of a stage: one JSON and one Markdown, replaced atomically whenever the result grows."""
 
 import os
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 from sinks.record.folder import from_json, to_json, write_atomically
 from sinks.record.provenance import provenance
 
-# What a bare machine without a checkout may say of the code it runs.
+# The commit on a machine without a checkout.
 COMMIT_VARIABLE = "SINKS_COMMIT"
 COMMIT_FILE = Path(__file__).parents[2] / "COMMIT"
 
@@ -37,13 +37,13 @@ class Results:
         return from_json(self.json.read_text(encoding="utf-8")) if self.json.is_file() else None
 
     def write(self, record: dict[str, Any], text: str) -> None:
-        """Markdown first: where a JSON says "done", both are there."""
+        """Markdown first: if the JSON is "done", both exist."""
         write_atomically(self.markdown, text.rstrip() + "\n")
         write_atomically(self.json, to_json(record, indent=1) + "\n")
 
 
 def origin() -> dict[str, Any]:
-    """Provenance and the GPUs that are there; the commit from the environment or a file COMMIT if git knows none."""
+    """Provenance and available GPUs; the commit from the environment or a file COMMIT if not from git."""
     import torch
 
     found = provenance()

@@ -1,4 +1,4 @@
-"""Runs the stages under the budget and keeps the report whole after each."""
+"""Runs the stages within the budget and updates the report after each."""
 
 import contextlib
 import hashlib
@@ -26,23 +26,23 @@ from sinks.errors import UserError
 from sinks.record.folder import to_json, write_atomically
 from sinks.record.provenance import PACKAGES
 
-# What a stage may take over its time before it is ended: the longest single compilation.
+# Time that a stage may exceed its limit before it is killed: the longest single compilation.
 GRACE_S = 60.0
-# What is kept of a machine's limit for ending the last stage and writing the report.
+# Reserved from a machine's limit for ending the last stage and writing the report.
 CLOSING_S = 10.0
-# Large, or readable only with the live model.
+# Large, or readable only with the model.
 NOT_ARCHIVED = (".bin", ".safetensors")
 
 
 @dataclass(frozen=True)
 class Report:
-    """The folder of a report and what it is run with.
+    """A report's folder and run options.
 
     Args:
         folder: of the report.
         budget: minutes for everything.
         dry: tiny sizes, also without a GPU.
-        archive: .tar.gz of the folder, renewed after every stage; None for none.
+        archive: .tar.gz of the folder, updated after every stage; None for none.
         limit: minutes from `started` after which the machine ends the command; None where it does not.
         started: `time.monotonic()` of the command.
 
@@ -67,12 +67,12 @@ class Report:
             )
         if not self.dry and not torch.cuda.is_available():
             raise UserError(
-                "no GPU is at hand, and timings of a CPU would mislead: try the report with --dry (GPU_REPORT_DRY=1)"
+                "no GPU is available, and CPU timings would be misleading: try the report with --dry (GPU_REPORT_DRY=1)"
             )
 
     @cached_property
     def _machine(self) -> str:
-        """What a result depends on beside the stage: devices, versions, and the code itself, committed or not."""
+        """What a result depends on besides the stage: devices, versions, and the code, committed or not."""
         versions = {}
         for package in PACKAGES:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -84,15 +84,15 @@ class Report:
         return to_json([devices, versions, code.hexdigest()])
 
     def fingerprint(self, stage: Stage, minutes: float) -> str:
-        """Sixteen hex digits: a result of the same fingerprint need not be measured again.
+        """Sixteen hex digits: a result with the same fingerprint is not measured again.
 
-        Minutes count only where they are part of the result: training goes as far as they reach.
+        Minutes count only where they affect the result: training runs until its time is up.
         """
         part = [stage.module, self.dry, self._machine, minutes if stage.letter == "e" else None]
         return hashlib.sha256(to_json(part).encode()).hexdigest()[:16]
 
     def run(self, stages: list[Stage]) -> int:
-        """Run what is not done yet; exit code 1 if a stage failed."""
+        """Run unfinished stages; exit code 1 if a stage failed."""
         end = time.monotonic()
         failed = False
         not_run: dict[str, str] = {}
@@ -100,7 +100,7 @@ class Report:
         last = math.inf if self.limit is None else self.started + 60 * self.limit - GRACE_S - CLOSING_S
         for stage in stages:
             minutes = planned[stage.letter]
-            # Time that earlier stages left, or did not need because they were done, is this one's too.
+            # Time that earlier stages did not use is added to this one's.
             end += 60 * minutes
             left = min(end, last) - time.monotonic()
             fingerprint = self.fingerprint(stage, minutes)
@@ -118,7 +118,7 @@ class Report:
         return 1 if failed else 0
 
     def _run(self, stage: Stage, minutes: float, left: float, fingerprint: str) -> str:
-        """Run one stage and say how it ended."""
+        """Run one stage and return how it ended."""
         results = Results(self.folder, stage.file)
         log = self.folder / "work" / stage.file / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -129,11 +129,11 @@ class Report:
         with log.open("w", encoding="utf-8") as stream:
             code = in_a_group(command, left + GRACE_S, stream.fileno(), self._environment())
         seconds = time.monotonic() - started
-        said = "".join(f"    {line}\n" for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+        tail = "".join(f"    {line}\n" for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
         record = results.read()
         if record is not None and record["fingerprint"] == fingerprint and record["state"] != "running":
             if record["state"] == "failed":
-                print(f"{stage.file} failed after {seconds:.0f} s; the end of {log}:\n{said}", file=sys.stderr)
+                print(f"{stage.file} failed after {seconds:.0f} s; the end of {log}:\n{tail}", file=sys.stderr)
             return str(record["state"])
         reason = f"over its time, after {seconds:.0f} s" if code is None else f"exit code {code} after {seconds:.0f} s"
         kept = (
@@ -150,7 +150,7 @@ class Report:
         results.write(
             {**kept, "dry": self.dry, "minutes": minutes, "limit_s": left} | ended, f"{text}\nEnded early: {reason}."
         )
-        print(f"{stage.file} was ended: {reason}; the end of {log}:\n{said}", file=sys.stderr)
+        print(f"{stage.file} was ended: {reason}; the end of {log}:\n{tail}", file=sys.stderr)
         return "killed"
 
     def _environment(self) -> dict[str, str]:
@@ -163,7 +163,7 @@ class Report:
         return environment
 
     def write(self, not_run: dict[str, str]) -> None:
-        """report.md, and the archive, from what is there."""
+        """report.md and the archive, from the available results."""
         records = {stage.file: Results(self.folder, stage.file).read() for stage in STAGES}
         texts = {
             name: Results(self.folder, name).markdown.read_text(encoding="utf-8")
@@ -183,19 +183,19 @@ def sources() -> Iterator[Path]:
 
 
 def done(record: dict[str, Any], fingerprint: str, left: float) -> bool:
-    """Whether a result stands: what failed is tried again, what ran out of time when it now has more of it."""
+    """Whether a result is final: failed stages run again, and those out of time if they now have more."""
     if record["fingerprint"] != fingerprint:
         return False
     return record["state"] == "done" or (record["state"] == "out of time" and left <= record["limit_s"])
 
 
 def in_a_group(command: list[str], seconds: float, output: int, environment: dict[str, str]) -> int | None:
-    """Run a command and whatever it starts; exit code, None if it was ended after `seconds`.
+    """Run a command in its own process group; its exit code, None if killed after `seconds`.
 
     Args:
         command: and its arguments.
-        seconds: until the whole group is killed.
-        output: file descriptor of both its streams.
+        seconds: until the group is killed.
+        output: file descriptor of both streams.
         environment: variables.
     """
     process = subprocess.Popen(
@@ -213,7 +213,7 @@ def in_a_group(command: list[str], seconds: float, output: int, environment: dic
 
 
 def pack(folder: Path, archive: Path) -> None:
-    """The folder as one file, without token data and arrays, in place of an older one."""
+    """Archive the folder without token data and arrays, replacing an older archive."""
 
     def wanted(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
         return None if entry.name.endswith(NOT_ARCHIVED) else entry

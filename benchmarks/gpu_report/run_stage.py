@@ -1,4 +1,4 @@
-"""One stage in a process of its own: what it breaks, a CUDA context say, the next one finds whole."""
+"""One stage in its own process, so that e.g. a broken CUDA context does not affect the next."""
 
 import argparse
 import importlib
@@ -12,7 +12,7 @@ from benchmarks.gpu_report.stage_context import StageContext
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the stage of a module and write its files: at every result it yields, and at the end."""
+    """Run the stage of a module and write its files after every result it yields and at the end."""
     started = time.monotonic()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_report.run_stage", description=__doc__)
     parser.add_argument("module", help="import path of the stage")
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         text += "".join(f"\nNot reached in time: {what}.\n" for what in result.get("left_out", ()))
         text += f"\nMeasured on {known['device']}, commit {known['commit']}, {known['started']}.\n"
         if options.dry:
-            text += "\nA dry run: tiny sizes, to see that all runs. No number here says anything about speed.\n"
+            text += "\nA dry run: tiny sizes, to test that everything runs. No number here indicates speed.\n"
         if error is not None:
             text += f"\nFailed:\n\n```\n{error.rstrip()}\n```\n"
         results.write(record | {"state": state, "seconds": seconds, "error": error, "result": result}, text)

@@ -1,4 +1,4 @@
-"""What a stage is given."""
+"""The context of a stage."""
 
 import time
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class StageContext:
     """Where, how thoroughly and until when a stage measures.
 
     Args:
-        folder: folder of the stage's own, for what is no result.
-        dry: tiny sizes, to see that all runs; also without a GPU.
-        minutes: its share of the budget.
-        deadline: `time.monotonic()` at which it takes on nothing more.
+        folder: the stage's working folder, not for results.
+        dry: tiny sizes, to test that everything runs; also without a GPU.
+        minutes: its part of the budget.
+        deadline: `time.monotonic()` after which it starts nothing new.
     """
 
     folder: Path

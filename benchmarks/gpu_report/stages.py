@@ -1,4 +1,4 @@
-"""The stages, most valuable first, and how the minutes are shared among them."""
+"""The stages in order of value, and how the minutes are divided among them."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ class Stage:
     """One stage: a module with `run(context) -> Iterator[dict]`, a growing result, and `markdown(result) -> str`.
 
     Args:
-        letter: what it is chosen by.
-        name: part of its files' names.
+        letter: selects it.
+        name: part of its file names.
         module: import path.
-        least: minutes without which it would show nothing: imports, compilation, one measurement.
-        weight: its part of the minutes that are left once every stage has its least.
+        least: minimum minutes for a result: imports, compilation, one measurement.
+        weight: its fraction of the minutes that remain once every stage has its minimum.
     """
 
     letter: str
@@ -28,9 +28,9 @@ class Stage:
         return f"{self.letter}-{self.name}"
 
 
-# In the order in which they run. Numbers of a wrong kernel are worth nothing; the training step decides most goals; the
-# tables of the kernels say why; training turns every minute it gets into tokens, so it has the largest weight; tiles
-# and several GPUs can wait for another run.
+# In run order. Numbers of a wrong kernel are worthless; the training step decides most goals; the kernel tables explain
+# them; training turns every minute into tokens, so it has the largest weight; tiles and several GPUs can wait for
+# another run.
 STAGES = (
     Stage("a", "correctness", "benchmarks.gpu_report.correctness", least=1.0, weight=0.10),
     Stage("d", "step", "benchmarks.gpu_report.step", least=2.0, weight=0.20),
@@ -42,10 +42,10 @@ STAGES = (
 
 
 def chosen(letters: str | None) -> list[Stage]:
-    """The stages of comma-separated letters, in the order in which they run; all if none are given.
+    """The stages of comma-separated letters, in run order; all by default.
 
     Raises:
-        UserError: if a letter names no stage.
+        UserError: if a letter is not a stage.
     """
     known = {stage.letter for stage in STAGES}
     wanted = known if letters is None else set(letters.split(","))
@@ -58,10 +58,10 @@ def chosen(letters: str | None) -> list[Stage]:
 
 
 def shares(stages: list[Stage], budget: float) -> dict[str, float]:
-    """Minutes of each stage by letter, from the budget alone, so that the same command plans the same.
+    """Minutes of each stage by letter, a function of the budget, so that the same command gives the same plan.
 
-    In order of value each gets its least, until one is reached for which too little is left: that one and all after it
-    get none. What is left over is divided by weight.
+    In order of value each stage gets its minimum, until too little is left for one: it and all later ones get none. The
+    remainder is divided by weight.
     """
     given: dict[str, float] = {}
     left = budget

@@ -1,4 +1,4 @@
-"""Stage d: a training step under torch.compile at two widths: every variant, statistics, and others' models."""
+"""Stage d: a training step under torch.compile at two widths: every variant, statistics, and baseline models."""
 
 import gc
 import statistics
@@ -21,7 +21,7 @@ from sinks.models.execution import Execution
 from sinks.plan.peak import dense_peak
 
 BASELINE = "baseline"
-# The most wanted first; those that the fused ops cover are held to the goal.
+# In order of interest; those covered by the fused ops must meet the goal.
 COVERED = (
     "gated-both", "gated-norm", "gated-attention", "learnable-sink", "sigmoid-attention", "gated-attention-headwise",
     "off-by-one",
@@ -34,21 +34,21 @@ CONTESTANTS = (
     *((name, False) for name in (*COVERED[1:], *OTHERS)),
 )
 INTERVAL = 50
-# What is left of the feed-forward's width beside a variant's own parameters is rounded to whole tiles of tensor cores,
-# or the comparison would be one of alignments; parameters then differ by up to 1 %.
+# A variant's reduced feed-forward width is rounded to full tensor-core tiles, or the comparison would be one of
+# alignments; parameters then differ by up to 1 %.
 FFN_MULTIPLE = 64
-# The 2B cut to a slice: layers, and the vocabulary alike, so that the head has the same share of the work. Without the
-# norms of queries and keys, which the paper does not state and a Llama does not have.
+# A slice of the 2B: fewer layers and a smaller vocabulary, so that the head is the same fraction of the work. Without
+# query and key norms, which the paper does not state and a Llama does not have.
 SLICE_LAYERS = 8
 SLICE = {"n_layers": SLICE_LAYERS, "qk_norm": False}
 
 
 @dataclass(frozen=True)
 class Width:
-    """One shape at which all are measured.
+    """One shape at which everything is measured.
 
     Args:
-        name: in the tables.
+        name: in tables.
         section: `model` section of a recipe, without a family.
         vocab_size: number of token ids.
         context_length: tokens T.
@@ -71,13 +71,13 @@ class Width:
         return self.batch_size * self.context_length
 
     def variant(self, name: str, ffn_hidden: int | None = None) -> CausalLM:
-        """A variant of this shape, compiled, without its parameters."""
+        """A variant of this shape, compiled, parameters not yet created."""
         changes = {} if ffn_hidden is None else {"ffn_hidden": ffn_hidden}
         section = over(layered(f"variants/{name}.yaml")["model"], with_architecture(self.section, changes))
         return build(section, self.vocab_size, self.context_length, execution=Execution(compile=True))
 
     def matched(self, name: str) -> CausalLM:
-        """A variant whose feed-forward is narrowed until it has the baseline's number of parameters."""
+        """A variant with its feed-forward narrowed to match the baseline's number of parameters."""
         counts = [parameters(self.variant(BASELINE, n * FFN_MULTIPLE)) for n in (1, 2)]
         a_hidden_channel = (counts[1] - counts[0]) / FFN_MULTIPLE
         surplus = parameters(self.variant(name)) - parameters(self.variant(BASELINE))
@@ -86,7 +86,7 @@ class Width:
 
 
 def parameters(model: CausalLM) -> int:
-    """Number of parameters, without making them."""
+    """Number of parameters, without creating them."""
     return sum(p.numel() for p in model.meta_decoder().parameters())
 
 
@@ -110,7 +110,7 @@ def widths(dry: bool) -> list[Width]:
 
 
 class Runner:
-    """Builds steps and times them in turns, so that a machine that slows down slows all down.
+    """Builds steps and times them in turns, so that noise affects all alike.
 
     Args:
         context: the stage's.
@@ -125,7 +125,7 @@ class Runner:
         self.turns, self.seconds_a_turn = (2, 0.0) if context.dry else (8, 0.4)
 
     def ours(self, model: CausalLM) -> Step:
-        """A step of a model of ours; its parameters are made on the device."""
+        """A step of one of our models; its parameters are created on the device."""
         with self.device:
             model.configure_model()
         return stepper(model.to(self.device), model, self.device)
@@ -135,7 +135,7 @@ class Runner:
             torch.cuda.synchronize(self.device)
 
     def seconds(self, steps: list[Step]) -> float:
-        """Wall time of steps one after the other."""
+        """Total wall time of consecutive steps."""
         self.synchronize()
         start = time.perf_counter()
         for step in steps:
@@ -144,7 +144,7 @@ class Runner:
         return time.perf_counter() - start
 
     def warm_up(self, step: Step) -> float | None:
-        """Compile and settle; the peak of memory in MiB above what was there, None off the GPU."""
+        """Compile and warm up; peak memory in MiB, None without a GPU."""
         for _ in range(1 if self.dry else 3):
             step(self.rows)
         self.synchronize()
@@ -156,7 +156,7 @@ class Runner:
         return torch.cuda.max_memory_allocated(self.device) / 2**20
 
     def in_turns(self, *steps: Step) -> list[list[float]]:
-        """Seconds per step of each, one list a contestant, one number a turn."""
+        """Seconds per step: one list per contestant, one number per turn."""
         count = max(1, round(self.seconds_a_turn / max(self.seconds([steps[0]]), 1e-6)))
         found: list[list[float]] = [[] for _ in steps]
         for _ in range(self.turns):
@@ -165,7 +165,7 @@ class Runner:
         return found
 
     def statistics_overhead(self, plain: Step, model: CausalLM) -> float:
-        """Extra time of training with statistics every `INTERVAL` steps, as a share; sampled steps are uncompiled.
+        """Fraction of extra time with statistics every `INTERVAL` steps; sampled steps are uncompiled.
 
         Args:
             plain: a step of the model.
@@ -182,7 +182,7 @@ class Runner:
 
 
 def uncompiled(step: Step) -> Step:
-    """The same step, its blocks run as they are written."""
+    """The same step, run eagerly."""
 
     def run(rows: torch.Tensor) -> None:
         with torch.compiler.set_stance("force_eager"):
@@ -192,9 +192,9 @@ def uncompiled(step: Step) -> Step:
 
 
 def run(context: StageContext) -> Iterator[dict[str, Any]]:
-    """At each width the baseline, then everyone else in turns with it."""
+    """At each width the baseline, then everything else in turns with it."""
     if context.dry:
-        torch.compiler.set_stance("force_eager")  # compiling takes longer than everything else of a dry run
+        torch.compiler.set_stance("force_eager")  # compilation would dominate a dry run
     matmul = roofs(Bench(context.device, context.dry))["matmul_tflops"] * 1e12
     result: dict[str, Any] = {
         "peak_flops": dense_peak(context.device),
@@ -217,9 +217,7 @@ def _at(context: StageContext, width: Width, result: dict[str, Any]) -> Iterator
     model = width.variant(BASELINE)
     flops = model.flops_per_token().per_token
     baseline = runner.ours(model)
-    peak = runner.warm_up(baseline)
-    (own,) = runner.in_turns(baseline)
-    first = _row(result, width, BASELINE, model, own, own, flops, None if peak is None else peak - before)
+    first = _row(runner, result, BASELINE, model, (baseline,), flops, before)
     result["rows"].append(first)
     yield result
     try:
@@ -242,7 +240,7 @@ def _at(context: StageContext, width: Width, result: dict[str, Any]) -> Iterator
         except ImportError as reason:
             result["missing"][name] = str(reason)
             continue
-        # Whoever runs out of memory or does not compile is a row of the table, and the others go on.
+        # A failure, e.g. out of memory, is a row of the table, and the others continue.
         except Exception as failure:
             row = {"width": width.name, "name": label, "covered": name in COVERED, "refused": reason_of(failure)}
         result["rows"].append(row)
@@ -256,11 +254,8 @@ def _allocated(device: torch.device) -> float:
 def _variant(runner: Runner, result: dict[str, Any], name: str, baseline: Step, before: float) -> dict[str, Any]:
     width = runner.width
     model = width.matched(name)
-    step = runner.ours(model)
-    peak = runner.warm_up(step)
-    of_baseline, own = runner.in_turns(baseline, step)
-    flops = model.flops_per_token().per_token
-    row = _row(result, width, name, model, own, of_baseline, flops, None if peak is None else peak - before)
+    step, flops = runner.ours(model), model.flops_per_token().per_token
+    row = _row(runner, result, name, model, (baseline, step), flops, before)
     return row | {"ffn_hidden": model.architecture.ffn_hidden, "covered": name in COVERED}
 
 
@@ -273,22 +268,18 @@ def _baseline_model(
     model = other.model
     label = name + (f", {other.compile()}" if compiled else "")
     step = stepper(model, other.logits, runner.device)
-    peak = runner.warm_up(step)
-    of_baseline, own = runner.in_turns(baseline, step)
-    row = _row(result, width, label, model, own, of_baseline, flops, None if peak is None else peak - before)
+    row = _row(runner, result, label, model, (baseline, step), flops, before)
     return row | {"baseline_model": True, "compiled": compiled}
 
 
 def _row(
-    result: dict[str, Any],
-    width: Width,
-    name: str,
-    model: torch.nn.Module,
-    own: list[float],
-    of_baseline: list[float],
-    flops: float,
-    peak: float | None,
-) -> dict[str, Any]:
+    runner: Runner, result: dict[str, Any], name: str, model: torch.nn.Module, steps: tuple[Step, ...], flops: float,
+    before: float,
+) -> dict[str, Any]:  # fmt: skip
+    """The last of `steps` timed in turns with the first, which is the baseline's; `before`: MiB allocated earlier."""
+    width, peak = runner.width, runner.warm_up(steps[-1])
+    turns = runner.in_turns(*steps)
+    of_baseline, own = turns[0], turns[-1]
     tokens_per_second = width.tokens / statistics.median(own)
     count = sum(p.numel() for p in model.parameters())
     first = next((row["parameters"] for row in result["rows"] if row["width"] == width.name), count)
@@ -303,23 +294,23 @@ def _row(
         "spread": max(own) / min(own) - 1,
         "mfu": None if result["peak_flops"] is None else rate / result["peak_flops"],
         "of_measured_rate": rate / result["measured_flops"],
-        "peak_mib": peak,
+        "peak_mib": None if peak is None else peak - before,
     }
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """One table a width."""
+    """One table per width."""
     known = result["peak_flops"]
     lines = [
         "# d. A training step",
         "",
         "bfloat16 autocast, AdamW, clipping; blocks compiled by torch.compile. Contestants take turns with the "
         "baseline; medians. Variants have the baseline's number of parameters within 1 %: their feed-forward is "
-        "narrowed. MFU: operations of the model (causal attention counted half) over the data sheet's dense rate, "
-        f"here {f'{known / 1e12:.0f} TFLOP/s' if known else 'unknown'}; of measured: over a large product here, "
+        "narrowed. MFU: FLOPs of the model (causal attention counted half) over the data sheet's dense rate, "
+        f"here {f'{known / 1e12:.0f} TFLOP/s' if known else 'unknown'}; of measured: over a large matrix product here, "
         f"{result['measured_flops'] / 1e12:.2f} TFLOP/s. Statistics: extra time of training with statistics every "
-        f"{INTERVAL} steps. Of Hugging Face's Llama the layers are compiled, like our blocks: compiled whole, before "
-        "torch 2.14, it makes a T x T mask, which keeps SDPA from its fused causal kernels.",
+        f"{INTERVAL} steps. Of Hugging Face's Llama the layers are compiled, like our blocks: compiled as a whole "
+        "before torch 2.14, it builds a T x T mask, so SDPA cannot use its fused causal kernels.",
     ]
     for name in dict.fromkeys(row["width"] for row in result["rows"]):
         lines += ["", f"## {name}"]

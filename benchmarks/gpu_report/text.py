@@ -1,9 +1,9 @@
-"""The text of the installed Python as tokens: what a machine without a network has, some hundred megabytes.
+"""The installed Python's text as tokens: some hundred megabytes, available without a network.
 
 <folder>/text-<fingerprint>/
     tokenizer.json         byte-level BPE, trained on a sample of the training documents
     train.bin, val.bin     token ids, one document after the other
-    text.json              written last: what is here
+    text.json              the description, written last
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from sinks.record.folder import from_json, to_json, write_atomically
 
 SUFFIXES = (".py", ".md", ".rst", ".txt")
 VALIDATION_SHARE = 0.01
-SAMPLE_BYTES = 32 * 2**20  # more text for the tokenizer changes its merges little, and takes longer
+SAMPLE_BYTES = 32 * 2**20  # more text changes the merges little and takes longer
 GROUP_BYTES = 2**20
 
 
@@ -40,9 +40,9 @@ class Installed:
     """Tokens of the installed text, on disk.
 
     Args:
-        fingerprint: of the files' contents and of everything that decides their tokens.
+        fingerprint: of the files' contents and everything that determines their tokens.
         files: number of files.
-        skipped: files left out: empty, not UTF-8, or equal to an earlier one.
+        skipped: files skipped: empty, not UTF-8, or duplicates.
         bytes: of the files.
         vocab_size: number of token ids.
         train_tokens: for training.
@@ -59,7 +59,7 @@ class Installed:
 
 
 def roots() -> list[Path]:
-    """Where the running Python's library and its packages lie, none inside another."""
+    """Folders of the running Python's library and packages, none inside another."""
     paths = sysconfig.get_paths()
     found = sorted({Path(paths[name]).resolve() for name in ("stdlib", "purelib", "platlib")})
     return [root for root in found if not any(other in root.parents for other in found)]
@@ -89,9 +89,7 @@ def find(most_bytes: int | None = None) -> Corpus:
             files.append(file)
             total += len(data)
     if not files:
-        raise UserError(
-            f"there is no text below {', '.join(map(str, roots()))}: use a Python with its library's source"
-        )
+        raise UserError(f"found no text below {', '.join(map(str, roots()))}: use a Python with its library's source")
     return Corpus("installed", [str(root) for root in roots()], files, skipped, "text")
 
 
@@ -104,13 +102,13 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def prepare(folder: Path, vocab_size: int, most_bytes: int | None = None, processes: int | None = None) -> Path:
-    """Tokenize the installed text in parallel; nothing happens if it is there already.
+    """Tokenize the installed text in parallel, unless that was already done.
 
     Args:
-        folder: that holds such folders.
+        folder: parent of such folders.
         vocab_size: number of token ids; the tokenizer may end with fewer entries.
         most_bytes: of text; None for everything.
-        processes: that tokenize; None: one for each core. The result does not depend on it.
+        processes: number of workers; None: one per core. Does not affect the result.
 
     Returns:
         The prepared folder.
@@ -140,7 +138,7 @@ def prepare(folder: Path, vocab_size: int, most_bytes: int | None = None, proces
 
 
 def _sample(numbers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Documents spread evenly over all, of about `SAMPLE_BYTES`."""
+    """Evenly spaced documents with about `SAMPLE_BYTES` in total."""
     every = max(1, round(int(sizes[numbers].sum()) / SAMPLE_BYTES))
     return numbers[::every]
 
@@ -148,12 +146,12 @@ def _sample(numbers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def _write(
     store: DocumentStore, numbers: np.ndarray, folder: Path, split: str, vocab_size: int, processes: int | None
 ) -> int:
-    """Token ids of documents into one file; their number."""
+    """Write the token ids of documents to one file; return their number."""
     tokens = DocumentTokens(store, folder, False, vocab_size)
     groups = store.groups(numbers, GROUP_BYTES)
     count = 0
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Not forked: this process may hold a GPU.
+    # Not forked: this process may use a GPU.
     context = multiprocessing.get_context("spawn")
     workers = min(processes or os.cpu_count() or 1, len(groups))
     with (folder / f"{split}.bin").open("wb") as stream:
@@ -174,7 +172,7 @@ def _in_order(
 
 
 class MappedRows(Dataset[torch.Tensor]):
-    """Rows [T + 1] int64 of a file of token ids, each beginning where the one before it ends.
+    """Rows [T + 1] int64 of a file of token ids, each starting at the last token of the one before.
 
     Args:
         file: of token ids.
@@ -198,14 +196,14 @@ class MappedRows(Dataset[torch.Tensor]):
 
 
 class InstalledText(TokenData):
-    """The installed Python's text in the suite's order of data; rows begin anywhere, without `<bos>`.
+    """The installed Python's text in the suite's data order; rows start anywhere, without `<bos>`.
 
     Args:
-        folder: that `prepare` gave.
+        folder: returned by `prepare`.
         context_length: tokens the model sees.
         batch_size: rows per process and step.
-        validation_batch_size: rows per process and validation batch; as many as in training if not given.
-        validation_rows: number of validation rows, evenly spaced; all if there are fewer.
+        validation_batch_size: rows per process and validation batch; as in training by default.
+        validation_rows: number of validation rows, evenly spaced; at most all.
         seed: data seed: the order of training rows.
         num_workers: loader processes per rank.
     """

@@ -1,4 +1,4 @@
-"""Stage c: the candidate tiles ranked, and the best ones as entries of `sink_kernels/tiles.py`."""
+"""Stage c: ranks the candidate tiles and prints the best as entries of `sink_kernels/tiles.py`."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -14,12 +14,12 @@ from benchmarks.kernels.measure import Bench, reason_of
 from benchmarks.tables import number, table
 
 HEAD_DIMS = (128, 64, 256)  # the most used first
-# Timings of one tile differ by about this much: what gains less is left as it is.
+# Timings of one tile vary by about this much; smaller gains are ignored.
 NOISE = 0.01
 
 
 def run(context: StageContext) -> Iterator[dict[str, Any]]:
-    """Every tile of every kernel timed, the fastest of each checked against float64 before it counts as best."""
+    """Time every tile of every kernel; the fastest is checked against float64 before it counts as best."""
     head_dims = (64,) if context.dry else HEAD_DIMS
     result: dict[str, Any] = {"rows": [], "best": [], "left_out": []}
     for head_dim in head_dims:
@@ -38,11 +38,11 @@ def run(context: StageContext) -> Iterator[dict[str, Any]]:
 
 
 def best(ranked: list[dict[str, Any]], reason_against: Callable[[dict[str, Any]], str | None]) -> dict[str, Any]:
-    """The fastest tile that computes what it should; the table's own unless another is faster by more than noise.
+    """The fastest correct tile; the table's tile unless another is faster by more than noise.
 
     Args:
-        ranked: rows of one kernel and head dimension, the fastest first.
-        reason_against: row -> why its tile must not be used, None if nothing speaks against it.
+        ranked: rows of one kernel and head dimension, fastest first.
+        reason_against: row -> why its tile must not be used, None if it can be.
     """
     own = next(row for row in ranked if row["chosen"])
     answer = {name: own[name] for name in ("kernel", "head_dim")} | {"now": own["tile"], "now_ms": own.get("ms")}
@@ -59,7 +59,7 @@ def best(ranked: list[dict[str, Any]], reason_against: Callable[[dict[str, Any]]
 
 
 def reason_against(row: dict[str, Any], dry: bool, device: str) -> str | None:
-    """What is wrong with what a tile computes, on a text of several ragged tiles; None if nothing is."""
+    """The errors of a tile's results on a sequence of several tiles and a partial one; None if correct."""
     dtype = torch.float32 if dry else torch.bfloat16
     call = make_call(
         "learnable_sink", heads=1 if dry else 4, tokens=60 if dry else 600, head_dim=row["head_dim"], dtype=dtype
@@ -80,11 +80,11 @@ def entries(result: dict[str, Any]) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The ranking, and the table to put in place of the old one."""
+    """The ranking, and the new table entries."""
     lines = [
         "# c. Tiles",
         "",
-        f"Half precision; the table's own stays unless another is faster by more than {NOISE:.0%} and right.",
+        f"Half precision; the table's tile stays unless another is correct and faster by more than {NOISE:.0%}.",
         "Entries for `kernels/sink_kernels/tiles.py`:",
         "",
         "```python",
@@ -99,7 +99,7 @@ def markdown(result: dict[str, Any]) -> str:
             for row in result["best"]
         ),
     )  # fmt: skip
-    lines += ["", "Every tile, the fastest first:"]
+    lines += ["", "Every tile, fastest first:"]
     lines += table(
         "kernel | D | tile | ms",
         (

@@ -1,4 +1,4 @@
-"""Stage e: the 60M families trained on the text found here: do natural sinks emerge, and when?"""
+"""Stage e: trains the 60M families on the installed text: do natural sinks emerge, and when?"""
 
 import shutil
 import traceback
@@ -19,7 +19,7 @@ from sinks.callbacks import RunRecorder
 from sinks.data.module import TokenData
 from sinks.record import RunFolder
 
-# The baseline first: without its sinks nothing else says anything.
+# The baseline first: without its sinks the other results are not informative.
 FAMILIES = (
     "baseline",
     "gated-both",
@@ -29,7 +29,7 @@ FAMILIES = (
     "sigmoid-attention",
     "pre-affine",
 )
-LEAST_MINUTES = 3.0  # of a family; in fewer no sink can be expected
+LEAST_MINUTES = 3.0  # per family; in fewer no sink can be expected
 VALIDATE_EVERY = 200
 INFORMATIVE = 0.1
 SEED = 0
@@ -49,7 +49,7 @@ DRY = {
 
 
 class Clock(Callback):
-    """Ends training when its seconds are over; validations count, compilation too.
+    """Ends training when its time is up, including validation and compilation.
 
     Args:
         seconds: from the start of training.
@@ -78,7 +78,7 @@ def configuration(dry: bool) -> dict[str, Any]:
 
 
 def run(context: StageContext) -> Iterator[dict[str, Any]]:
-    """Prepare the text, then train one family after the other for equal times."""
+    """Prepare the text, then train each family for the same time."""
     sections = configuration(context.dry)
     options = sections["data"]["init_args"]
     text = prepare(context.folder, options["vocab_size"], most_bytes=300_000 if context.dry else None)
@@ -96,12 +96,12 @@ def run(context: StageContext) -> Iterator[dict[str, Any]]:
         section = over(layered(f"variants/{family}.yaml")["model"], sections["model"])
         folder = RunFolder(context.folder / family)
         shutil.rmtree(folder.path, ignore_errors=True)
-        torch._dynamo.reset()  # its limit of graphs is for all families together
+        torch._dynamo.reset()  # the recompile limit applies to all families together
         try:
-            # Compiling takes longer than everything else of a dry run.
+            # Compilation would dominate a dry run.
             recipe, clock = sections | {"model": section}, Clock(seconds)
             summary = train_sections(folder.path, recipe, data, compile=not context.dry, callbacks=[clock])
-        # One family that does not run is told, and the others go on.
+        # A family that fails is reported, and the others continue.
         except Exception as failure:
             traceback.print_exc()
             result["faults"].append(f"{family}: {reason_of(failure)}")
@@ -112,7 +112,7 @@ def run(context: StageContext) -> Iterator[dict[str, Any]]:
 
 
 def curves(folder: RunFolder, data: TokenData) -> dict[str, list[float]]:
-    """What validation saw, over training tokens."""
+    """Validation metrics over training tokens."""
     per_step = data.batch_size * data.context_length
     steps, _ = folder.series(CURVES["loss"])
     found: dict[str, list[float]] = {"tokens": [int(step) * per_step for step in steps]}
@@ -123,7 +123,7 @@ def curves(folder: RunFolder, data: TokenData) -> dict[str, list[float]]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Final numbers of every family, and the curves."""
+    """Final numbers and curves of every family."""
     text = result["text"]
     optimization = result["recipe"]["model"]["init_args"]["optimization"]
     lines = [
@@ -132,8 +132,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"{text['train_tokens'] / 1e6:.1f} M training tokens from {text['files']} files ({text['bytes'] / 1e6:.0f} MB) "
         f"of this machine's Python (fingerprint {text['fingerprint']}), {text['vocab_size']} token ids, no `<bos>`; "
         f"learning rate {optimization['lr']}, weight decay {optimization['weight_decay']}, one seed. "
-        "Families train for equal times, so compare them at equal tokens. Below a Sink^0.3 of "
-        f"{INFORMATIVE} in the baseline, what the others do to sinks says nothing.",
+        "Families train for equal times, so compare them at equal tokens. If the baseline's Sink^0.3 is below "
+        f"{INFORMATIVE}, the sinks of the others are not informative.",
     ]
     lines += table(
         f"family | tokens | epochs | loss | Sink^0.3 | M tokens until {INFORMATIVE} | first-token mass, strongest head "

@@ -1,1 +1,1 @@
-"""The kernels' correctness checks, benchmarks beside their baselines, and offline compile report."""
+"""Correctness checks, benchmarks against baselines, and the offline compile report of the kernels."""

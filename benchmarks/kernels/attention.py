@@ -1,4 +1,4 @@
-"""Attention: ours with each feature on and off, against the baselines, over lengths and head dimensions."""
+"""Attention: ours with and without each feature, against the baselines, over lengths and head dimensions."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ class Contestant(NamedTuple):
 
 
 def shapes(bench: Bench) -> list[Shape]:
-    """16 k tokens a batch and a width of 2048, as published tables have it; longer texts alone in their batch."""
+    """16 k tokens per batch and width 2048, as in published tables; longer sequences as a batch of one."""
     if bench.dry:
         return [Shape(1, 2, 48, 32)]
     lengths = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -46,7 +46,7 @@ def shapes(bench: Bench) -> list[Shape]:
 
 
 def rows(bench: Bench) -> Iterator[dict[str, Any]]:
-    """One row of results a contestant and shape, then `key_mass`."""
+    """One row of results per contestant and shape, then `key_mass`."""
     baselines, missing = attention_baselines(bench.device)
     yield {"table": "missing baselines", "missing": missing}
     contestants = _ours() + [_of_baseline(baseline, sink=False) for baseline in baselines]
@@ -73,7 +73,7 @@ def _ours() -> list[Contestant]:
 
 
 def _attention(inputs: dict[str, Tensor], features: tuple[str, ...], **more: Any) -> Tensor:
-    """Our attention with some of its features; the output alone."""
+    """The output of our attention with some of its features."""
     stats: Any = STATISTICS if "statistics" in features else tuple(f for f in features if f in STATISTICS)
     with_sink = "sink" in features
     result: Any = attention(
@@ -97,7 +97,7 @@ def _of_baseline(baseline: AttentionBaseline, sink: bool) -> Contestant:
 
 
 def _inputs(bench: Bench, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
-    """q, k, v, gate as slices of a projection would lie in memory: [B, T, H, D], transposed."""
+    """q, k, v, gate in the memory layout of a projection: [B, T, H, D], transposed."""
     size = (shape.batch, shape.tokens, shape.heads, shape.head_dim)
     *projected, sink = bench.randn(size, size, size, size, (shape.heads,), dtype=dtype)
     inputs = dict(zip(("q", "k", "v", "gate"), (x.transpose(1, 2).requires_grad_() for x in projected), strict=True))
@@ -105,7 +105,7 @@ def _inputs(bench: Bench, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> 
 
 
 def measure(bench: Bench, contestant: Contestant, shape: Shape) -> dict[str, Any]:
-    """Its error on a short text of few heads, and if that is right its times and speeds."""
+    """Its error on a short sequence with few heads, and its speed if that error passes."""
     short = Shape(1, 2, min(shape.tokens, _GATE_TOKENS), shape.head_dim)
     own, exact = _inputs(bench, short), _inputs(bench, short, torch.float64)
     features = tuple(feature for feature in contestant.features if feature in ("sink", "gate"))

@@ -1,6 +1,6 @@
-"""Other implementations of the same functions, each imported only if it is there.
+"""Other implementations of the same functions, each imported only if installed.
 
-A baseline that cannot be had is listed with the reason; it is never a silent gap in a table.
+An unavailable baseline is listed with the reason, never silently missing from a table.
 """
 
 import importlib
@@ -16,7 +16,7 @@ NormRun = Callable[[Tensor, Tensor], Tensor]
 
 
 class AttentionBaseline(NamedTuple):
-    """`run(q, k, v, sink)` in SDPA's layout; `sink` tells whether it takes one."""
+    """`run(q, k, v, sink)` in SDPA's layout; `sink`: whether it supports one."""
 
     name: str
     sink: bool
@@ -24,7 +24,7 @@ class AttentionBaseline(NamedTuple):
 
 
 def attention_baselines(device: torch.device) -> tuple[list[AttentionBaseline], dict[str, str]]:
-    """(the baselines at hand, why the others are not)."""
+    """(the available baselines, why the others are missing)."""
     baselines, missing = [], {}
     for name, sink, build in (
         ("SDPA flash", False, lambda: _sdpa("FLASH_ATTENTION")),
@@ -43,14 +43,14 @@ def attention_baselines(device: torch.device) -> tuple[list[AttentionBaseline], 
 
 
 def norm_baselines(device: torch.device) -> tuple[dict[str, NormRun], dict[str, str]]:
-    """RMSNorm without a gate: (the baselines at hand, why the others are not)."""
+    """RMSNorm without a gate: (the available baselines, why the others are missing)."""
     baselines: dict[str, NormRun] = {"torch RMSNorm": lambda x, weight: F.rms_norm(x, weight.shape, weight, 1e-6)}
     missing = {}
     try:
         if device.type != "cuda":
             raise ImportError(f"runs on a GPU only, this is {device.type}")
         liger = importlib.import_module("liger_kernel.transformers.functional").liger_rms_norm
-        # In place, its default, the backward overwrites the incoming gradient, which timing uses again.
+        # By default its backward overwrites the incoming gradient, which timing reuses.
         baselines["Liger RMSNorm"] = lambda x, weight: liger(x, weight, 1e-6, in_place=False)
     except ImportError as reason:
         missing["Liger RMSNorm"] = str(reason)

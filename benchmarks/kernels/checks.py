@@ -1,6 +1,6 @@
-"""What the kernels are held to: random calls, and the errors of a call against the reference in float64.
+"""Correctness checks of the kernels: random calls and their errors against the reference in float64.
 
-The tests run it under Triton's interpreter, `make gpu-report` on a GPU.
+The tests run them under Triton's interpreter, `make gpu-report` on a GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NORM_TOLERANCES = {torch.float32: (2e-6, 1e-5), torch.float16: (6e-4, 2e-3), tor
 
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """torch.empty gives NaN: what a kernel forgets to write cannot pass for a result."""
+    """torch.empty returns NaN, so that elements not written by a kernel are detected."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -41,12 +41,12 @@ def poisoned_memory() -> Iterator[None]:
 
 
 def wrong(checks: Mapping[str, Check]) -> str:
-    """The checks that did not pass, each with its error and limit; empty if all did."""
+    """The failed checks, each with its error and limit; empty if all passed."""
     return ", ".join(f"{name} {c.error:.1e} over {c.limit:.1e}" for name, c in checks.items() if not c.passed)
 
 
 class Check(NamedTuple):
-    """A relative error and the largest that is right."""
+    """A relative error and its limit."""
 
     error: float
     limit: float
@@ -68,7 +68,7 @@ class Call(NamedTuple):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What can receive a gradient, by name."""
+        """The tensors that can receive a gradient, by name."""
         named = {"q": self.q, "k": self.k, "v": self.v, "sink": self.sink, "gate": self.gate}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
@@ -89,8 +89,8 @@ class Call(NamedTuple):
         """Call `function`, an attention, on these tensors and options."""
         return function(self.q, self.k, self.v, sink=self.sink, gate=self.gate, **self.options, **more)
 
-    def settled(self) -> Options:
-        """The options with every default filled in."""
+    def resolved(self) -> Options:
+        """The options with all defaults filled in."""
         given = {"bias": None, "clip": None, "scale": None, "window": None, "softcap": None, **self.options}
         return validate_scores(self.q, self.k, **given)
 
@@ -144,7 +144,7 @@ def out_and_grads(call: Call, function: Callable[..., Any], **more: Any) -> tupl
 
 
 def gradients(out: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The gradient of each input for one fixed random dOut, rounded once so that every dtype sees the same numbers."""
+    """The gradient of each input for one fixed random dOut, rounded once so that all dtypes see the same numbers."""
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     return torch.autograd.grad(out, list(inputs), grad.to(out))
 
@@ -152,17 +152,16 @@ def gradients(out: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def attention_checks(call: Call, dtype: torch.dtype) -> dict[str, Check]:
     """Output, every gradient, every statistic and the key mass of the Triton attention in `dtype`.
 
-    A GPU multiplies float32 in three TF32 passes and approximates exp, hence its wider limits.
+    A GPU multiplies float32 in three TF32 passes and approximates exp, hence the wider limits.
     """
     own, exact = call.cast(dtype), call.cast(torch.float64)
     of_out, of_grads, of_sink, of_stats = ATTENTION_TOLERANCES[dtype]
     if call.q.device.type == "cuda":
-        of_stats = 1e-3 if call.options["normalizer"] == "sigmoid" else 1e-5
-        of_out, of_grads = 5 * of_out, 5 * of_grads
+        of_out, of_grads, of_stats = 5 * of_out, 5 * of_grads, 1e-5
     out, grads = out_and_grads(own, attention, backend="triton")
     expected, expected_grads = out_and_grads(exact, attention, backend="reference")
     checks = {"output": Check(relative_error(out, expected), of_out)}
-    # Where a query sees one key alone, dq and dk are zero but for rounding.
+    # If a query sees only one key, dq and dk are zero up to rounding.
     one_key = call.q.shape[2] == 1 or call.options.get("window") == 1
     floor = 0.1 * expected_grads["v"].norm() if one_key else torch.tensor(1e-30, device=out.device)
     for name, grad in grads.items():
@@ -176,7 +175,7 @@ def attention_checks(call: Call, dtype: torch.dtype) -> dict[str, Check]:
     for name, value in stats.items():
         scale = expected_stats[name].abs().max().clamp_min(1.0)
         checks[name] = Check(_finite((value - expected_stats[name]).abs().max() / scale), 4 * of_stats)
-    flat = attention_op.flat(own.settled())
+    flat = attention_op.flat(own.resolved())
     mass = attention_op.key_mass(own.q.detach(), own.k.detach(), stats["lse"], *flat)
     exact_mass = key_mass(exact.q, exact.k, expected_stats["lse"], **call.options)
     return checks | {"key mass": Check(relative_error(mass, exact_mass), 4 * of_stats)}
@@ -211,7 +210,7 @@ def make_norm_inputs(
 
 
 def run_norm(inputs: Sequence[Tensor], **options: Any) -> Any:
-    """GatedNorm of what `make_norm_inputs` made."""
+    """GatedNorm of the result of `make_norm_inputs`."""
     names = ("x", "weight", "w_down", "w_up", "pre_affine")
     arguments: dict[str, Any] = dict(zip(names, inputs, strict=False))
     return gated_norm(**arguments, **options)

@@ -1,11 +1,11 @@
-"""What the compiler makes of every pinned kernel, without a GPU: `make kernel-report`.
+"""The compiled code of every pinned kernel, without a GPU: `make kernel-report`.
 
 Compiles each configuration to a cubin for sm_80, sm_90 and sm_100 with the tools inside the Triton wheel, reads
 registers, shared memory and the hot loop's machine code, and fails (exit 1) on a violated gate: a spill inside the hot
 loop (head dimension up to 128), shared memory over the GPU's limit, no tensor-core instruction.
 
 Utilization is a model, not a measurement: cycles of one hot-loop iteration for the tensor cores, the special-function
-units and the issue slots of one SM, from "nothing overlaps" to "all overlaps".
+units and the issue slots of one SM, from no overlap to full overlap.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks.tables import table
 
 
 class Gpu(NamedTuple):
-    """What the report must know of a GPU generation."""
+    """Properties of a GPU generation."""
 
     capability: int
     shared_limit: int
@@ -47,7 +47,7 @@ _GATES = {"head_gate": 1, "gate": 2}
 
 
 class Config(NamedTuple):
-    """One pinned configuration: kernel, GPU, head dimension (for the norm the model's width), features compiled in."""
+    """One pinned configuration: kernel, GPU, head dimension (for the norm the model's width), compiled features."""
 
     kernel: str
     gpu: str
@@ -60,7 +60,7 @@ class Config(NamedTuple):
 
 
 def pinned() -> list[Config]:
-    """Every configuration of the report; attention carries a learnable sink unless it names another normalizer."""
+    """Every configuration of the report; attention has a learnable sink unless it names another normalizer."""
     kernels = ("forward", "backward_keys", "backward_queries")
     configs = [Config(kernel, gpu, dim) for gpu in GPUS for dim in (64, 128) for kernel in kernels]
     configs += [Config(kernel, "sm_90", 256) for kernel in kernels]
@@ -115,7 +115,6 @@ def _attention(config: Config, tile: Any) -> tuple[Any, dict[str, Any], Any]:
         "ROWS": "statistics" in config.features,
         "WINDOW": "window" in config.features,
         "CAP": "softcap" in config.features,
-        "FAST": True,
         "PRECISION": "ieee",
     }
     return kernel, constants, tile
@@ -136,7 +135,6 @@ def _norm(config: Config) -> tuple[Any, dict[str, Any], Any]:
         "PRE": "pre_affine" in config.features,
         "STATS": "statistics" in config.features,
         "HALF": True,
-        "FAST": True,
         "PRECISION": "ieee",
     }
     return getattr(triton_gated_norm, f"{config.kernel}_kernel"), constants, tile
@@ -190,13 +188,7 @@ def _disassemble(cubin: bytes) -> tuple[dict[str, int], Code]:
 
 
 def _row(
-    config: Config,
-    tile: dict[str, int],
-    shared: int,
-    resources: dict[str, int],
-    code: Code,
-    flops: int,
-    seconds: float,
+    config: Config, tile: dict[str, int], shared: int, resources: dict[str, int], code: Code, flops: int, seconds: float
 ) -> dict[str, Any]:
     gpu = GPUS[config.gpu]
     hot = code.hot_loop or Loop(0, 0, 0, 0)
@@ -223,13 +215,13 @@ def _row(
 
 
 def ctas_an_sm(registers: int, shared: int, warps: int, gpu: Gpu) -> int:
-    """Programs that fit on one SM: 64 K registers in lots of 256 a warp, 1 KB of shared memory each kept back."""
+    """Programs per SM: 64 K registers in units of 256 per warp, 1 KB of shared memory reserved per program."""
     a_warp = (registers * 32 + 255) // 256 * 256
     return min(65536 // (a_warp * warps), gpu.shared_an_sm // (shared + 1024), 64 // warps, 32)
 
 
 def utilization(loop: Loop, warps: int, flops: int, gpu: Gpu) -> list[float]:
-    """Share of the tensor cores' peak, [nothing overlaps, all overlaps]; empty where memory is the limit."""
+    """Fraction of the tensor cores' peak, [no overlap, full overlap]; empty if memory is the limit."""
     if flops == 0:
         return []
     tensor = flops / gpu.flops_a_clock
@@ -238,15 +230,15 @@ def utilization(loop: Loop, warps: int, flops: int, gpu: Gpu) -> list[float]:
 
 
 def violations(row: dict[str, Any]) -> list[str]:
-    """The gates a row does not pass, each in a sentence."""
+    """The violated gates of a row, one sentence each."""
     found = []
     limit = GPUS[row["gpu"]].shared_limit
     if row["shared_bytes"] > limit:
-        found.append(f"{row['shared_bytes']} bytes of shared memory, the limit is {limit}: take a smaller tile")
+        found.append(f"{row['shared_bytes']} bytes of shared memory, the limit is {limit}: use a smaller tile")
     if row["tensor_core_instructions"] == 0:
         found.append("no tensor-core instruction: check the operand types of tl.dot")
     if row["hot_loop"]["spills"] and row["width"] != 256:
-        found.append(f"{row['hot_loop']['spills']} spills inside the hot loop: take a smaller tile or more warps")
+        found.append(f"{row['hot_loop']['spills']} spills inside the hot loop: use a smaller tile or more warps")
     return found
 
 
@@ -273,7 +265,7 @@ def _cells(row: dict[str, Any]) -> list[Any]:
     cells += [f"{tile['rows']} x {tile['columns']}, {tile['warps']}, {tile['stages']}", row["registers"]]
     cells += [f"{row['shared_bytes'] / 1024:.0f}", row["ctas_an_sm"], row["tensor_core_instructions"]]
     cells += [hot["instructions"], hot["special"], f"{hot['spills']} / {row['spills']}"]
-    used = " - ".join(f"{share:.2f}" for share in row["utilization"]) or "-"
+    used = " - ".join(f"{fraction:.2f}" for fraction in row["utilization"]) or "-"
     return [*cells, used, "; ".join(row["violations"]) or "pass"]
 
 
@@ -286,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not configs:
         print(f"no configuration contains {options.only!r}: leave --only out to see them all", file=sys.stderr)
         return 2
-    # The interpreter replaces the compiler wherever triton is imported afterward.
+    # With this set, importing triton replaces the compiler by the interpreter.
     os.environ.pop("TRITON_INTERPRET", None)
     # The default of this flag changes with Triton 3.10; the table was chosen with fusion on.
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")

@@ -1,4 +1,4 @@
-"""Time, peak memory, and the roofs of the machine that measures."""
+"""Time, peak memory, and the roofs of this machine."""
 
 import statistics
 import time
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.kernels.checks import gradients, relative_error
 
-# Against float64, output and gradients in bfloat16; twice what a textbook implementation shows.
+# Against float64, output and gradients in bfloat16; twice the error of a textbook implementation.
 TOLERANCE = 2e-2
 
 
@@ -36,7 +36,7 @@ class Bench(NamedTuple):
         return 1e3 * statistics.median(times)
 
     def peak_mebibytes(self, run: Callable[[], Any]) -> float | None:
-        """Memory that a call allocates at its peak, above what was there; None off the GPU."""
+        """Peak memory allocated by a call; None without a GPU."""
         if self.device.type != "cuda":
             return None
         torch.cuda.synchronize(self.device)
@@ -47,7 +47,7 @@ class Bench(NamedTuple):
         return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
 
     def forward_and_backward(self, run: Callable[[], Tensor], inputs: Sequence[Tensor]) -> dict[str, Any]:
-        """Times of both passes and the peak memory of one after the other."""
+        """Times of both passes, and the peak memory of a forward followed by a backward."""
         grad = torch.randn_like(run())
         out = run()
         return {
@@ -57,7 +57,7 @@ class Bench(NamedTuple):
         }
 
     def randn(self, *sizes: Sequence[int], dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
-        """The same random tensors whenever it is called, rounded to bfloat16, whatever their dtype."""
+        """The same random tensors in every call, rounded to bfloat16 for every dtype."""
         generator = torch.Generator(self.device).manual_seed(0)
         tensors = (torch.randn(*size, generator=generator, device=self.device) for size in sizes)
         return [tensor.to(torch.bfloat16).to(dtype) for tensor in tensors]
@@ -76,7 +76,7 @@ def roofs(bench: Bench) -> dict[str, float]:
 
 
 def compile_alike() -> None:
-    """Everything compiled for its own shapes: none with a shape left open, or left to eager execution unseen."""
+    """Compile everything for its own shapes: no dynamic shapes, no silent fallback to eager execution."""
     torch._dynamo.reset()
     torch._dynamo.config.automatic_dynamic_shapes = False
     torch._dynamo.config.recompile_limit = 256
@@ -84,7 +84,7 @@ def compile_alike() -> None:
 
 
 def attempt(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What is measured, or why it could not be: whoever refuses a shape is a row of the table, and the others go on."""
+    """The measurement, or the reason for its failure as a row, so that the others continue."""
     try:
         return measure(*arguments)
     except Exception as failure:
@@ -92,13 +92,13 @@ def attempt(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str
 
 
 def reason_of(failure: Exception) -> str:
-    """An exception as one short cell of a table."""
+    """An exception as a short table cell."""
     lines = str(failure).splitlines()
     return f"{type(failure).__name__}: {lines[0][:100] if lines else ''}"
 
 
 def gate(out: Tensor, inputs: Sequence[Tensor], exact: Tensor, exact_inputs: Sequence[Tensor]) -> dict[str, Any]:
-    """Worst relative error of an output and the gradients of its inputs; `refused` where it is over the tolerance."""
+    """Worst relative error of an output and the gradients of its inputs; `refused` if it exceeds the tolerance."""
     own, expected = [out, *gradients(out, inputs)], [exact, *gradients(exact, exact_inputs)]
     error = max(map(relative_error, own, expected))
     wrong = {"refused": f"wrong: relative error {error:.1e}, the limit is {TOLERANCE:.0e}"}

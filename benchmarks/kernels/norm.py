@@ -20,7 +20,7 @@ def shapes(dry: bool) -> list[tuple[int, int]]:
 
 
 def rows(bench: Bench) -> Iterator[dict[str, Any]]:
-    """One row of results a contestant and shape."""
+    """One row of results per contestant and shape."""
     baselines, missing = norm_baselines(bench.device)
     yield {"table": "missing baselines", "missing": missing}
     contestants: dict[str, tuple[bool, Callable[..., Tensor]]] = {
@@ -62,6 +62,6 @@ def _measure(bench: Bench, run: Callable[..., Tensor], gated: bool, rows: int, w
         return row
     inputs = _inputs(bench, rows, width)
     row |= bench.forward_and_backward(lambda: run(*inputs), inputs[used])
-    # The least a pass can move: x and y; x, dy and dx.
+    # Minimum traffic of a pass: x and y; x, dy and dx.
     moved = {"forward": 4 * rows * width, "backward": 6 * rows * width}
     return row | {f"{way}_gbs": count / row[f"{way}_ms"] / 1e6 for way, count in moved.items()}

@@ -8,14 +8,14 @@ Row = dict[str, Any]
 
 
 def markdown(rows: list[Row], roofs: dict[str, float]) -> str:
-    """Roofs, then a table each for attention, key_mass and the norm."""
+    """Roofs, then one table each for attention, key_mass and the norm."""
     lines = [
         f"Measured roofs: bfloat16 product {roofs['matmul_tflops']:.2f} TFLOP/s, copy {roofs['copy_gbs']:.1f} GB/s. "
         "Every row passed its correctness gate first; bfloat16; medians.",
         "",
         "## Attention, causal",
         "",
-        "FLOPs: 4 B H T^2 D / 2 forward, 2.5 times that backward. To the best baseline: of the same or fewer features.",
+        "FLOPs: 4 B H T^2 D / 2 forward, 2.5 times that backward. Best baseline: with the same or fewer features.",
     ]
     lines += table(
         "D | T | B x H | contestant | features | forward ms | TFLOP/s | of roof | to best baseline "
@@ -23,11 +23,8 @@ def markdown(rows: list[Row], roofs: dict[str, float]) -> str:
         [_attention(row, rows, roofs["matmul_tflops"]) for row in rows if row["table"] == "attention"],
     )
     lines += ["", "## key_mass"]
-    lines += table(
-        "D | T | B x H | ms | of a forward",
-        [_key_mass(row) for row in rows if row["table"] == "key_mass"],
-    )
-    lines += ["", "## GatedNorm, rank 16", "", "GB/s of the least a pass must move: 2 matrices forward, 3 backward."]
+    lines += table("D | T | B x H | ms | of a forward", [_key_mass(row) for row in rows if row["table"] == "key_mass"])
+    lines += ["", "## GatedNorm, rank 16", "", "GB/s of the minimum traffic: 2 matrices forward, 3 backward."]
     lines += table(
         "rows x width | contestant | gate | forward ms | GB/s | of copy | backward ms | GB/s | of copy | peak MiB "
         "| error",

@@ -1,4 +1,4 @@
-"""Reading a GPU's machine code as nvdisasm prints it: instructions, innermost loops, spills, tensor-core work."""
+"""Parsing GPU machine code as printed by nvdisasm: instructions, innermost loops, spills, tensor-core work."""
 
 import re
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class Code(NamedTuple):
 
     @property
     def hot_loop(self) -> Loop | None:
-        """The tensor-core loop without masks: the shortest of those that do the most tensor-core work."""
+        """The tensor-core loop without masks: the shortest loop with tensor-core work."""
         working = [loop for loop in self.loops if loop.tensor_core]
         return min(working, key=lambda loop: loop.instructions, default=None)
 

@@ -1,4 +1,4 @@
-"""Ranking the candidate tiles of each attention kernel on the machine at hand."""
+"""Ranking the candidate tiles of each attention kernel on this machine."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from benchmarks.kernels.measure import Bench, attempt
 
 
 def rows(bench: Bench) -> Iterator[dict[str, Any]]:
-    """One row a kernel, head dimension and tile, the fastest first; needs a GPU or the interpreter."""
+    """One row per kernel, head dimension and tile, fastest first; needs a GPU or the interpreter."""
     for (kernel, head_dim), candidates in CANDIDATES.items():
         if head_dim not in bench.head_dims or (bench.dry and head_dim != 64):
             continue
@@ -28,7 +28,7 @@ def rows(bench: Bench) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def replaced(kernel: str, tile: Tile) -> Iterator[None]:
-    """`kernel` is launched with `tile`; the other kernels keep the table's."""
+    """Launch `kernel` with `tile`, and the other kernels with the table's tiles."""
     from sink_kernels import triton_attention
 
     def patched(name: str, width: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tile:

@@ -1,6 +1,6 @@
-"""Attention with sinks, gates and statistics, fused where a fused path exists and exact everywhere.
+"""Attention with sinks, gates and statistics, fused where possible and exact everywhere.
 
-Imports torch alone. See `attention` for what is offered and `reference` for the formulas.
+Imports only torch. See `attention` for the options and `reference` for the formulas.
 """
 
 from sink_kernels.attention import attention

@@ -1,10 +1,10 @@
-"""The one entry: causal attention with sinks, gates and statistics, dispatched to whatever computes it best."""
+"""The public entry point: causal attention with sinks, gates and statistics, dispatched to the best backend."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import overload
+from typing import TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -16,41 +16,27 @@ from sink_kernels.validation import validate_attention
 _FUSED = {"flash": flash_cpu, "triton": attention_op, "fa4": flash_attention4}
 
 
+class _Arguments(TypedDict, total=False):
+    normalizer: Normalizer | NormalizerFunction
+    sink: Tensor | None
+    bias: float | None
+    gate: Tensor | None
+    clip: tuple[float, float] | None
+    scale: float | None
+    window: int | None
+    softcap: float | None
+    backend: Backend
+
+
 @overload
 def attention(  # type: ignore[overload-overlap]
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    normalizer: Normalizer | NormalizerFunction = ...,
-    sink: Tensor | None = ...,
-    bias: float | None = ...,
-    gate: Tensor | None = ...,
-    clip: tuple[float, float] | None = ...,
-    scale: float | None = ...,
-    window: int | None = ...,
-    softcap: float | None = ...,
-    stats: tuple[()] = ...,
-    backend: Backend = ...,
+    q: Tensor, k: Tensor, v: Tensor, *, stats: tuple[()] = ..., **arguments: Unpack[_Arguments]
 ) -> Tensor: ...
 
 
 @overload
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    normalizer: Normalizer | NormalizerFunction = ...,
-    sink: Tensor | None = ...,
-    bias: float | None = ...,
-    gate: Tensor | None = ...,
-    clip: tuple[float, float] | None = ...,
-    scale: float | None = ...,
-    window: int | None = ...,
-    softcap: float | None = ...,
-    stats: Sequence[Statistic],
-    backend: Backend = ...,
+    q: Tensor, k: Tensor, v: Tensor, *, stats: Sequence[Statistic], **arguments: Unpack[_Arguments]
 ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
@@ -70,7 +56,7 @@ def attention(
     stats: Sequence[Statistic] = (),
     backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-    """Causal attention. The formulas of every normalizer stand in `sink_kernels.reference`.
+    """Causal attention. See `sink_kernels.reference` for the formulas of every normalizer.
 
     Args:
         q: queries [B, H, T, D], any strides.
@@ -79,30 +65,30 @@ def attention(
         normalizer: "softmax"; "off_by_one" (a sink logit fixed at 0); "learnable_sink" (a logit per head, `sink`);
             "sigmoid" (no normalization, needs `bias`); "clipped_softmax" (needs `clip`). Or a function of the causal
             scores [B, H, T, T], float32 or wider and -inf where forbidden, that returns the weights, of the same shape
-            and not negative; what it puts on forbidden keys does not count. Computed by "reference" alone.
+            and not negative; weights on forbidden keys are ignored. Supported only by "reference".
         sink: logit per head [H], float32, any value; -inf is plain softmax.
-        bias: number added to every logit of sigmoid attention; -log(context length) is the usual one.
+        bias: number added to every logit of sigmoid attention; -log(context length) is usual.
         gate: pre-activations [B, H, T] (head-wise) or [B, H, T, D] (element-wise); out is multiplied by their sigmoid.
-        clip: (gamma, zeta) with gamma <= 0, zeta >= 1; gamma = -alpha / context length, zeta = 1 are the usual ones.
+        clip: (gamma, zeta) with gamma <= 0, zeta >= 1; gamma = -alpha / context length, zeta = 1 is usual.
         scale: factor of q . k; D ** -0.5 by default.
-        window: number of keys a query sees, its own included; all by default.
-        softcap: cap of the scaled logits, s <- cap * tanh(s / cap).
+        window: number of keys a query sees, including its own; all by default.
+        softcap: limit of the scaled logits, s <- cap * tanh(s / cap).
         stats: names of the statistics to return (below).
-        backend: "auto" takes "triton" on a GPU and "flash" on the CPU where they can, "reference" where they cannot.
-            "triton": everything but clipped_softmax, a function and float64, D up to 256. "flash": softmax, off_by_one
-            and learnable_sink without softcap. "fa4": the same by an installed FlashAttention-4. A backend named here
-            is used, or refused with what would support the call.
+        backend: "auto" uses "triton" on a GPU and "flash" on the CPU if they support the call, else "reference".
+            "triton": everything except clipped_softmax, functions and float64, D up to 256. "flash": softmax,
+            off_by_one and learnable_sink, no softcap. "fa4": the same by an installed FlashAttention-4. A named backend
+            is used, or rejected with one that supports the call.
 
     Returns:
         out [B, H, T, D] in q's dtype, or (out, {name: Tensor}) if `stats` is not empty. Under torch.autocast q, k and v
-        are cast first, as torch's own attention does.
+        are cast first, as in torch's own attention.
 
-    Statistics, each [B, H, T] float32 and not differentiable, one number a query:
-        lse: log of what the row is divided by, the sink included; for clipped_softmax that of the softmax inside; for
+    Statistics, each [B, H, T] float32 and not differentiable, one number per query:
+        lse: log of the row's denominator, sink included; for clipped_softmax that of the inner softmax; for
             sigmoid the log of the row's total mass, log sum_j sigmoid(s_ij + bias); for a function likewise.
         first_key_mass: weight on key 0.
-        sink_mass: weight on the sink, exp(sink - lse); 0 where there is none.
-        entropy: of the row's weights in nats, the sink's included.
+        sink_mass: weight on the sink, exp(sink - lse); 0 without a sink.
+        entropy: of the row's weights in nats, including the sink's.
         max_logit: largest s_ij; neither the sink nor the sigmoid's bias counts.
     The rows of sigmoid, clipped_softmax and a function need not sum to 1: first_key_mass and entropy are those of the
     row *renormalized* to sum to 1, a proxy. A clipped row or a function's may be empty: both are then 0.
@@ -131,7 +117,7 @@ def attention(
 
 
 def _backend(name: str, q: Tensor, options: Options) -> ModuleType:
-    """The module that will compute the call; ValueError where the one named cannot."""
+    """The module that computes the call; ValueError if the named one does not support it."""
     if name == "reference":
         return reference
     if name == "auto":

@@ -1,6 +1,6 @@
 """The Triton attention as torch custom ops: opaque to torch.compile, with shapes and gradients declared.
 
-Importing this file imports no Triton; running an op does.
+Triton is imported only when an op runs.
 """
 
 from __future__ import annotations
@@ -11,38 +11,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sink_kernels.launching import triton_refuses
+from sink_kernels.launching import triton_unsupported
 from sink_kernels.options import Options
 
 MAX_HEAD_DIM = 256
 
 
 def unsupported(q: Tensor, options: Options) -> str | None:
-    """Why this path cannot take the call, with what can; None where it can."""
-    reason = triton_refuses("q", q)
+    """Why this backend does not support the call, and what does; None if it does."""
+    reason = triton_unsupported("q", q)
     if reason is not None:
         return reason
     if callable(options.normalizer) or options.normalizer == "clipped_softmax":
         return f"backend 'triton' cannot normalize by {options.normalizer_name}: use backend='reference'"
     if q.shape[3] > MAX_HEAD_DIM:
         return (
-            f"backend 'triton' takes head dimensions up to {MAX_HEAD_DIM} (fastest: 64, 128), q has {q.shape[3]}: "
+            f"backend 'triton' supports head dimensions up to {MAX_HEAD_DIM} (fastest: 64, 128), q has {q.shape[3]}: "
             "use more heads or backend='reference'"
         )
     return None
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    options: Options,
-    stats: Sequence[str],
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options, stats: Sequence[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
-    # The total of a sigmoid row is a statistic; a softmax row's is needed anyway.
+    # The total of a sigmoid row is a statistic; that of a softmax row is computed anyway.
     row_stats = "entropy" in stats or "max_logit" in stats or (options.normalizer == "sigmoid" and len(stats) > 0)
     out, lse, first_key_mass, entropy, max_logit = attention_forward(
         q, k, v, sink, gate, *flat(options), "first_key_mass" in stats, row_stats
@@ -60,20 +54,10 @@ def attend(
 
 @torch.library.custom_op("sink_kernels::attention_forward", mutates_args=())
 def attention_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    normalizer: str,
-    scale: float,
-    window: int,
-    softcap: float,
-    bias: float,
-    first_key: bool,
-    row_stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(out, lse, first_key_mass, entropy, max_logit); 0 stands for no window and no softcap."""
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None,
+    normalizer: str, scale: float, window: int, softcap: float, bias: float, first_key: bool, row_stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(out, lse, first_key_mass, entropy, max_logit); 0 means no window or no softcap."""
     from sink_kernels import triton_attention
 
     options = _options(normalizer, scale, window, softcap, bias)
@@ -82,21 +66,10 @@ def attention_forward(
 
 @torch.library.custom_op("sink_kernels::attention_backward", mutates_args=())
 def attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    normalizer: str,
-    scale: float,
-    window: int,
-    softcap: float,
-    bias: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(dq, dk, dv, dsink, dgate); empty where there is no sink or gate."""
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor,
+    normalizer: str, scale: float, window: int, softcap: float, bias: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dq, dk, dv, dsink, dgate); empty without a sink or gate."""
     from sink_kernels import triton_attention
 
     options = _options(normalizer, scale, window, softcap, bias)
@@ -114,20 +87,8 @@ def key_mass(
 
 
 @attention_forward.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    normalizer: str,
-    scale: float,
-    window: int,
-    softcap: float,
-    bias: float,
-    first_key: bool,
-    row_stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(q: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    first_key, row_stats = others[-2:]
     batch, heads, tokens, head_dim = q.shape
 
     def rows(wanted: bool) -> Tensor:
@@ -139,19 +100,7 @@ def _(
 
 @attention_backward.register_fake
 def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    normalizer: str,
-    scale: float,
-    window: int,
-    softcap: float,
-    bias: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dsink = q.new_empty(0) if sink is None else torch.empty_like(sink)
     dgate = q.new_empty(0) if gate is None else torch.empty_like(gate)
@@ -159,9 +108,7 @@ def _(
 
 
 @key_mass.register_fake
-def _(
-    q: Tensor, k: Tensor, lse: Tensor, normalizer: str, scale: float, window: int, softcap: float, bias: float
-) -> Tensor:
+def _(q: Tensor, *_: Any) -> Tensor:
     return q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
@@ -183,7 +130,7 @@ attention_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
 def flat(options: Options) -> tuple[str, float, int, float, float]:
-    """The options as a custom op's schema can carry them; a function is refused before."""
+    """The options as supported by a custom op's schema; functions are rejected earlier."""
     assert isinstance(options.normalizer, str)
     return options.normalizer, options.scale, options.window or 0, options.softcap or 0.0, options.bias or 0.0
 

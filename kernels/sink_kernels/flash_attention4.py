@@ -1,7 +1,7 @@
-"""An installed FlashAttention-4 (`pip install --pre flash-attn-4`, Hopper and Blackwell) behind the same call.
+"""An installed FlashAttention-4 (`pip install --pre flash-attn-4`, Hopper and Blackwell) as a backend.
 
-It takes the sink logit itself, forward and backward, and returns an lse that includes it, from which the statistics
-follow. Chosen by name only: the package is a pre-release.
+It supports the sink logit in both passes and returns an lse that includes it, from which the statistics are
+computed. Used only when named, because the package is a pre-release.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from sink_kernels.row_blocks import statistics
 
 
 def unsupported(q: Tensor, options: Options) -> str | None:
-    """Why this path cannot take the call, with what can; None where it can."""
+    """Why this backend does not support the call, and what does; None if it does."""
     if options.renormalized or options.softcap is not None:
-        return f"backend 'fa4' takes no softcap and cannot normalize by {options.normalizer_name}: use backend='auto'"
+        return f"backend 'fa4' has no softcap and cannot normalize by {options.normalizer_name}: use backend='auto'"
     if not _installed():
         return "FlashAttention-4 is not installed: pip install --pre flash-attn-4, or use backend='auto'"
     if q.device.type != "cuda":
@@ -28,20 +28,14 @@ def unsupported(q: Tensor, options: Options) -> str | None:
     if torch.cuda.get_device_capability(q.device)[0] not in (9, 10, 11):
         return "backend 'fa4' runs on Hopper and Blackwell: use backend='triton'"
     if q.dtype not in (torch.bfloat16, torch.float16):
-        return f"backend 'fa4' takes bfloat16 and float16, q is {q.dtype}: cast q or use backend='auto'"
+        return f"backend 'fa4' supports bfloat16 and float16, q is {q.dtype}: cast q or use backend='auto'"
     if q.shape[3] % 8 != 0 or q.shape[3] > 128:
-        return f"backend 'fa4' takes head dimensions up to 128 in steps of 8, q has {q.shape[3]}: use backend='triton'"
+        return f"backend 'fa4' needs head dimensions up to 128 in steps of 8, q has {q.shape[3]}: use backend='triton'"
     return None
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    options: Options,
-    stats: Sequence[str],
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options, stats: Sequence[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
     flash_attn_func = importlib.import_module("flash_attn.cute.interface").flash_attn_func

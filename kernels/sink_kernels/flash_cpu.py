@@ -1,14 +1,14 @@
-"""Training on the CPU: torch's own flash attention, with a sink put in exactly after the fact.
+"""Training on the CPU: torch's own flash attention, with the sink added exactly afterward.
 
-torch gives o0 = softmax(s) v and lse0. A sink c of no value only changes what the row is divided by:
+torch returns o0 = softmax(s) v and lse0. A sink c without a value only changes the denominator of a row:
 
     o = sigmoid(lse0 - c) * o0        lse = log(exp(lse0) + exp(c))
 
 For the backward the true weights are P_ij = exp(s_ij - lse) and dS_ij = P_ij (dO_i . v_j - dO_i . o_i). torch's flash
-backward computes P = exp(s - lse_in) and delta = rowsum(dO * out_in), so that given the *rescaled* out and the lse
+backward computes P = exp(s - lse_in) and delta = rowsum(dO * out_in), so given the *rescaled* out and the lse
 *with* the sink it returns the exact dq, dk, dv. The sink's own gradient is dc = -sum_i exp(c - lse_i) (dO_i . o_i).
 
-On short texts torch's half-precision backward is two to three times slower than its float32 one, which is then taken.
+On short sequences torch's half-precision backward is two to three times slower than float32, which is used instead.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if _AVAILABLE:
     _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     _torch_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
-# Longest text on which the float32 backward with its casts wins: 0.3 to 0.6 of the time up to 128 tokens, 0.9 at 192.
+# Up to this length the float32 backward with casts is faster: 0.3 to 0.6 of the time up to 128 tokens, 0.9 at 192.
 _SHORT = 192
 
 
 def unsupported(q: Tensor, options: Options) -> str | None:
-    """Why this path cannot take the call, with what can; None where it can."""
+    """Why this backend does not support the call, and what does; None if it does."""
     if q.device.type != "cpu":
         return f"backend 'flash' runs on the CPU, q is on {q.device}: use backend='auto' or 'reference'"
     if not _AVAILABLE:
@@ -48,13 +48,7 @@ def unsupported(q: Tensor, options: Options) -> str | None:
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    options: Options,
-    stats: Sequence[str],
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options, stats: Sequence[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
@@ -86,7 +80,7 @@ class _Flash(torch.autograd.Function):
         if sink is not None:
             logit = sink.to(lse.dtype).view(1, -1, 1)
             # The factor is cast, because mixing half and single precision costs ten times as much on the CPU. Not in
-            # place: torch.compile of torch 2.11 then gives wrong gradients, silently.
+            # place: torch.compile of torch 2.11 would silently give wrong gradients.
             out = out * torch.sigmoid(lse - logit).to(out.dtype).unsqueeze(-1)
             lse = torch.logaddexp(lse, logit)
         ctx.save_for_backward(q, k, v, sink, mask, out, lse)

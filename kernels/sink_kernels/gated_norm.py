@@ -1,10 +1,10 @@
-"""The entry to the fused norm and gate of the residual stream."""
+"""The public entry point of the fused norm and gate of the residual stream."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args, overload
+from typing import Literal, TypedDict, Unpack, get_args, overload
 
 from torch import Tensor
 
@@ -15,34 +15,24 @@ NormStatistic = Literal["absmax", "fourth_moment"]
 NormBackend = Literal["auto", "triton", "reference"]
 
 
+class _Arguments(TypedDict, total=False):
+    pre_affine: Tensor | None
+    eps: float
+    offset: float
+    backend: NormBackend
+
+
 @overload
 def gated_norm(  # type: ignore[overload-overlap]
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    *,
-    pre_affine: Tensor | None = ...,
-    eps: float = ...,
-    offset: float = ...,
-    stats: tuple[()] = ...,
-    backend: NormBackend = ...,
+    x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, *, stats: tuple[()] = ..., **arguments: Unpack[_Arguments]
 ) -> Tensor: ...
 
 
 @overload
 def gated_norm(
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    *,
-    pre_affine: Tensor | None = ...,
-    eps: float = ...,
-    offset: float = ...,
-    stats: Sequence[NormStatistic],
-    backend: NormBackend = ...,
-) -> tuple[Tensor, dict[str, Tensor]]: ...
+    x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, *, stats: Sequence[NormStatistic],
+    **arguments: Unpack[_Arguments],
+) -> tuple[Tensor, dict[str, Tensor]]: ...  # fmt: skip
 
 
 def gated_norm(
@@ -57,25 +47,26 @@ def gated_norm(
     stats: Sequence[NormStatistic] = (),
     backend: NormBackend = "auto",
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-    """RMSNorm, optionally behind PreAffine, with the low-rank gate of GatedNorm (arXiv 2601.22966).
+    """RMSNorm, optionally after PreAffine, with the low-rank gate of GatedNorm (arXiv 2601.22966).
 
-    The formulas stand in `sink_kernels.gated_norm_reference`.
+    See `sink_kernels.gated_norm_reference` for the formulas.
 
     Args:
         x: [..., D].
         weight: RMSNorm's gain [D].
-        w_down: [r, D], as nn.Linear(D, r) holds it.
-        w_up: [D, r], as nn.Linear(r, D) holds it; [1, r] for one gate a token (reference only).
+        w_down: [r, D], the weight of nn.Linear(D, r).
+        w_up: [D, r], the weight of nn.Linear(r, D); [1, r] for one gate per token (reference only).
         pre_affine: lambda_1 of PreAffine [D].
         eps: added to the mean square.
         offset: added to the gate's pre-activation; logit(g) starts the gate at g.
         stats: per channel over all rows, float32 and not differentiable: "absmax" and "fourth_moment" (mean of y^4).
-        backend: "auto" takes "triton" on a GPU where it can (rank up to 128, a gate a channel), "reference" elsewhere.
+        backend: "auto" uses "triton" on a GPU if supported (rank up to 128, channel-wise gate), else "reference".
 
     Returns:
-        y like x, or (y, {name: [D]}) if `stats` is not empty. Parameters may have another dtype than x.
+        y like x, or (y, {name: [D]}) if `stats` is not empty. Parameters may have a different dtype than x.
     """
-    _validate(x, weight, w_down, w_up, pre_affine, eps, offset, stats, backend)
+    _validate_tensors(x, weight, w_down, w_up, pre_affine)
+    _validate_options(eps, offset, stats, backend)
     if backend == "triton" or (backend == "auto" and x.device.type == "cuda"):
         reason = gated_norm_op.unsupported(x, w_down, w_up)
         if reason is None:
@@ -87,17 +78,7 @@ def gated_norm(
     return (y, taken) if stats else y
 
 
-def _validate(
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    eps: float,
-    offset: float,
-    stats: Sequence[str],
-    backend: str,
-) -> None:
+def _validate_tensors(x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None) -> None:
     width = x.shape[-1] if x.dim() else 0
     if x.dim() < 2 or x.numel() == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}: gated_norm takes [..., D] with at least one row; reshape x")
@@ -106,7 +87,7 @@ def _validate(
         raise ValueError(f"x is {x.dtype}: supported are {names}; cast x")
     for name, vector in (("weight", weight), ("pre_affine", pre_affine)):
         if vector is not None and vector.shape != (width,):
-            raise ValueError(f"{name} has shape {tuple(vector.shape)}: it must be [D] = ({width},); one gain a channel")
+            raise ValueError(f"{name} has shape {tuple(vector.shape)}: it must be [D] = ({width},); a gain per channel")
     if w_down.dim() != 2 or w_down.shape[1] != width or w_down.shape[0] < 1:
         raise ValueError(
             f"w_down has shape {tuple(w_down.shape)}: it must be [r, D] with D = {width}, as nn.Linear({width}, r)"
@@ -114,16 +95,19 @@ def _validate(
     rank = w_down.shape[0]
     if w_up.shape != (width, rank) and w_up.shape != (1, rank):
         raise ValueError(
-            f"w_up has shape {tuple(w_up.shape)}: it must be [D, r] = ({width}, {rank}), as nn.Linear({rank}, {width}) "
-            f"holds it, or (1, {rank}) for one gate a token"
+            f"w_up has shape {tuple(w_up.shape)}: it must be [D, r] = ({width}, {rank}), as "
+            f"nn.Linear({rank}, {width}), or (1, {rank}) for one gate per token"
         )
     for name, tensor in (("weight", weight), ("w_down", w_down), ("w_up", w_up), ("pre_affine", pre_affine)):
         if tensor is not None and (not tensor.is_floating_point() or tensor.device != x.device):
             raise ValueError(
                 f"{name} is {tensor.dtype} on {tensor.device}: it must be floating point on {x.device}; cast or move it"
             )
+
+
+def _validate_options(eps: float, offset: float, stats: Sequence[str], backend: str) -> None:
     if not 0.0 <= eps < math.inf:
-        raise ValueError(f"eps={eps}: it must be finite and not negative; 1e-6 is the usual one")
+        raise ValueError(f"eps={eps}: it must be finite and not negative; 1e-6 is usual")
     if not -math.inf < offset < math.inf:
         raise ValueError(f"offset={offset}: it must be finite; 0 starts the gate at one half")
     for name in stats:

@@ -1,4 +1,4 @@
-"""The Triton GatedNorm as torch custom ops. Importing this file imports no Triton; running an op does."""
+"""The Triton GatedNorm as torch custom ops. Triton is imported only when an op runs."""
 
 from __future__ import annotations
 
@@ -8,33 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sink_kernels.launching import triton_refuses
+from sink_kernels.launching import triton_unsupported
 
 MAX_RANK = 128
 
 
 def unsupported(x: Tensor, w_down: Tensor, w_up: Tensor) -> str | None:
-    """Why this path cannot take the call, with what can; None where it can."""
-    reason = triton_refuses("x", x)
+    """Why this backend does not support the call, and what does; None if it does."""
+    reason = triton_unsupported("x", x)
     if reason is not None:
         return reason
     if w_down.shape[0] > MAX_RANK:
-        return f"backend 'triton' takes ranks up to {MAX_RANK}, w_down has {w_down.shape[0]}: use backend='reference'"
+        return f"backend 'triton' needs ranks up to {MAX_RANK}, w_down has {w_down.shape[0]}: use backend='reference'"
     if w_up.shape[0] != x.shape[-1]:
-        return "backend 'triton' gates every channel, w_up gates the token as a whole: use backend='reference'"
+        return "backend 'triton' supports a gate per channel, w_up is a gate per token: use backend='reference'"
     return None
 
 
 def gated_norm(
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    eps: float,
-    offset: float,
-    stats: Sequence[str],
-) -> tuple[Tensor, dict[str, Tensor]]:
+    x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None,
+    eps: float, offset: float, stats: Sequence[str],
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """y like x [..., D] and the named statistics [D]; arguments as in `sink_kernels.gated_norm`."""
     y, _, _, absmax, fourth = gated_norm_forward(
         x.reshape(-1, x.shape[-1]), weight, w_down, w_up, pre_affine, eps, offset, len(stats) > 0
@@ -45,15 +39,9 @@ def gated_norm(
 
 @torch.library.custom_op("sink_kernels::gated_norm_forward", mutates_args=())
 def gated_norm_forward(
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    eps: float,
-    offset: float,
-    stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None,
+    eps: float, offset: float, stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(y [M, D], 1 / rms [M], h [M, R], absmax [D], fourth moment [D]) of x [M, D]."""
     from sink_kernels import triton_gated_norm
 
@@ -62,16 +50,9 @@ def gated_norm_forward(
 
 @torch.library.custom_op("sink_kernels::gated_norm_backward", mutates_args=())
 def gated_norm_backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    rstd: Tensor,
-    h: Tensor,
-    offset: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dy: Tensor, x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None,
+    rstd: Tensor, h: Tensor, offset: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dx, dweight, dw_down, dw_up, dpre_affine); the last is empty without PreAffine."""
     from sink_kernels import triton_gated_norm
 
@@ -79,16 +60,8 @@ def gated_norm_backward(
 
 
 @gated_norm_forward.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    eps: float,
-    offset: float,
-    stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, w_down: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    stats = others[-1]
     rows, width = x.shape
     absmax, fourth = (x.new_empty(width if stats else 0, dtype=torch.float32) for _ in range(2))
     rstd = x.new_empty(rows, dtype=torch.float32)
@@ -98,15 +71,7 @@ def _(
 
 @gated_norm_backward.register_fake
 def _(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    rstd: Tensor,
-    h: Tensor,
-    offset: float,
+    dy: Tensor, x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     parameters = [p.new_empty(p.shape) for p in (weight, w_down, w_up)]
     dpre = x.new_empty(0) if pre_affine is None else pre_affine.new_empty(pre_affine.shape)

@@ -18,15 +18,9 @@ from torch import Tensor
 
 
 def gated_norm(
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    eps: float,
-    offset: float,
-    stats: Sequence[str],
-) -> tuple[Tensor, dict[str, Tensor]]:
+    x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None,
+    eps: float, offset: float, stats: Sequence[str],
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """y like x [..., D] and the named statistics [D]; arguments as in `sink_kernels.gated_norm`."""
     with torch.autocast(x.device.type, enabled=False):
         wide = torch.promote_types(x.dtype, torch.float32)

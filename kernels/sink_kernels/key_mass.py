@@ -28,11 +28,11 @@ def key_mass(
     Args:
         q: queries [B, H, T, D].
         k: keys [B, Hkv, T, D].
-        lse: the statistic `lse` [B, H, T] of the same `attention` call. It includes the sink, so none is needed here.
+        lse: the statistic `lse` [B, H, T] of the same `attention` call. It includes the sink.
         normalizer, bias, clip, scale, window, softcap: as in that call.
 
-    For the softmax kinds key mass and sink mass together are T in every head. For sigmoid, clipped_softmax and a
-    function the rows are renormalized to sum to 1 first, as in the statistic `first_key_mass`; a function is given all
+    For the softmax kinds key mass and sink mass sum to T in every head. For sigmoid, clipped_softmax and a
+    function the rows are renormalized to sum to 1 first, as in the statistic `first_key_mass`; a function receives all
     scores at once, in T x T memory. Dividing by the number of queries that see key j, T - j, gives the importance
     alpha_j of Gu et al., arXiv 2410.10781.
     """

@@ -1,4 +1,4 @@
-"""Where Triton kernels can run, and what a launch needs to know of its device. Imports no Triton."""
+"""Where Triton kernels can run, and device properties needed for a launch. Does not import Triton."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
 
-def triton_refuses(name: str, x: Tensor) -> str | None:
-    """Why no Triton kernel can take the tensor called `name`, with what can; None where one can."""
+def triton_unsupported(name: str, x: Tensor) -> str | None:
+    """Why Triton kernels do not support the tensor called `name`, and what does; None if they do."""
     if not _INSTALLED:
         return "triton is not installed (it is Linux only): use backend='auto' or 'reference'"
     if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -25,15 +25,15 @@ def triton_refuses(name: str, x: Tensor) -> str | None:
         )
     if x.dtype not in DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        return f"backend 'triton' takes {names}, {name} is {x.dtype}: cast {name} or use backend='reference'"
+        return f"backend 'triton' supports {names}, {name} is {x.dtype}: cast {name} or use backend='reference'"
     return None
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Make a GPU the current one: Triton launches on the current device, whatever its tensors are on."""
+    """Make a GPU current: Triton launches on the current device, regardless of its tensors' device."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def is_nvidia(device: torch.device) -> bool:
-    """Whether PTX and TF32 exist there: not on ROCm, not in the interpreter."""
+    """Whether PTX and TF32 are available: neither on ROCm nor in the interpreter."""
     return device.type == "cuda" and torch.version.hip is None

@@ -1,4 +1,4 @@
-"""The causal, possibly windowed mask as a [T, T] tensor, cached: for the reference and for windows on the CPU path."""
+"""The causal, possibly windowed mask as a [T, T] tensor, cached; for the reference and for windows on the CPU."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def causal_mask(tokens: int, window: int | None, device: torch.device) -> Tensor
 def additive_causal_mask(tokens: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[T, T] of `dtype`: 0 where allowed, far below any logit where forbidden.
 
-    Finite, because a key block that is forbidden as a whole would otherwise compute inf - inf.
+    Finite, because a fully masked key block would otherwise compute inf - inf.
     """
     return _cached(tokens, window, dtype, device)
 
 
 def _cached(tokens: int, window: int | None, dtype: torch.dtype | None, device: torch.device) -> Tensor:
-    # A traced or fake mask belongs to its graph or mode: it must neither be kept nor come from outside.
+    # A traced or fake mask belongs to its graph or mode, so it bypasses the cache.
     if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return _build(tokens, window, dtype, device)
     key = (tokens, window, dtype, device)
@@ -42,7 +42,7 @@ def _cached(tokens: int, window: int | None, dtype: torch.dtype | None, device: 
     if mask is not None:
         _cache.move_to_end(key)
         return mask
-    # A mask first built during validation would be an inference tensor, which autograd refuses to save later.
+    # A mask first built during validation would be an inference tensor, which autograd cannot save later.
     with torch.inference_mode(False):
         mask = _build(tokens, window, dtype, device)
     if type(mask) is Tensor:

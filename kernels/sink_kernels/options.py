@@ -1,4 +1,4 @@
-"""What one attention call asks for, beside its tensors.
+"""The options of an attention call.
 
 Shapes in this package: B batch, H query heads, Hkv key/value heads (H = G * Hkv), T tokens, D head dimension.
 """
@@ -22,7 +22,7 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 
 
 class Options(NamedTuple):
-    """The settled, validated options of a call: `scale` is filled in, a window that cuts nothing off is None."""
+    """The resolved, validated options of a call: `scale` is set, a window that excludes nothing is None."""
 
     normalizer: str | NormalizerFunction = "softmax"
     scale: float = 1.0
@@ -38,10 +38,10 @@ class Options(NamedTuple):
 
     @property
     def renormalized(self) -> bool:
-        """Whether the rows need not sum to 1, so that their statistics are those of the renormalized row."""
+        """Whether rows may not sum to 1, so that their statistics are those of the renormalized row."""
         return callable(self.normalizer) or self.normalizer in ("sigmoid", "clipped_softmax")
 
     @property
     def normalizer_name(self) -> str:
-        """What a message calls the normalizer."""
+        """The normalizer's name in messages."""
         return "a function" if callable(self.normalizer) else repr(self.normalizer)

@@ -24,13 +24,7 @@ from sink_kernels.options import Options
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    options: Options,
-    stats: Sequence[str],
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options, stats: Sequence[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
     with torch.autocast(q.device.type, enabled=False):
@@ -67,14 +61,14 @@ def normalize(logits: Tensor, sink_logit: Tensor | None, options: Options) -> Te
                 f"the normalizer gave {tuple(weights.shape)} {weights.dtype} for scores {tuple(logits.shape)} "
                 f"{logits.dtype}: it must keep both; reshape or cast its weights"
             )
-        # Whatever the function makes of -inf, the future stays unseen.
+        # Future keys stay masked, whatever the function returns for -inf.
         return weights.masked_fill(causal_mask(logits.shape[-1], options.window, logits.device), 0.0)
     if options.bias is not None:
         return torch.sigmoid(logits + options.bias)
     weights = logits.softmax(-1)
     if options.clip is not None:
         gamma, zeta = options.clip
-        # gamma <= 0 sends a forbidden key's zero to zero again.
+        # As gamma <= 0, the zero of a forbidden key stays zero.
         weights = ((zeta - gamma) * weights + gamma).clamp(0.0, 1.0)
     return weights
 
@@ -85,7 +79,7 @@ def statistics(
     """The named statistics [B, H, T] in float32; defined in `sink_kernels.attention`."""
     if not names:
         return {}
-    # A row may be empty: it then has no mass on any key, and no entropy.
+    # An empty row has no mass on any key and no entropy.
     mass = weights.sum(-1).clamp_min(torch.finfo(weights.dtype).tiny) if options.renormalized else weights.new_ones(())
     lse = log_total(logits, weights, sink_logit, options)
     taken: dict[str, Tensor] = {}
@@ -110,7 +104,7 @@ def statistics(
 
 
 def log_total(logits: Tensor, weights: Tensor, sink_logit: Tensor | None, options: Options) -> Tensor:
-    """log of what a row is divided by (softmax kinds, sink included) or of its total mass (sigmoid, a function)."""
+    """log of a row's denominator (softmax kinds, sink included) or of its total mass (sigmoid, a function)."""
     if callable(options.normalizer) or options.normalizer == "sigmoid":
         return weights.sum(-1).log()
     lse = logits.logsumexp(-1)

@@ -1,7 +1,7 @@
 """Passes over the attention matrix a block of rows at a time, given the lse: never a T x T matrix.
 
-What the fused forward does not return (entropy, the largest logit, the mass each key receives) is recomputed from q, k
-and the lse that the forward saved, at the cost of q k^T alone.
+Values that the fused forward does not return (entropy, the largest logit, the mass of each key) are recomputed from q,
+k and the saved lse, at the cost of q k^T.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def logit_blocks(q: Tensor, k: Tensor, options: Options) -> Iterator[tuple[slice
     k = k.to(wide)
     positions = torch.arange(tokens, device=q.device)
     rows_a_block = max(16, min(tokens, _BLOCK_ELEMENTS // (batch * heads * tokens)))
-    # Last rows first: they see the most keys, and what later blocks need then fits into what earlier ones gave back.
+    # Last rows first: they see the most keys, so later blocks fit into memory freed by earlier ones.
     for start in reversed(range(0, tokens, rows_a_block)):
         stop = min(start + rows_a_block, tokens)
         first = 0 if options.window is None else max(0, start - options.window + 1)
@@ -74,7 +74,7 @@ def entropy_and_max_logit(
         row_lse = lse[:, :, rows]
         maxima.append(flat.amax(-1))
         weights = (flat - row_lse.unsqueeze(-1)).exp()
-        # 0 * -inf at forbidden keys is not a number; their share is none.
+        # 0 * -inf at forbidden keys is NaN; they contribute nothing.
         expected = (weights * flat.clamp_min(torch.finfo(flat.dtype).min)).sum(-1)
         entropies.append(row_lse - expected)
     entropy = torch.cat(entropies[::-1], dim=-1)

@@ -1,8 +1,8 @@
-"""The tile table: block sizes, warps and stages of each attention kernel. Checked in; nothing is tuned at run time.
+"""The tile table: block sizes, warps and stages of each attention kernel. Static; nothing is tuned at run time.
 
-Chosen by the offline compile report (`make kernel-report`) on what Triton 3.6 makes of them: the
-best modeled utilization without a spill inside the hot loop, some registers left for statistics and windows. Not yet
-ranked by a run on a GPU.
+Chosen by the offline compile report (`make kernel-report`) with Triton 3.6: the best modeled
+utilization without a spill in the hot loop, with some registers left for statistics and windows. Not yet ranked on a
+GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 class Tile(NamedTuple):
-    """Rows (queries) and columns (keys, channels) a program holds at once, its warps, and the loads kept in flight."""
+    """Rows (queries) and columns (keys, channels) per program, warps, and pipeline stages."""
 
     rows: int
     columns: int
@@ -56,7 +56,7 @@ _AMPERE: dict[tuple[str, int], Tile] = _HOPPER | {
     ("key_mass", 256): Tile(64, 32, 8, 2),
 }
 
-# What `make gpu-report STAGES=c` ranks on a GPU beside the table's own: no spill in the hot loop on sm_90.
+# Candidates that `make gpu-report STAGES=c` ranks against the table's tiles: no spill in the hot loop on sm_90.
 CANDIDATES: dict[tuple[str, int], tuple[Tile, ...]] = {
     ("forward", 64): (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(128, 64, 4, 2)),
     ("forward", 128): (Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(128, 64, 8, 2)),
@@ -76,20 +76,20 @@ def tile_for(kernel: str, head_dim: int, dtype: torch.dtype, capability: tuple[i
     """The tile of `kernel` for a padded head dimension, a dtype and a compute capability."""
     hopper = capability[0] == 9 or capability in ((10, 0), (10, 3))
     if dtype == torch.float32:
-        # Three tensor-core passes on split operands: their pieces fill the registers.
+        # Three tensor-core passes on split operands, which fill the registers.
         if head_dim <= 64:
             return Tile(64, 64, 8, 1) if hopper else Tile(32, 32, 4, 1)
         return Tile(16, 32 if head_dim <= 128 else 16, 4, 1)
     tile = (_HOPPER if hopper else _AMPERE)[kernel, max(head_dim, 32)]
     if not (hopper or capability == (8, 0)):
-        # Consumer GPUs have 99 KB of shared memory a block.
+        # Consumer GPUs have 99 KB of shared memory per block.
         side = 64 if head_dim <= 64 else 32
         return Tile(min(tile.rows, side), min(tile.columns, side), 4 if head_dim <= 128 else 8, 1)
     return tile
 
 
 def norm_tile_for(kernel: str, rank: int) -> Tile:
-    """The tile of a GatedNorm kernel. Made for ranks up to 32; above 64 the weight gradients overflow the registers."""
+    """The tile of a GatedNorm kernel. Tuned for ranks up to 32; above 64 the weight gradients spill registers."""
     if kernel != "backward_channels":
         return Tile(64, 64, 4, 2)
     return Tile(32, 64, 4, 2) if rank <= 32 else Tile(64, 64, 8, 1)

@@ -1,14 +1,14 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
 """The fused backward, in three kernels without atomics: rows first, then keys and values, then queries.
 
-Only the gated output y = g * o is saved, g = sigmoid(gate). That is enough:
+Only the gated output y = g * o is saved, g = sigmoid(gate). It is sufficient:
 
     delta_i = sum_d dO_id o_id = sum_d dY_id y_id        dO = dY * g
     dgate   = dY * y * (1 - g)  (element-wise)           dgate_i = delta_i (1 - g_i)  (head-wise)
     dsink_h = -sum_bi exp(sink_h - lse_bhi) delta_bhi
     dS_ij   = P_ij (dO_i . v_j - delta_i)                sigmoid attention: P_ij (1 - P_ij) dO_i . v_j
 
-with P_ij = exp(s_ij - lse_i) and an lse that includes the sink, so that nothing but dsink knows of the sink.
+with P_ij = exp(s_ij - lse_i) and an lse that includes the sink, so only dsink depends on the sink explicitly.
 """
 
 from __future__ import annotations

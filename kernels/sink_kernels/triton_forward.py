@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
 """The fused forward: causal attention, its sink, its gate and its statistics in one pass over the keys.
 
-Logits are kept raw, as the dot product gives them: s = raw * scale, or cap * tanh(raw * scale / cap). The softmax runs
-in base 2, so that exp(s - m) is one multiply-add and one exp2. The sink joins in the epilogue alone, the gate likewise:
-neither costs anything inside the loop.
+Logits are kept as raw dot products: s = raw * scale, or cap * tanh(raw * scale / cap). The softmax runs
+in base 2, so that exp(s - m) is one multiply-add and one exp2. Sink and gate are applied in the epilogue, at no cost
+inside the loop.
 """
 
 from __future__ import annotations

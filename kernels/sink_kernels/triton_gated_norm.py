@@ -16,9 +16,9 @@ Backward, with t = dy s, dh = ((t n (1 - s)) W_up) silu'(h) and dn = t + dh W_do
     dW_down = a sum_i dh xr                              dW_up = a sum_i (t xr (1 - s)) silu(h)
 
 The right form of c needs no second sweep: the rows kernel gathers t n (1 - s) W_up and c in one. The channels kernel
-then gives each program a stripe of channels and a share of the rows; it writes dx and keeps the sums over its rows in
-registers. The shares are added up in torch: no atomics. Whatever is constant in a row or a channel stays out of the
-blocks, because at rank 16 the kernels issue instructions about as long as they wait for memory.
+then gives each program a stripe of channels and a part of the rows; it writes dx and keeps the sums over its rows in
+registers. The parts are summed in torch, without atomics. Factors that are constant in a row or a channel stay out of
+the blocks, because at rank 16 instruction issue takes about as long as memory access.
 """
 
 from __future__ import annotations
@@ -157,11 +157,11 @@ def gated_norm_backward_rows_kernel(
         columns = k + o_k
         b_gain = _gain(p_weight, p_pre, columns, D, PRE, EVEN)
         b_up = _load_up(p_up, columns, o_r, D, R)
-        b_s, b_shut = _open(b_z, b_up, offset, BM, BK, HALF, PRECISION)
+        b_s, b_closed = _open(b_z, b_up, offset, BM, BK, HALF, PRECISION)
         b_t = _load(p_dy, rows, columns, s_dy, M, D, EVEN) * b_s
         b_t = b_t * (_load(p_x, rows, columns, s_x, M, D, EVEN) * b_rstd[:, None])
         b_c += tl.sum(b_t * b_gain[None, :], 1)
-        b_dz = _dot(b_t * b_shut, b_up * b_gain[:, None], b_dz, HALF, PRECISION)
+        b_dz = _dot(b_t * b_closed, b_up * b_gain[:, None], b_dz, HALF, PRECISION)
     b_dh = b_dz * b_open * (1.0 + b_h * (1.0 - b_open))
     b_c = (b_c + tl.sum(b_dh * b_h, 1)) * b_rstd / D
     tl.store(p_dh + p_block, b_dh, mask=m_h)
@@ -202,11 +202,11 @@ def gated_norm_backward_channels_kernel(
         b_rstd = tl.load(p_rstd + rows, mask=m_row, other=0.0)
         b_c = tl.load(p_c + rows, mask=m_row, other=0.0)
         b_z = b_h * sigmoid(b_h)
-        b_s, b_shut = _open(b_z, b_up, offset, BM, BK, HALF, PRECISION)
+        b_s, b_closed = _open(b_z, b_up, offset, BM, BK, HALF, PRECISION)
         b_t = _load(p_dy, rows, columns, s_dy, M, D, EVEN) * b_s
         b_x = _load(p_x, rows, columns, s_x, M, D, EVEN)
         b_xr = b_x * b_rstd[:, None]
-        b_dup = _dot(tl.trans(b_t * b_xr * b_shut), b_z, b_dup, HALF, PRECISION)
+        b_dup = _dot(tl.trans(b_t * b_xr * b_closed), b_z, b_dup, HALF, PRECISION)
         b_ddown = _dot(tl.trans(b_xr), b_dh, b_ddown, HALF, PRECISION)
         b_dn = _dot(b_dh, tl.trans(b_down), b_t, HALF, PRECISION)
         b_along += tl.sum(b_dn * b_xr, 0)
@@ -229,16 +229,10 @@ def gated_norm_backward_channels_kernel(
 
 
 def forward(
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    eps: float,
-    offset: float,
-    stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(y [M, D], 1 / rms [M], h [M, R], absmax [D], fourth moment [D]) of x [M, D]; statistics empty if not wanted."""
+    x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None,
+    eps: float, offset: float, stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(y [M, D], 1 / rms [M], h [M, R], absmax [D], fourth moment [D]) of x [M, D]; statistics may be empty."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     rows, width = x.shape
     rank = w_down.shape[0]
@@ -248,28 +242,12 @@ def forward(
     rstd = x.new_empty(rows, dtype=torch.float32)
     h = x.new_empty((rows, rank), dtype=torch.float32)
     absmax, fourth = (x.new_empty((blocks, width) if stats else (0, 0), dtype=torch.float32) for _ in range(2))
+    pre = weight if pre_affine is None else pre_affine.contiguous()
+    read = (x, weight.contiguous(), pre, w_down.contiguous(), w_up.contiguous())
+    scalars = (x.stride(0), y.stride(0), rows, width, eps, offset)
     with on_device(x.device):
         gated_norm_forward_kernel[(blocks,)](
-            x,
-            weight.contiguous(),
-            weight if pre_affine is None else pre_affine.contiguous(),
-            w_down.contiguous(),
-            w_up.contiguous(),
-            y,
-            rstd,
-            h,
-            absmax,
-            fourth,
-            x.stride(0),
-            y.stride(0),
-            rows,
-            width,
-            eps,
-            offset,
-            STATS=stats,
-            **_constants(x, rank, tile, pre_affine),
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            *read, y, rstd, h, absmax, fourth, *scalars, STATS=stats, **_constants(x, rank, tile, pre_affine)
         )
     if stats:
         return y, rstd, h, absmax.amax(0), fourth.sum(0) / rows
@@ -277,16 +255,9 @@ def forward(
 
 
 def backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    pre_affine: Tensor | None,
-    rstd: Tensor,
-    h: Tensor,
-    offset: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dy: Tensor, x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor, pre_affine: Tensor | None,
+    rstd: Tensor, h: Tensor, offset: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dx, dweight, dw_down, dw_up, dpre_affine); the last is empty without PreAffine."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     dy = dy if dy.stride(-1) == 1 else dy.contiguous()
@@ -306,54 +277,17 @@ def backward(
     c = torch.empty_like(rstd)
     dweight, dpre = (x.new_empty((shares, width), dtype=torch.float32) for _ in range(2))
     ddown, dup = (x.new_empty((shares, width, rank), dtype=torch.float32) for _ in range(2))
+    strides, lengths = (dy.stride(0), x.stride(0)), (rows, width)
     with on_device(x.device):
         rows_tile = norm_tile_for("backward_rows", rank)
         gated_norm_backward_rows_kernel[(triton.cdiv(rows, rows_tile.rows),)](
-            dy,
-            x,
-            weight,
-            pre,
-            w_up,
-            rstd,
-            h,
-            dh,
-            c,
-            dy.stride(0),
-            x.stride(0),
-            rows,
-            width,
-            offset,
+            dy, x, weight, pre, w_up, rstd, h, dh, c, *strides, *lengths, offset,
             **_constants(x, rank, rows_tile, pre_affine),
-            num_warps=rows_tile.warps,
-            num_stages=rows_tile.stages,
-        )
+        )  # fmt: skip
         gated_norm_backward_channels_kernel[(stripes * shares,)](
-            dy,
-            x,
-            weight,
-            pre,
-            w_down,
-            w_up,
-            rstd,
-            h,
-            dh,
-            c,
-            dx,
-            dweight,
-            dpre,
-            ddown,
-            dup,
-            dy.stride(0),
-            x.stride(0),
-            dx.stride(0),
-            rows,
-            width,
-            share,
-            offset,
-            **_constants(x, rank, tile, pre_affine),
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
+            dy, x, weight, pre, w_down, w_up, rstd, h, dh, c, dx, dweight, dpre, ddown, dup,
+            *strides, dx.stride(0), *lengths, share, offset, **_constants(x, rank, tile, pre_affine),
+        )  # fmt: skip
     return (
         dx,
         dweight.sum(0).to(weight.dtype),
@@ -365,7 +299,7 @@ def backward(
 
 def _constants(x: Tensor, rank: int, tile: Tile, pre_affine: Tensor | None) -> dict[str, int | bool | str]:
     nvidia = is_nvidia(x.device)
-    # float16 would overflow where a massive activation meets its gain: TF32 has its mantissa and float32's range.
+    # A massive activation times its gain would overflow float16; TF32 has its mantissa and float32's range.
     precision = {torch.float32: "tf32x3", torch.float16: "tf32"}.get(x.dtype, "ieee") if nvidia else "ieee"
     return {
         "R": rank,
@@ -376,4 +310,6 @@ def _constants(x: Tensor, rank: int, tile: Tile, pre_affine: Tensor | None) -> d
         "PRE": pre_affine is not None,
         "HALF": x.dtype == torch.bfloat16,
         "PRECISION": precision,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
     }

@@ -12,7 +12,7 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-# Stands for minus infinity: finite, so that a row without an allowed key in its first blocks gives no inf - inf; and a
+# In place of minus infinity: finite, so that a row without an allowed key in its first blocks gives no inf - inf; and a
 # power of two, so that a fused multiply-add of it with the scale is exact and such a row's exp2(0) stays 1.
 FAR_BELOW = tl.constexpr(-(2.0**100))
 
@@ -30,7 +30,7 @@ ELEMENT_GATE = tl.constexpr(2)
 def sigmoid2(x):
     """sigmoid(x / log2(e)), of a logit in base 2, with a relative error of 2^-21.
 
-    Not by tanh.approx.f32: its error is 2^-11 near -1, where the weight or gate made of it is nearly 0. The square of
+    Not tanh.approx.f32, whose error is 2^-11 near -1, where the resulting weight or gate is nearly 0. The square of
     rsqrt is a reciprocal in two instructions; a division takes five.
     """
     root = tl.rsqrt(1.0 + tl.exp2(-x))

@@ -1,4 +1,4 @@
-"""Refusing bad input before anything is launched: each message names the value, the limit and the remedy."""
+"""Input validation before any launch: each message states the value, the limit and the remedy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def validate_attention(
     stats: Sequence[str],
     backend: str,
 ) -> Options:
-    """Check every argument of `attention`; return its settled options. Costs a few microseconds."""
+    """Check every argument of `attention`; return its resolved options. Takes a few microseconds."""
     shape = q.shape
     options = validate_scores(
         q, k, normalizer=normalizer, bias=bias, clip=clip, scale=scale, window=window, softcap=softcap
@@ -44,13 +44,13 @@ def validate_attention(
     if (sink is not None) != (normalizer == "learnable_sink"):
         raise ValueError(
             f"normalizer={normalizer!r} with sink {'missing' if sink is None else 'given'}: "
-            "a sink [H] goes with normalizer='learnable_sink' and with no other"
+            "a sink [H] is valid only with normalizer='learnable_sink'"
         )
     if sink is not None:
         if sink.shape != shape[1:2]:
             raise ValueError(
                 f"sink has shape {tuple(sink.shape)}, q has {shape[1]} heads: "
-                f"the sink needs one logit a head, shape ({shape[1]},)"
+                f"the sink needs one logit per head, shape ({shape[1]},)"
             )
         if not sink.is_floating_point() or sink.device != q.device:
             raise ValueError(
@@ -86,7 +86,7 @@ def validate_scores(
     window: int | None,
     softcap: float | None,
 ) -> Options:
-    """Check what decides the attention scores: q, k and the options; return the settled options."""
+    """Check the inputs of the attention scores: q, k and the options; return the resolved options."""
     q_shape, k_shape = q.shape, k.shape
     if len(q_shape) != 4 or len(k_shape) != 4:
         raise ValueError(
@@ -97,7 +97,7 @@ def validate_scores(
     if k_shape[0] != batch or k_shape[2] != tokens or k_shape[3] != head_dim:
         raise ValueError(
             f"q has shape {tuple(q_shape)}, k has {tuple(k_shape)}: B, T and D must agree "
-            "(causal attention over one text: no cache, no cross attention)"
+            "(causal self-attention over one sequence: no cache, no cross attention)"
         )
     if tokens < 1 or head_dim < 1 or k_shape[1] < 1 or heads % k_shape[1] != 0:
         raise ValueError(
@@ -114,15 +114,15 @@ def validate_scores(
         raise ValueError(f"unknown normalizer {normalizer!r}: choose among {', '.join(NORMALIZERS)}, or a function")
     if (bias is not None) != (normalizer == "sigmoid"):
         raise ValueError(
-            f"normalizer={normalizer!r} with bias={bias}: a bias goes with normalizer='sigmoid' and with no other "
-            "(-log(context length) is the usual one)"
+            f"normalizer={normalizer!r} with bias={bias}: a bias is valid only with normalizer='sigmoid' "
+            "(-log(context length) is usual)"
         )
     if bias is not None and (isinstance(bias, Tensor) or not -math.inf < bias < math.inf):
         raise ValueError(f"bias={bias}: it must be a finite number; pass a float")
     if (clip is not None) != (normalizer == "clipped_softmax"):
         raise ValueError(
-            f"normalizer={normalizer!r} with clip={clip}: clip=(gamma, zeta) goes with normalizer='clipped_softmax' "
-            "and with no other (gamma = -alpha / context length, zeta = 1 are the usual ones)"
+            f"normalizer={normalizer!r} with clip={clip}: clip=(gamma, zeta) is valid only with "
+            "normalizer='clipped_softmax' (gamma = -alpha / context length, zeta = 1 is usual)"
         )
     if clip is not None and not (len(clip) == 2 and clip[0] <= 0.0 and clip[1] >= 1.0):
         raise ValueError(f"clip={clip}: it must be (gamma, zeta) with gamma <= 0 and zeta >= 1; stretch the interval")

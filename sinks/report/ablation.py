@@ -1,4 +1,4 @@
-"""Run folders sorted into variants and seeds: what a report, a figure or a notebook compares."""
+"""Run folders sorted into variants and seeds: the input of reports, figures and notebooks."""
 
 import math
 import re
@@ -18,7 +18,7 @@ Side = Literal["none", "attention", "residual", "both", "unknown"]
 Mechanism = Literal["none", "unnormalized", "clipped", "absorbed", "gated", "unknown"]
 
 OLD_SPELLINGS = {"unnormalised": "unnormalized"}
-# What a run's summary reveals of its mechanism, where no ablation file states it.
+# Summary keys that reveal a run's mechanism when no ablation file states it.
 MECHANISM_BY_KEY: dict[str, Mechanism] = {
     "clipped_share": "clipped",
     "gate_mean": "gated",
@@ -64,15 +64,15 @@ class Variant:
 
     Args:
         name: the folder's name.
-        label: what tables call it.
-        short: what figures call it.
+        label: its name in tables.
+        short: its name in figures.
         side: which sink it acts on.
-        runs: finished runs, sorted by seed, those that diverged left out.
+        runs: finished runs that did not diverge, sorted by seed.
         diverged: finished runs that diverged: results, but never averaged with the others.
         unfinished: folders without summary.json.
-        missing: seeds the ablation file names and nobody has begun.
+        missing: seeds in the ablation file that were never started.
         paper: what the paper expects, in a sentence.
-        recipe: figures measured before, in scratch runs.
+        recipe: numbers from earlier scratch runs.
         mechanisms: how it handles sinks.
     """
 
@@ -90,7 +90,7 @@ class Variant:
 
     @property
     def shown(self) -> list[Run]:
-        """The runs that stand for the variant in a figure: the diverged ones only if there are no others."""
+        """The runs that represent the variant in a figure; diverged ones only if there are no others."""
         return self.runs or self.diverged
 
 
@@ -102,13 +102,13 @@ class Ablation:
         root: the folder.
         name: short name.
         title: heading of the report.
-        variants: those with a run, finished or not, in the order of the rows.
-        not_run: labels of those that only the ablation file knows.
-        baseline: what the others are compared with, if it is there and has a run that did not diverge.
-        steps: optimizer steps the ablation file asks for.
-        recipe_source: where the `recipe` figures come from.
+        variants: those with a run, finished or not, in row order.
+        not_run: labels of variants that exist only in the ablation file.
+        baseline: what the others are compared with; None without a run of it that did not diverge.
+        steps: optimizer steps requested by the ablation file.
+        recipe_source: where the `recipe` numbers come from.
         file: the ablation file that `sinks grid` read.
-        commands: how to run the whole again, if the ablation file says so.
+        commands: how to repeat the ablation, if the ablation file states it.
     """
 
     root: Path
@@ -124,12 +124,12 @@ class Ablation:
 
     @property
     def runs(self) -> list[Run]:
-        """Every finished run, diverged ones among them."""
+        """Every finished run, including diverged ones."""
         return [run for variant in self.variants for run in variant.runs + variant.diverged]
 
 
 def _name_and_seed(folder: RunFolder) -> tuple[str, int]:
-    """From `.../<variant>/seed<k>`; the summary's own words where the folder is laid out otherwise."""
+    """From `.../<variant>/seed<k>`; from the summary if the folder has another layout."""
     path = folder.path.resolve()
     match = re.fullmatch(r"seed(\d+)", path.name)
     if match:
@@ -138,11 +138,11 @@ def _name_and_seed(folder: RunFolder) -> tuple[str, int]:
     return str(summary.get("variant") or path.name), int(summary.get("seed") or 0)
 
 
-def _refuse_mixture(name: str, runs: list[Run], needs: bool) -> None:
+def _validate_same_runs(name: str, runs: list[Run], needs: bool) -> None:
     """Runs of one variant must share everything but the seed.
 
     A variant that takes a value from another run of the same seed (`needs`, e.g. a clipping threshold) has a
-    fingerprint per seed, so of those only the steps are compared.
+    fingerprint per seed, so only its steps and tokens are compared.
     """
     for key in ("steps", "tokens") if needs else ("variant_fingerprint", "steps", "tokens"):
         counted = runs if key == "variant_fingerprint" else [run for run in runs if not run.diverged]
@@ -168,24 +168,24 @@ def _ablation_file(root: Path) -> dict[str, Any]:
         return {}
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not isinstance(content.get("variants") or {}, dict):
-        raise UserError(f"{file} is no ablation file: write it again with `sinks grid`")
+        raise UserError(f"{file} is not an ablation file: write it again with `sinks grid`")
     return content
 
 
 def load_ablation(root: str | Path) -> Ablation:
-    """Every run below `root`, with what `root/ablation.yaml` says of them.
+    """Every run below `root`, with their descriptions in `root/ablation.yaml`.
 
     Raises:
         UserError: no such folder, no run in it, or runs of one variant that differ in more than the seed.
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"{root} is no folder: give one that holds runs, such as runs/backcopy")
+        raise UserError(f"{root} is not a folder: give one that contains runs, such as runs/backcopy")
     folders = find_runs(root)
     if not folders:
-        raise UserError(f"{root} holds no run: train one with `sinks fit --run.dir {root}/baseline/seed0`")
+        raise UserError(f"{root} contains no run: train one with `sinks fit --run.dir {root}/baseline/seed0`")
     if not any(folder.finished for folder in folders):
-        raise UserError(f"{root} holds {len(folders)} runs, but none is finished: run the same command again to resume")
+        raise UserError(f"{root} has {len(folders)} runs, but none is finished: run the same command again to resume")
     content = _ablation_file(root)
     described: dict[str, dict[str, Any]] = {str(k): v or {} for k, v in (content.get("variants") or {}).items()}
     grouped: dict[str, list[tuple[int, RunFolder]]] = {}
@@ -224,7 +224,7 @@ def _variant(
         for seed, folder in sorted(folders, key=lambda pair: (pair[0], str(pair[1].path)))
         if folder.finished
     ]
-    _refuse_mixture(name, finished, needs="needs" in description)
+    _validate_same_runs(name, finished, needs="needs" in description)
     label = str(description.get("label") or name)
     return Variant(
         name=name,
@@ -242,10 +242,10 @@ def _variant(
 
 
 def stated(file: str | Path, name: str, description: Mapping[str, Any]) -> tuple[Side, frozenset[Mechanism] | None]:
-    """The side and the mechanisms that an ablation file states for a variant; None where it states no mechanism.
+    """The side and mechanisms that an ablation file states for a variant; None if it states no mechanism.
 
     Raises:
-        UserError: either is none of those known.
+        UserError: either is unknown.
     """
     side = description.get("side", "unknown")
     if side not in get_args(Side):

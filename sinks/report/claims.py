@@ -1,4 +1,4 @@
-"""The paper's claims against the numbers at hand: supports, contradicts, or cannot show."""
+"""The paper's claims against the available numbers: supports, contradicts, or cannot show."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ FIRST_TOKEN, SCORE = (column for column in MEASURES if column.key in (ATTENTION,
 SMALL = 0.5
 TINY = 1e7
 AT_THIS_SCALE = "at this scale the sink dimension is mostly a constant bias channel"
-# Sinks handed over to parameters or gates, with the normalizer kept and nothing clipped.
+# Sinks replaced by parameters or gates, with the normalizer kept and nothing clipped.
 REPLACING: tuple[frozenset[Mechanism], ...] = (
     frozenset({"absorbed"}),
     frozenset({"gated"}),
@@ -29,7 +29,7 @@ REPLACING: tuple[frozenset[Mechanism], ...] = (
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of the paper, against the numbers at hand."""
+    """One claim of the paper and its verdict."""
 
     key: str
     claim: str
@@ -38,7 +38,7 @@ class Claim:
 
 
 def tiny(ablation: Ablation) -> bool:
-    """Whether the models are so small that probes found a constant in the sink dimension (scratch runs, 0.4 M)."""
+    """Whether the models are so small that probes found a constant sink dimension (scratch runs, 0.4 M)."""
     parameters = [value for run in ablation.runs if (value := run.value("parameters")) is not None]
     return not parameters or max(parameters) < TINY
 
@@ -47,8 +47,8 @@ def _levels(result: VariantResult) -> str:
     return f"first-token mass {FIRST_TOKEN.mean(result)}, R {SCORE.mean(result)}"
 
 
-def _sum_up(verdicts: Iterable[Verdict]) -> Verdict:
-    """One verdict of many: "mixed" if they disagree; those that cannot show do not count."""
+def _combine(verdicts: Iterable[Verdict]) -> Verdict:
+    """Combine verdicts: "mixed" if they disagree; "cannot show" does not count."""
     known = set(verdicts) - {"cannot show"}
     return "mixed" if len(known) > 1 else next(iter(known), "cannot show")
 
@@ -72,7 +72,7 @@ def _cost(result: VariantResult) -> Result:
 
 
 def _takes_over(result: VariantResult) -> Result:
-    """Whether a variant does to its side's sink what the paper expects."""
+    """Whether a variant changes its side's sink as the paper expects."""
     verdict = VERDICTS.get(result.outcome, "cannot show")
     return verdict, f"{result.variant.label}: {_levels(result)} ({result.reason or 'no side stated'})"
 
@@ -89,13 +89,13 @@ def _none_of(results: list[VariantResult]) -> Result:
 def _over(
     comparison: Comparison, judge: Judge, kind: Mechanism, *sides: Side, without: Mechanism | None = None
 ) -> Result:
-    """A judgment of every variant of a mechanism and side, summed up."""
+    """The combined judgment of every variant of a mechanism and side."""
     on_side = [r for r in comparison.results if r.variant.side in sides and r is not comparison.baseline]
     chosen = [r for r in on_side if kind in r.variant.mechanisms and without not in r.variant.mechanisms]
     if not chosen:
         return _none_of(on_side)
     results = [judge(result) for result in chosen]
-    return _sum_up(verdict for verdict, _ in results), "; ".join(text for _, text in results) + "."
+    return _combine(verdict for verdict, _ in results), "; ".join(text for _, text in results) + "."
 
 
 def _rescale(comparison: Comparison) -> Result:
@@ -119,11 +119,11 @@ def _rescale(comparison: Comparison) -> Result:
         parts.append(f"{name} {spread.mean:.2f}, {'below' if small else 'not below'} {SMALL}")
     if not parts:
         return "cannot show", "The baseline formed no sink that could be measured."
-    return _sum_up(verdicts), f"Baseline: {'; '.join(parts)}.{limit}"
+    return _combine(verdicts), f"Baseline: {'; '.join(parts)}.{limit}"
 
 
 def _double_dissociation(comparison: Comparison) -> Result:
-    """Each side's absorbing and gating fixes move their own sink and leave the other."""
+    """Each side's absorbing and gating fixes change their own sink only."""
     texts: list[str] = []
     verdicts: list[Verdict] = []
     for side, expectation in (
@@ -134,19 +134,19 @@ def _double_dissociation(comparison: Comparison) -> Result:
         judged = [VERDICTS[r.outcome] for r in fixes if r.outcome in VERDICTS]
         if not judged:
             return "cannot show", f"No {side}-side fix could be judged."
-        verdicts.append(_sum_up(judged))
+        verdicts.append(_combine(judged))
         texts.append(f"{judged.count('supports')} of {len(judged)} {side}-side fixes {expectation}")
-    return _sum_up(verdicts), "; ".join(texts) + "."
+    return _combine(verdicts), "; ".join(texts) + "."
 
 
 def _beyond(more: VariantResult, less: VariantResult) -> bool:
-    """Whether one variant keeps more first-token mass than another, by more than both half ranges together."""
+    """Whether `more` exceeds `less` in first-token mass by more than the sum of their half ranges."""
     a, b = more.spreads.get(ATTENTION), less.spreads.get(ATTENTION)
     return a is not None and b is not None and a.mean - b.mean > a.half_range + b.half_range
 
 
 def _gates_together(comparison: Comparison) -> Result:
-    """An attention gate and a norm gate at once: both sinks should fall."""
+    """An attention gate and a norm gate together: both sinks should fall."""
     on_side = [r for r in comparison.results if r.variant.side == "both" and r is not comparison.baseline]
     both = [r for r in on_side if "gated" in r.variant.mechanisms and r.variant.runs]
     alone = [r for r in comparison.results if r.variant.side == "attention" and "gated" in r.variant.mechanisms]
@@ -157,17 +157,17 @@ def _gates_together(comparison: Comparison) -> Result:
         verdict, text = _takes_over(result)
         emptier = [r for r in alone if r.changes[ATTENTION] == "falls" and _beyond(result, r)]
         if emptier and verdict != "cannot show":
-            names = ", ".join(f"{r.variant.label} alone brings it to {FIRST_TOKEN.mean(r)}" for r in emptier)
-            text += f". A surprise: first-token mass is {FIRST_TOKEN.mean(result)} here, although {names}"
+            names = ", ".join(f"{r.variant.label} alone reduces it to {FIRST_TOKEN.mean(r)}" for r in emptier)
+            text += f". Unexpectedly, first-token mass is {FIRST_TOKEN.mean(result)} here, although {names}"
             text += "; unexplained"
             verdict = "mixed" if verdict == "supports" else verdict
         verdicts.append(verdict)
         texts.append(text)
-    return _sum_up(verdicts), "; ".join(texts) + "."
+    return _combine(verdicts), "; ".join(texts) + "."
 
 
 def claims(comparison: Comparison) -> list[Claim]:
-    """The paper's claims, each with a verdict on these numbers alone."""
+    """The paper's claims, each with a verdict based on these numbers only."""
     over = partial(_over, comparison)
     rows: list[tuple[str, str, Result]] = [
         (

@@ -1,4 +1,4 @@
-"""What the numbers say of each variant: computed once, by the rules that rules.j2 prints. All else renders it."""
+"""The outcome of each variant, computed once by the rules printed in rules.j2; everything else renders it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ ATTENTION = "first_token_mass_max_head"
 RESIDUAL = "residual_sink_score"
 LOSS = "val_loss"
 MEASURES = {ATTENTION: "first-token mass", RESIDUAL: "R", LOSS: "loss"}
-# From this mean on, a measure stands for a sink.
+# A mean of at least this much counts as a sink.
 SINK_FROM = {ATTENTION: 0.1, RESIDUAL: 3.0}
 NOTHING_CLIPPED = 1e-6
 
@@ -24,23 +24,23 @@ FIX: dict[Side, Expectation] = {
     "residual": {ATTENTION: "stays", RESIDUAL: "falls"},
     "both": {ATTENTION: "falls", RESIDUAL: "falls"},
 }
-# A residual without its normalizer, or clipped: the paper expects these to hurt.
+# The paper expects a residual that is clipped or has no normalizer to hurt.
 HARM: Expectation = {RESIDUAL: "falls", LOSS: "higher"}
 
 
 @dataclass(frozen=True)
 class VariantResult:
-    """What the report says of one variant.
+    """What the report states about one variant.
 
     Args:
-        variant: its runs, and what the ablation file states of it.
-        baseline: what it is compared with; None of the baseline itself, and where none is available.
-        spreads: summary key -> its numbers over the seeds that did not diverge.
+        variant: its runs and description.
+        baseline: what it is compared with; None for the baseline itself, or if none is available.
+        spreads: summary key -> spread over the seeds that did not diverge.
         loss_difference: loss minus that of the baseline's run of the same seed, data and steps.
-        changes: where each of `MEASURES` goes from the baseline.
-        expected: where the paper expects measures to go; empty where it expects nothing.
-        outcome: the verdict on it.
-        reason: why.
+        changes: how each of `MEASURES` differs from the baseline.
+        expected: the changes that the paper expects; empty if it expects none.
+        outcome: the verdict.
+        reason: the reason for it.
     """
 
     variant: Variant
@@ -54,23 +54,23 @@ class VariantResult:
 
     @property
     def no_effect(self) -> bool:
-        """Whether it is a clip that clipped nothing: then it is the baseline by another name."""
+        """Whether it is a clip that clipped nothing, and so equals the baseline."""
         clipped = self.spreads.get("clipped_share")
         return clipped is not None and clipped.high < NOTHING_CLIPPED
 
     @property
     def sinks(self) -> frozenset[str]:
-        """The measures, of `SINK_FROM`, that stand for a sink here."""
+        """The measures of `SINK_FROM` that show a sink here."""
         return frozenset(k for k, least in SINK_FROM.items() if k in self.spreads and self.spreads[k].mean >= least)
 
     @property
     def seeds(self) -> int:
-        """Seeds of the smaller of the two that are compared; 0 without a baseline."""
+        """The smaller number of seeds of the two compared; 0 without a baseline."""
         return min(len(self.variant.runs), len(self.baseline.variant.runs)) if self.baseline else 0
 
 
 class Rule(NamedTuple):
-    """Where it applies it decides, and the rules after it are not asked."""
+    """The first rule that applies decides the outcome."""
 
     outcome: Outcome
     reason: str
@@ -85,12 +85,12 @@ RULES = (
     Rule("not shown", "nothing was clipped", lambda r: r.no_effect),
     Rule("not shown", "no baseline", lambda r: r.baseline is None),
     Rule("not shown", "one seed has no spread", lambda r: r.seeds < 2),
-    # On the attention side every mechanism is a fix; elsewhere the expectation hangs on it.
+    # On the attention side every mechanism is a fix; elsewhere the expectation depends on it.
     Rule(
         "not shown", "mechanism unknown", lambda r: "unknown" in r.variant.mechanisms and r.variant.side != "attention"
     ),
 )
-# After the rules every expected measure gets a mark, and the worst mark decides: the first of these.
+# If no rule applies, every expected measure gets a mark and the worst mark decides; worst first.
 Mark = Literal["elsewhere", "unclear", "a little", "as expected"]
 OUTCOME_BY_MARK: dict[Mark, Outcome] = {
     "elsewhere": "contrary",
@@ -103,7 +103,7 @@ WORDS: dict[Change, str] = {"one seed": "{} unclear", "no sink": "no {} to lose"
 
 
 def mark(found: Change, expected: Change) -> Mark:
-    """How far a change is the expected one: a little counts as staying, and as a part of a fall."""
+    """How well a change matches the expected one: a small change counts as staying, and as part of a fall."""
     if found == expected or (expected == "stays" and found.endswith("a little")):
         return "as expected"
     if found == f"{expected} a little":
@@ -125,11 +125,11 @@ def judge(result: VariantResult) -> tuple[Outcome, str]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An ablation with what is said of each of its variants.
+    """An ablation with the result of each variant.
 
     Args:
         ablation: the runs.
-        results: one per variant, in the order of the rows.
+        results: one per variant, in row order.
         baseline: the result of the baseline, if there is one.
     """
 
@@ -149,7 +149,7 @@ def compare(ablation: Ablation) -> Comparison:
 
 
 def expectation(variant: Variant) -> Expectation:
-    """Where the paper expects a variant's measures to go: what handles the residual sink by force should hurt."""
+    """The changes that the paper expects; clipping the residual or removing its normalizer should hurt."""
     harms = variant.mechanisms & {"clipped", "unnormalized"} and "gated" not in variant.mechanisms
     return HARM if harms and variant.side in ("residual", "both") else FIX.get(variant.side, {})
 
@@ -186,7 +186,7 @@ def paired(variant: Variant, baseline: Variant) -> Spread | None:
 
 
 def no_sink(comparison: Comparison) -> str | None:
-    """The sentence for a baseline in which a sink did not form."""
+    """The alert for a baseline in which a sink did not form."""
     baseline = comparison.baseline
     names = {ATTENTION: "attention sink (first-token mass {:.2f})", RESIDUAL: "residual sink (R {:.1f})"}
     lacking = [
@@ -198,6 +198,6 @@ def no_sink(comparison: Comparison) -> str | None:
         return None
     return (
         f"No {' and no '.join(lacking)} formed in the baseline, so these runs show nothing about fixes for it. "
-        "Sinks in natural text need more tokens: by the literature at least 1 to 2 billion, and a model of 60 million "
-        "parameters or more."
+        "Sinks in natural text need more tokens, according to the literature at least 1 to 2 billion, and a model of "
+        "60 million parameters or more."
     )

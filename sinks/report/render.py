@@ -1,4 +1,4 @@
-"""The report: what it says, and the three forms it takes (report.md, report.html, figures/*.png)."""
+"""The report: its contents and its three formats (report.md, report.html, figures/*.png)."""
 
 import base64
 from collections.abc import Callable
@@ -25,8 +25,8 @@ class Picture:
     Args:
         name: file name without its ending.
         title: its heading.
-        caption: what it shows, and how to read it.
-        draw: makes it; None where no run has the numbers.
+        caption: what it shows and how to read it.
+        draw: creates it; None if no run has the numbers.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Picture:
 PICTURES = [
     Picture(
         "double_dissociation",
-        "Two sinks, told apart",
+        "The two sinks, distinguished",
         "Attention sink against residual sink at the end of training: a point per run. The dashed lines cross at the "
         "baseline. A fix for the attention sink alone moves left, a fix for the residual sink alone moves down.",
         figures.double_dissociation,
@@ -46,29 +46,29 @@ PICTURES = [
     Picture(
         "first_token_mass",
         "The attention sink over training",
-        "Attention that the strongest head gives to the first token (mean over queries, the first left out). Lines are "
+        "Attention of the strongest head to the first token (mean over queries, except the first). Lines are "
         "means over seeds, bands run from the lowest to the highest seed.",
         figures.first_token_mass_over_training,
     ),
     Picture(
         "sink_score",
         "The residual sink over training",
-        "R: the largest dimension of the residual stream over the median one (mean |h| over tokens, the first token "
-        "left out), at the site where it is largest. Lines are means over seeds, bands run from the lowest to the "
+        "R: the largest dimension of the residual stream over the median one (mean |h| over tokens, except the "
+        "first), at the site where it is largest. Lines are means over seeds, bands run from the lowest to the "
         "highest seed.",
         figures.sink_score_over_training,
     ),
     Picture(
         "first_token_maps",
-        "Where the attention sink sits",
-        "First-token mass of every layer and head at the end of training. Seeds stand side by side if there is room.",
+        "Location of the attention sink",
+        "First-token mass of every layer and head at the end of training. Seeds are side by side if there is room.",
         figures.first_token_maps,
     ),
     Picture(
         "sorted_dimensions",
-        "Which dimensions of the residual stand out",
+        "Outlier dimensions of the residual stream",
         "Mean |h| of every residual dimension over that of the median dimension, largest first, at the end of "
-        "training: mean over the sites of a family (the bare embedding left out) and over seeds. Gray: the baseline.",
+        "training: mean over the sites of a family (except the bare embedding) and over seeds. Gray: the baseline.",
         figures.sorted_dimensions,
     ),
 ]
@@ -94,12 +94,12 @@ def _unfinished(ablation: Ablation) -> list[str]:
 
 
 def _sentences(template: str, **values: Any) -> list[str]:
-    """The lines of a template of prose."""
+    """The lines of a prose template."""
     return _environment(False).get_template(template).render(values).splitlines()
 
 
 def contents(comparison: Comparison) -> dict[str, Any]:
-    """Everything the templates print, but the figures."""
+    """Everything that the templates print except the figures."""
     ablation, results = comparison.ablation, comparison.results
     signs = {"plus_minus": tables.PLUS_MINUS, "delta": tables.DELTA}
     largest = comparison.baseline.spreads.get("residual_max_over_median") if comparison.baseline else None
@@ -141,7 +141,7 @@ def _environment(html: bool) -> jinja2.Environment:
 
 
 def _emphasis(text: str) -> str:
-    """`*word*` of our own sentences as <em>, everything else escaped."""
+    """Render `*word*` in our own sentences as <em>, and escape everything else."""
     parts = str(markupsafe.escape(text)).split("*")
     if len(parts) % 2 == 0:
         return markupsafe.Markup("*".join(parts))
@@ -152,14 +152,14 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> tuple[
     """Write report.md, report.html and figures/*.png.
 
     Args:
-        directory: holds the runs, as `<variant>/seed<k>/`.
-        out: where the report goes; `directory` itself by default.
+        directory: contains the runs, as `<variant>/seed<k>/`.
+        out: output folder; `directory` itself by default.
 
     Returns:
-        What was read and compared, and the HTML file.
+        The comparison and the HTML file.
 
     Raises:
-        UserError: no folder, no finished run, or a variant whose runs differ in more than the seed.
+        UserError: no folder, no finished run, or runs of one variant that differ in more than the seed.
     """
     comparison = compare(load_ablation(directory))
     target = Path(directory if out is None else out)

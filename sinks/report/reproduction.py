@@ -1,4 +1,4 @@
-"""Where a report's numbers come from, in a few lines, and how to get them again."""
+"""Where a report's numbers come from, and how to reproduce them."""
 
 import shlex
 from collections import Counter
@@ -9,7 +9,7 @@ from sinks.report.ablation import Ablation, Run
 
 
 def _one_or_many(label: str, values: Iterable[str]) -> str:
-    """One value, or all of them with their numbers of runs: a difference is said, not hidden."""
+    """One value, or all of them with their numbers of runs, so that differences are visible."""
     counts = Counter(values)
     if len(counts) == 1:
         return f"{label}: {next(iter(counts))}"
@@ -54,14 +54,14 @@ def lines(ablation: Ablation) -> list[str]:
     ]
     steps = {run.summary.get("steps") for run in runs if not run.diverged}
     if ablation.steps is not None and steps and steps != {ablation.steps}:
-        found.append(f"ablation.yaml asks for {ablation.steps} steps: run the ablation again to get them")
+        found.append(f"ablation.yaml requests {ablation.steps} steps: run the ablation again to get them")
     tokens = {count for run in runs if not run.diverged and (count := run.value("tokens")) is not None}
     if tokens:
-        found.append("tokens of a run: " + ", ".join(f"{count:,.0f}" for count in sorted(tokens)))
+        found.append("tokens per run: " + ", ".join(f"{count:,.0f}" for count in sorted(tokens)))
     seconds = [value for run in runs if (value := run.value("wall_s")) is not None]
     if seconds:
         middle = sorted(seconds)[len(seconds) // 2]
-        found.append(f"wall time: {_duration(middle)} for a run (median), {_duration(sum(seconds))} for all together")
+        found.append(f"wall time: {_duration(middle)} per run (median), {_duration(sum(seconds))} in total")
     started = sorted(str(run.provenance["started"]) for run in runs if run.provenance.get("started"))
     if started:
         found.append(f"started: {started[0]}" if len(started) == 1 else f"started: {started[0]} to {started[-1]}")
@@ -69,7 +69,7 @@ def lines(ablation: Ablation) -> list[str]:
 
 
 def again(ablation: Ablation) -> list[str]:
-    """The commands that repeat the whole, one run, and this report."""
+    """The commands that repeat the ablation, one run, and this report."""
     root, above = shlex.quote(str(ablation.root)), shlex.quote(str(ablation.root.parent))
     commits = {commit for run in ablation.runs if (commit := run.provenance.get("commit"))}
     commands = [f"git checkout {commits.pop()}"] if len(commits) == 1 else []
@@ -85,7 +85,7 @@ def again(ablation: Ablation) -> list[str]:
         ]
     example = (ablation.baseline.runs if ablation.baseline else ablation.runs)[0]
     config = shlex.quote(str(example.folder.config_file))
-    commands.append(f"sinks fit -c {config} --run.dir runs/again  # one run alone")
+    commands.append(f"sinks fit -c {config} --run.dir runs/again  # a single run")
     commands.append(f"sinks report {root}")
     return commands
 

@@ -1,4 +1,4 @@
-"""A number over seeds, and the rules by which two of them are compared."""
+"""Spread of a measure over seeds, and the rules for comparing two spreads."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-# A move is large when it is more than this share of the baseline's value.
+# A change is large if it exceeds this fraction of the baseline's value.
 MATERIAL = 1 / 3
 
 Move = Literal["falls", "falls a little", "rises", "rises a little", "stays", "unclear"]
@@ -31,7 +31,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> "Spread | None":
-        """Mean and range of finite values; None of none."""
+        """Mean and range of the finite values; None if there are none."""
         finite = np.asarray([v for v in values if v is not None and np.isfinite(v)], dtype=np.float64)
         if not len(finite):
             return None
@@ -44,10 +44,10 @@ class Spread:
 
 
 def move(baseline: Spread, variant: Spread) -> Move:
-    """Where a measure goes from the baseline to a variant.
+    """How a measure changes from the baseline to a variant.
 
-    "falls" or "rises": by more than both half ranges together; "a little" if that is no more than `MATERIAL` of the
-    baseline's mean. Inside the half ranges it "stays", or is "unclear" if it is more than that share.
+    "falls" or "rises": by more than the sum of the half ranges; "a little" if by at most `MATERIAL` of the baseline's
+    mean. Within the half ranges it "stays", or is "unclear" if it exceeds that fraction.
     """
     change = variant.mean - baseline.mean
     large = abs(change) > MATERIAL * abs(baseline.mean)
@@ -59,10 +59,10 @@ def move(baseline: Spread, variant: Spread) -> Move:
 
 
 def loss_call(difference: Spread, baseline: Spread, variant: Spread) -> LossCall:
-    """Whether a loss difference to the paired baseline is more than the seeds' noise.
+    """Whether a loss difference to the paired baseline exceeds the noise over seeds.
 
     "within noise": the paired differences have both signs, or their mean is no larger than the larger half range of
-    the two losses. One seed has no spread, so nothing is called.
+    the two losses. One seed has no spread, so there is no verdict.
     """
     if min(difference.n, baseline.n, variant.n) < 2:
         return "one seed"

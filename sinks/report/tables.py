@@ -1,4 +1,4 @@
-"""The report's tables, as plain cells; and the one that fits a terminal."""
+"""The report's tables as plain cells, and the terminal table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -52,11 +52,11 @@ MEASURES = [
     Column(RESIDUAL, "R", "R", 1),
     Column("gain_at_sink", "gain at sink", "gain@sink", 2),
 ]
-# Of the second table; shown only where a variant has them.
+# Columns of the second table, shown only if a variant has them.
 FURTHER = [
     Column("residual_max_over_median", "max / median of the residual", "max/med", 1),
     Column("first_token_mass", "first-token mass, all heads", "1st, all", 2),
-    Column("sink_ratio_0.3", "share of heads with a sink (> 0.3)", "sinks", 2),
+    Column("sink_ratio_0.3", "fraction of heads with a sink (> 0.3)", "sinks", 2),
     Column("learned_sink_mass", "learned-sink mass", "learned", 2),
     Column("gate_mean", "attention gate, mean", "gate", 2),
     Column("norm_gate_mean", "norm gate, mean", "norm gate", 2),
@@ -65,7 +65,7 @@ FURTHER = [
 
 
 def with_half_range(spread: Spread | None, digits: int, scale: float = 1.0) -> str:
-    """Mean and half range, such as `1.540 +- 0.001`; the mean alone of one seed."""
+    """Mean and half range, such as `1.540 +- 0.001`; only the mean for one seed."""
     if spread is None:
         return NONE
     mean = f"{spread.mean * scale:.{digits}f}"
@@ -81,7 +81,7 @@ def with_range(spread: Spread | None, digits: int) -> str:
 
 
 def remark(result: VariantResult, loss: bool = True) -> str:
-    """What a reader must know before the numbers: no effect, diverged, unfinished, loss within noise."""
+    """Caveats on the numbers: no effect, diverged, unfinished, loss within noise."""
     variant, remarks = result.variant, []
     if result.no_effect:
         remarks.append("no effect")
@@ -124,7 +124,7 @@ RECIPE = [replace(LOSS_COLUMN, heading="loss"), *(column for column in MEASURES 
 
 
 def against(comparison: Comparison) -> Table:
-    """One row per variant: what the paper expects, what is measured here, what earlier scratch runs measured."""
+    """One row per variant: the paper's expectation, these runs, and earlier scratch runs."""
     known = any(result.variant.recipe for result in comparison.results)
     columns = RECIPE if known else RECIPE[1:3]
     headings = ["variant", "side", "the paper expects", "verdict"]
@@ -150,7 +150,7 @@ def against(comparison: Comparison) -> Table:
 
 
 def diverged(comparison: Comparison) -> Table | None:
-    """Diverged runs, one a row: how far they came."""
+    """Diverged runs, one per row: how far they got."""
     rows = [
         [
             result.variant.label,
@@ -169,7 +169,7 @@ def diverged(comparison: Comparison) -> Table | None:
 
 
 def terminal(comparison: Comparison, width: int = 120) -> str:
-    """The results in plain ASCII, aligned; the least important columns are left out until it fits `width`."""
+    """The results in aligned ASCII; the least important columns are dropped until it fits `width`."""
     cells: list[tuple[str, Callable[[VariantResult], str]]] = [
         ("variant", lambda r: r.variant.name if len(r.variant.name) <= 30 else r.variant.name[:27] + "..."),
         ("seeds", lambda r: str(len(r.variant.runs))),
@@ -193,7 +193,7 @@ def terminal(comparison: Comparison, width: int = 120) -> str:
 
 
 def _starred(result: VariantResult) -> str:
-    """The paired loss difference, with a star where it is more than noise."""
+    """The paired loss difference, with a star if it exceeds the noise."""
     if result.loss_difference is None:
         return NONE + " "
     return f"{result.loss_difference.mean:+.3f}" + ("*" if result.changes[LOSS] in ("higher", "lower") else " ")

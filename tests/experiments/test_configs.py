@@ -1,4 +1,4 @@
-"""Every YAML the suite ships can be used."""
+"""Every shipped YAML file is usable."""
 
 import itertools
 import shlex
@@ -90,7 +90,7 @@ def test_every_run_of_every_ablation_is_built(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", names("trainers"))
-def test_every_trainer_is_built_or_says_what_it_lacks(file: str) -> None:
+def test_every_trainer_is_built_or_reports_what_it_lacks(file: str) -> None:
     arguments = [f"--config={EXPERIMENTS / f}" for f in ("variants/baseline.yaml", *SIZES["backcopy"], file)]
     if file == "trainers/cpu.yaml" or torch.cuda.is_available():
         built(*arguments)

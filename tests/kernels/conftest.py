@@ -1,4 +1,4 @@
-"""Helpers shared by the kernel tests, offered as fixtures so that they work under every pytest import mode."""
+"""Helpers of the kernel tests, as fixtures so that they work in every pytest import mode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if not torch.cuda.is_available() and "triton" not in sys.modules:
 
 
 def _oracle(call: Call) -> tuple[Tensor, dict[str, Tensor]]:
-    """Attention and its statistics query by query, in nothing but scalar-sized steps; differentiable."""
+    """Attention and its statistics query by query, in scalar steps; differentiable."""
     q, k, v, sink, gate, options = call
     batch, heads, tokens, head_dim = q.shape
     group = heads // k.shape[1]
@@ -52,11 +52,11 @@ def _oracle(call: Call) -> tuple[Tensor, dict[str, Tensor]]:
                     out = out / (1 + torch.exp(-gate[b, h, i]))
                 outs.append(out)
                 sink_mass = p.new_zeros(()) if extra is None else extra / total
-                shares = p / p.sum() if options["normalizer"] in ("sigmoid", "clipped_softmax") else p
-                everything = torch.cat([shares, sink_mass.view(1)]).nan_to_num(0.0)
+                normalized = p / p.sum() if options["normalizer"] in ("sigmoid", "clipped_softmax") else p
+                everything = torch.cat([normalized, sink_mass.view(1)]).nan_to_num(0.0)
                 positive = everything[everything > 0]
                 rows["lse"].append(total.log())
-                rows["first_key_mass"].append(shares[0].nan_to_num(0.0) if first == 0 else p.new_zeros(()))
+                rows["first_key_mass"].append(normalized[0].nan_to_num(0.0) if first == 0 else p.new_zeros(()))
                 rows["sink_mass"].append(sink_mass)
                 rows["entropy"].append(-(positive * positive.log()).sum())
                 rows["max_logit"].append(s.max())
@@ -91,7 +91,7 @@ def close(triton_device: str) -> dict[str, float]:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """torch.empty gives NaN: what a kernel forgets to write cannot pass for a result."""
+    """torch.empty returns NaN, so that elements not written by a kernel are detected."""
     with checks.poisoned_memory():
         assert torch.empty(3).isnan().all()
         yield

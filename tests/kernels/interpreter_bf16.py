@@ -1,7 +1,7 @@
 """bfloat16 in Triton's interpreter, which stores it as uint16 and computes on the raw bits (triton-lang/triton#11584).
 
 Wraps the interpreter's builder: operands are widened to float32, results rounded to nearest even. Reductions of
-bfloat16 stay wrong, which is why the kernels reduce in float32 alone.
+bfloat16 stay wrong, which is why the kernels reduce only in float32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which backend runs, under autocast, under torch.compile, after inference mode; and that the future stays unseen."""
+"""Which backend runs, under autocast, under torch.compile, after inference mode; and causality."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_auto_takes_flash_where_it_can(normalizer, softcap, make_call, monkeypat
 
 
 @pytest.mark.parametrize("normalizer", ["sigmoid", "clipped_softmax"])
-def test_flash_refuses_what_it_cannot_and_names_what_can(normalizer, make_call):
+def test_flash_rejects_unsupported_calls_with_an_alternative(normalizer, make_call):
     with pytest.raises(ValueError, match=f"{normalizer}.*reference"):
         make_call(normalizer).run(attention, backend="flash")
     with pytest.raises(ValueError, match=r"cap logits.*reference"):
@@ -58,7 +58,7 @@ def test_flash_refuses_what_it_cannot_and_names_what_can(normalizer, make_call):
 
 
 @pytest.mark.parametrize(("normalizer", "backend"), BACKENDS)
-def test_autocast_casts_what_comes_in(normalizer, backend, make_call):
+def test_autocast_casts_the_inputs(normalizer, backend, make_call):
     call = make_call(normalizer, gate="element").cast(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = call._replace(v=call.v.bfloat16())
@@ -116,7 +116,7 @@ def test_compiles_into_one_graph(normalizer, backend, dtype, make_call):
 
 
 @pytest.mark.parametrize(("normalizer", "backend"), [("softmax", "flash"), ("sigmoid", "reference")])
-def test_training_goes_on_after_inference_mode(normalizer, backend, make_call):
+def test_training_continues_after_inference_mode(normalizer, backend, make_call):
     call = make_call(normalizer, tokens=29, window=6).cast(torch.float32)
     with torch.inference_mode():
         call.run(attention, backend=backend)
@@ -124,7 +124,7 @@ def test_training_goes_on_after_inference_mode(normalizer, backend, make_call):
     assert call.q.grad is not None
 
 
-def test_the_package_needs_torch_alone():
+def test_the_package_imports_only_torch():
     script = (
         "import sys; sys.modules.update(dict.fromkeys(['triton', 'lightning', 'torchmetrics', 'sinks']));"
         "import torch, sink_kernels; x = torch.randn(1, 1, 3, 4); sink_kernels.attention(x, x, x)"

@@ -1,4 +1,4 @@
-"""The FlashAttention-4 backend: refused where it cannot run, and what it hands over, seen by a stand-in."""
+"""The FlashAttention-4 backend: rejected if unavailable; the arguments passed, seen by a stand-in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from sink_kernels import STATISTICS, attention, flash_attention4
 
 
-def test_refused_where_it_is_not_installed(make_call):
+def test_rejected_if_not_installed(make_call):
     if flash_attention4._installed():
         pytest.skip("FlashAttention-4 is installed")
     with pytest.raises(ValueError, match=r"not installed: pip install --pre flash-attn-4.*auto"):
@@ -19,7 +19,7 @@ def test_refused_where_it_is_not_installed(make_call):
 
 @pytest.mark.parametrize("case", [{}, {"window": 5, "gate": "head"}, {"gate": "element", "scale": 0.3}], ids=str)
 @pytest.mark.parametrize("normalizer", ["softmax", "off_by_one", "learnable_sink"])
-def test_hands_over_its_arguments_and_takes_statistics_from_the_lse(normalizer, case, make_call, monkeypatch):
+def test_passes_its_arguments_and_computes_statistics_from_the_lse(normalizer, case, make_call, monkeypatch):
     def flash_attn_func(q, k, v, *, softmax_scale, causal, window_size, learnable_sink, return_lse):
         assert causal
         assert return_lse

@@ -47,7 +47,7 @@ def test_equals_the_reference_in_float64(normalizer, case, dtype, make_call, out
             bound = 5e-3 if dtype.itemsize == 2 else of_grads
             assert error < bound * (expected.abs().sum() + 1), name
         else:
-            # Where a query sees one key alone, dq and dk are zero but for rounding.
+            # If a query sees only one key, dq and dk are zero up to rounding.
             assert error < of_grads * expected_grads[name].norm().clamp_min(0.1 * expected_grads["v"].norm()), name
 
     _, stats = own.run(attention, backend="flash", stats=STATISTICS)
@@ -105,7 +105,7 @@ def test_a_sink_at_minus_infinity_is_plain_softmax(backend, make_call, out_and_g
     assert stats["sink_mass"].max() == 0
 
 
-def test_key_blocks_outside_the_window_leave_no_trace(make_call, out_and_grads, relative_error):
+def test_key_blocks_outside_the_window_have_no_effect(make_call, out_and_grads, relative_error):
     call = make_call("learnable_sink", heads=1, tokens=1100, head_dim=8, window=20)
     out, grads = out_and_grads(call.cast(torch.float32), attention, backend="flash")
     expected, expected_grads = out_and_grads(call.cast(torch.float64), attention, backend="reference")
@@ -129,7 +129,7 @@ def test_strides_do_not_matter(normalizer, make_call, out_and_grads):
 
 
 @pytest.mark.parametrize("normalizer", SINKS)
-def test_an_expanded_gradient_is_read_right(normalizer, make_call):
+def test_an_expanded_gradient_is_read_correctly(normalizer, make_call):
     call = make_call(normalizer).cast(torch.float64)
     grads = [
         torch.autograd.grad(call.run(attention, backend=backend).sum(), list(call.tensors.values()))

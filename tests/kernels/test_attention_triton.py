@@ -1,4 +1,4 @@
-"""The Triton attention, under the interpreter where there is no GPU, against the reference in float64."""
+"""The Triton attention, under the interpreter without a GPU, against the reference in float64."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CASES += [(dtype, *case) for dtype in (torch.bfloat16, torch.float16) for case i
 
 @pytest.fixture
 def use_tile(monkeypatch, triton_device):
-    """Small tiles, so that short texts have several blocks."""
+    """Small tiles, so that short sequences have several blocks."""
     from sink_kernels import triton_attention
 
     def use(tile):
@@ -66,7 +66,7 @@ def test_equals_the_reference_in_float64(dtype, normalizer, tile, case, make_cal
     for value in stats.values():
         assert value.dtype == torch.float32
         assert not value.requires_grad
-    mass = attention_op.key_mass(own.q.detach(), own.k.detach(), stats["lse"], *attention_op.flat(own.settled()))
+    mass = attention_op.key_mass(own.q.detach(), own.k.detach(), stats["lse"], *attention_op.flat(own.resolved()))
     torch.testing.assert_close((mass + stats["sink_mass"]).sum(-1), torch.full_like(mass[..., 0], case["tokens"]))
 
 
@@ -166,7 +166,7 @@ def test_the_tile_table_itself(make_call, out_and_grads, relative_error, triton_
 def test_opcheck(case, make_call, use_tile, triton_device):
     use_tile(SQUARE)
     call = make_call(case[0], tokens=20, gate=case[1], kv_heads=1).to(triton_device).cast(torch.float32)
-    flat = attention_op.flat(call.settled())
+    flat = attention_op.flat(call.resolved())
     torch.library.opcheck(attention_op.attention_forward, (*call[:5], *flat, True, True))
     lse = torch.zeros(call.q.shape[:3], device=triton_device)
     torch.library.opcheck(attention_op.key_mass, (call.q.detach(), call.k.detach(), lse, *flat))
@@ -193,7 +193,7 @@ def test_compiles_into_one_graph(make_call, use_tile, triton_device):
         torch.testing.assert_close(own, grad)
 
 
-def test_what_it_cannot_take_is_refused_with_what_can(make_call, triton_device, monkeypatch):
+def test_unsupported_calls_are_rejected_with_an_alternative(make_call, triton_device, monkeypatch):
     with pytest.raises(ValueError, match=r"clipped_softmax.*reference"):
         make_call("clipped_softmax").to(triton_device).run(attention, backend="triton")
     with pytest.raises(ValueError, match=r"float32, bfloat16, float16, q is torch.float64.*reference"):

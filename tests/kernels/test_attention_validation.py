@@ -1,4 +1,4 @@
-"""Bad input is refused with its value, the limit and a remedy, in one line."""
+"""Invalid input is rejected with its value, the limit and a remedy, in one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ X = torch.zeros(2, 4, 6, 8)
 KV = torch.zeros(2, 2, 6, 8)
 SINK = torch.zeros(4)
 
-REFUSED = {
+INVALID = {
     "three dimensions": ({"q": X[0]}, "4 dimensions"),
     "other length": ({"k": KV[:, :, :5]}, "B, T and D must agree"),
     "other head dimension": ({"k": KV[..., :4], "v": KV[..., :4]}, "B, T and D must agree"),
@@ -49,16 +49,16 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_refused(what):
-    arguments, message = REFUSED[what]
+@pytest.mark.parametrize("what", INVALID)
+def test_invalid_input_is_rejected(what):
+    arguments, message = INVALID[what]
     tensors = {"q": X, "k": KV, "v": KV} | {name: arguments[name] for name in "qkv" if name in arguments}
     options = {name: value for name, value in arguments.items() if name not in tensors}
-    with pytest.raises(ValueError, match=message) as refusal:
+    with pytest.raises(ValueError, match=message) as error:
         attention(tensors["q"], tensors["k"], tensors["v"], **options)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
 
 
-def test_key_mass_refuses_an_lse_of_another_shape():
+def test_key_mass_rejects_an_lse_of_another_shape():
     with pytest.raises(ValueError, match=r"lse has shape \(2, 4, 5\).*\(2, 4, 6\)"):
         key_mass(X, KV, torch.zeros(2, 4, 5))

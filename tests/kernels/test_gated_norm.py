@@ -1,4 +1,4 @@
-"""GatedNorm: the reference in float64, the Triton kernels against it, and what is refused."""
+"""GatedNorm: the reference in float64, the Triton kernels against it, and rejected inputs."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def test_reference_gradcheck(make_inputs):
     assert torch.autograd.gradcheck(lambda *tensors: run(tensors, backend="reference"), inputs)
 
 
-def test_the_reference_can_gate_the_token_as_a_whole(make_inputs):
+def test_the_reference_supports_a_gate_per_token(make_inputs):
     x, weight, w_down, w_up = make_inputs((5, 16), 4, False, torch.float64)
     n = F.rms_norm(x, (16,), weight, 1e-6)
     gate = torch.sigmoid(F.silu(n @ w_down.T) @ w_up[:1].T)
     torch.testing.assert_close(gated_norm(x, weight, w_down, w_up[:1]), n * gate)
 
 
-def test_triton_refuses_to_gate_the_token_as_a_whole(triton_device):
+def test_triton_rejects_a_gate_per_token(triton_device):
     tensors = [tensor.to(triton_device) for tensor in (X, GAIN, DOWN, UP[:1])]
-    with pytest.raises(ValueError, match=r"gates the token.*reference"):
+    with pytest.raises(ValueError, match=r"gate per token.*reference"):
         gated_norm(*tensors, backend="triton")
 
 
@@ -125,7 +125,7 @@ def test_compiles_into_one_graph(backend, make_inputs, triton_device):
 
 
 X, GAIN, DOWN, UP = torch.zeros(4, 8), torch.zeros(8), torch.zeros(2, 8), torch.zeros(8, 2)
-REFUSED = {
+INVALID = {
     "no rows": ({"x": X[:0]}, "at least one row"),
     "integers": ({"x": X.long()}, "int64: supported are"),
     "gain of another width": ({"weight": GAIN[:4]}, r"weight has shape \(4,\).*\(8,\)"),
@@ -145,13 +145,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_refused(what, triton_device):
-    arguments, message = REFUSED[what]
+@pytest.mark.parametrize("what", INVALID)
+def test_invalid_input_is_rejected(what, triton_device):
+    arguments, message = INVALID[what]
     arguments = {"x": X, "weight": GAIN, "w_down": DOWN, "w_up": UP, **arguments}
     for name, value in arguments.items():
         if isinstance(value, torch.Tensor) and value.device.type == "cpu":
             arguments[name] = value.to(triton_device)
-    with pytest.raises(ValueError, match=message) as refusal:
+    with pytest.raises(ValueError, match=message) as error:
         gated_norm(**arguments)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)

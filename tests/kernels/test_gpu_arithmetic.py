@@ -52,7 +52,7 @@ def gpu_arithmetic(monkeypatch, triton_device):
     monkeypatch.setattr(triton_attention, "tile_for", lambda *_: tiles.Tile(64, 64, 4, 2))
 
 
-# The bias alone sets the size of the weights: a short text with it has those of a long one.
+# The bias sets the size of the weights, so a short sequence has those of a long one.
 CASES = [("sigmoid", {"bias": -math.log(tokens)}) for tokens in (300, 1024, 4096)]
 CASES += [("sigmoid", {"softcap": 2.0, "window": 50}), ("softmax", {"softcap": 2.0}), ("learnable_sink", {})]
 

@@ -1,4 +1,4 @@
-"""A normalizer given as a function: softmax that way is softmax, softpick leaves rows empty, fused paths refuse."""
+"""A normalizer given as a function: softmax equals the built-in one, rows may be empty, fused backends reject it."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def test_softpick(case, dtype, make_call, out_and_grads):
     scale = call.options.get("scale") or 0.25
     weights = attention(q, k, one_hot, **call.options | {"scale": scale}).double()
     seen = weights.sum(-1) > 0
-    shares = weights / weights.sum(-1, keepdim=True).clamp_min(1e-30)
+    scaled = weights / weights.sum(-1, keepdim=True).clamp_min(1e-30)
     close = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(all_of_it["mass"].double(), shares.sum(2), **close)
-    torch.testing.assert_close(all_of_it["first_key_mass"].double(), shares[..., 0], **close)
-    torch.testing.assert_close(all_of_it["entropy"].double(), -torch.special.xlogy(shares, shares).sum(-1), **close)
+    torch.testing.assert_close(all_of_it["mass"].double(), scaled.sum(2), **close)
+    torch.testing.assert_close(all_of_it["first_key_mass"].double(), scaled[..., 0], **close)
+    torch.testing.assert_close(all_of_it["entropy"].double(), -torch.special.xlogy(scaled, scaled).sum(-1), **close)
     torch.testing.assert_close(all_of_it["lse"][seen].double(), weights.sum(-1)[seen].log(), **close)
 
 
@@ -97,12 +97,12 @@ def test_gradcheck_and_one_graph(make_call):
     torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="aot_eager")(*inputs), run(*inputs))
 
 
-def test_the_fused_paths_refuse_it_and_name_what_can(make_call, triton_device):
+def test_fused_backends_reject_it_and_name_an_alternative(make_call, triton_device):
     call = make_call().to(triton_device)
     call.options["normalizer"] = softpick
     for module in (attention_op, flash_cpu, flash_attention4):
         if module is not flash_cpu or triton_device == "cpu":
-            assert "by a function: use backend='" in module.unsupported(call.q, call.settled())
+            assert "by a function: use backend='" in module.unsupported(call.q, call.resolved())
     for backend in ("triton", "fa4"):
         with pytest.raises(ValueError, match=r"by a function: use backend='(reference|auto)'"):
             call.run(attention, backend=backend)

@@ -1,4 +1,4 @@
-"""Strided, transposed and expanded arguments and gradients give what contiguous ones give."""
+"""Strided, transposed and expanded arguments and gradients give the same results as contiguous ones."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ pytestmark = [
 
 
 def layouts(x):
-    """Four tensors of x's shape: a column of a matrix, a transposed one, and two that repeat their memory."""
+    """Four tensors of x's shape: a column slice, a transpose, and two with repeated memory."""
     column = torch.stack([x, x + 1], -1)[..., 0]
     return column, x.transpose(0, -1).contiguous().transpose(0, -1), x[..., :1].expand_as(x), x[:1].expand_as(x)
 
 
 def assert_strides_do_not_matter(function, tensors, close):
-    """`function` maps named tensors to a list. In four calls every argument takes every layout."""
+    """`function` maps named tensors to a list. In four calls every argument has every layout."""
     for turn in range(4):
         given = {name: layouts(x)[(turn + place) % 4] for place, (name, x) in enumerate(tensors.items())}
         expected = function(**{name: x.contiguous() for name, x in given.items()})
@@ -63,7 +63,7 @@ def test_attention(backend, gate, tensors, triton_device, close):
 
 def test_what_the_attention_backward_saved_and_key_mass(tensors, make_call, close):
     inputs = [tensors[name] for name in ("q", "k", "v", "sink", "gate")]
-    flat = attention_op.flat(make_call("learnable_sink").settled())
+    flat = attention_op.flat(make_call("learnable_sink").resolved())
     out, lse, *_ = attention_op.attention_forward(*inputs, *flat, False, False)
 
     def backward(out, lse):

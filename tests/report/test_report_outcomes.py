@@ -1,4 +1,4 @@
-"""Outcomes are computed by the printed rules, and nothing is claimed where nothing can be."""
+"""Outcomes follow the printed rules, and nothing is claimed without evidence."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -152,7 +152,7 @@ def test_the_worst_mark_decides(side: str, attention: Change, residual: Change, 
         ("unknown", {"clipped"}, {}),
     ],
 )
-def test_what_is_expected_of_a_side_and_a_mechanism(side: Any, mechanisms: Any, expected: dict[str, Change]) -> None:
+def test_expectation_by_side_and_mechanism(side: Any, mechanisms: Any, expected: dict[str, Change]) -> None:
     assert expectation(Variant("v", "V", "V", side, mechanisms=frozenset(mechanisms))) == expected
 
 
@@ -181,13 +181,13 @@ def test_the_mechanism_is_stated(given: dict[str, Any], mechanisms: set[str] | N
         ({"side": ["left"]}, "has side"),
     ],
 )
-def test_an_unknown_word_is_one_line(given: dict[str, Any], message: str) -> None:
+def test_an_unknown_value_is_a_one_line_error(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         stated("a.yaml", "v", given)
     assert "\n" not in str(error.value)
 
 
-def test_the_grid_refuses_an_unknown_mechanism(
+def test_the_grid_rejects_an_unknown_mechanism(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(EXPERIMENTS.parent)
@@ -219,7 +219,7 @@ def test_every_shipped_variant_states_its_mechanism(file: Path) -> None:
         ({"norm_gate_mean": 0.4, "learned_sink_mass": 0.1}, {"gated", "absorbed"}),
     ],
 )
-def test_where_no_file_states_it_the_summary_reveals_it(
+def test_without_a_statement_the_summary_reveals_the_mechanism(
     tmp_path: Path, keys: dict[str, float | None], mechanisms: set[str]
 ) -> None:
     write_run(tmp_path / "dyt/seed0", "dyt", 0, Levels(), statistics=False, **keys)  # no name reveals anything
@@ -272,7 +272,7 @@ def test_without_a_baseline_nothing_is_shown(tmp_path: Path) -> None:
     assert {claim.verdict for claim in claims(comparison)} == {"cannot show"}
 
 
-def test_a_baseline_without_sinks_says_so(tmp_path: Path) -> None:
+def test_a_baseline_without_sinks_is_reported(tmp_path: Path) -> None:
     flat = {name: replace(levels, first=0.02, score=2.0, spread=0.001) for name, levels in BACKCOPY.items()}
     comparison = compared(write_ablation(tmp_path, flat, statistics=False))
     sentence = no_sink(comparison)
@@ -292,7 +292,7 @@ def test_a_sink_on_one_side_only(tmp_path: Path) -> None:
     assert sentence.startswith("No residual sink (R 2.0) formed")
 
 
-def test_a_fix_that_moves_the_other_sink_too_is_contrary(tmp_path: Path) -> None:
+def test_a_fix_that_also_changes_the_other_sink_is_contrary(tmp_path: Path) -> None:
     variants = {"baseline": BACKCOPY["baseline"], "preaffine": replace(BACKCOPY["preaffine"], first=0.2)}
     comparison = compared(write_ablation(tmp_path, variants, statistics=False))
     assert outcome(comparison, "preaffine") == ("contrary", "first-token mass falls")
@@ -319,7 +319,7 @@ def test_a_diverged_normalizer_free_model_supports_the_claim(tmp_path: Path) -> 
     assert outcome(comparison, "dyt") == ("as the paper expects", "every run diverged")
 
 
-def test_big_models_get_no_sentence_about_small_ones(tmp_path: Path) -> None:
+def test_large_models_get_no_caveat_about_small_ones(tmp_path: Path) -> None:
     comparison = compared(write_ablation(tmp_path, {"baseline": BACKCOPY["baseline"]}, statistics=False))
     assert "bias channel" in next(c for c in claims(comparison) if c.key == "C2").evidence
     for run in comparison.ablation.runs:

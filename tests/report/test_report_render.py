@@ -1,4 +1,4 @@
-"""report.md, report.html and the figures: whole, self-contained, the same when written twice."""
+"""report.md, report.html and the figures: complete, self-contained, reproducible."""
 
 import math
 import re
@@ -52,7 +52,7 @@ def everything(root: Path) -> dict[str, bytes]:
     return {str(file.relative_to(root)): file.read_bytes() for file in files}
 
 
-def test_all_parts_are_there(written: Path) -> None:
+def test_all_parts_are_present(written: Path) -> None:
     assert {file.name for file in (written / "figures").iterdir()} == {f"{p.name}.png" for p in PICTURES}
     text = (written / "report.md").read_text()
     for words in (
@@ -94,7 +94,7 @@ def test_html_is_self_contained_and_well_formed(written: Path) -> None:
     assert "overflow-x: auto" in text
 
 
-def test_a_second_writing_changes_nothing(written: Path, tmp_path: Path) -> None:
+def test_writing_twice_gives_the_same_files(written: Path, tmp_path: Path) -> None:
     before = everything(written)
     write_report(written, tmp_path / "out")
     assert everything(tmp_path / "out") == before
@@ -124,12 +124,12 @@ def test_a_label_cannot_break_the_page(tmp_path: Path) -> None:
 )
 def test_small_and_odd_collections(tmp_path: Path, variants: dict[str, Levels], keywords: dict[str, Any]) -> None:
     _, html = write_report(write_ablation(tmp_path, variants, **keywords))
-    missing = 'No figure "Where the attention sink sits"' in (tmp_path / "report.md").read_text()
+    missing = 'No figure "Location of the attention sink"' in (tmp_path / "report.md").read_text()
     assert missing == (keywords.get("statistics") is False)
     assert html.is_file()
 
 
-def test_only_a_summary_is_enough(tmp_path: Path) -> None:
+def test_a_summary_is_sufficient(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "baseline/seed0")
     folder.write_config("{}")
     folder.finish({"variant": "baseline", "seed": 0, "val_loss": 1.5})
@@ -188,17 +188,17 @@ def test_a_baseline_without_attention_statistics(tmp_path: Path) -> None:
     text = (root / "report.md").read_text()
     assert re.search(r"\| Baseline \| 3 \| [^|]+\| - \| - \| - \| 12\.1", text)
     assert "first-token mass not measured" in text
-    assert "attention sink (first-token mass" not in text  # nothing says that none formed
+    assert "attention sink (first-token mass" not in text  # no alert that none formed
 
 
-def test_no_attention_anywhere_leaves_out_its_figures(tmp_path: Path) -> None:
+def test_without_attention_its_figures_are_omitted(tmp_path: Path) -> None:
     root = write_ablation(tmp_path, {"baseline": BACKCOPY["baseline"], "gated-norm": BACKCOPY["gated-norm"]})
     for path in root.glob("*/seed*"):
         without_attention(RunFolder(path), absent=False)
     write_report(root)
     text = (root / "report.md").read_text()
-    absent = {"Two sinks, told apart", "The attention sink over training", "Where the attention sink sits"}
-    assert set(re.findall(r'No figure "([^"]+)": no run has the numbers', text)) == absent
+    absent = {"The two sinks, distinguished", "The attention sink over training", "Location of the attention sink"}
+    assert set(re.findall(r'No figure "([^"]+)": no run has the required numbers', text)) == absent
     assert {file.stem for file in (root / "figures").iterdir()} == {"sink_score", "sorted_dimensions"}
 
 
@@ -219,7 +219,7 @@ def test_runs_without_any_statistics(tmp_path: Path) -> None:
     assert {claim.verdict for claim in claims(comparison) if claim.key in ("C2", "C3", "C4")} == {"cannot show"}
 
 
-def test_runs_of_two_commits_are_said_to_differ(tmp_path: Path) -> None:
+def test_runs_of_two_commits_are_reported_to_differ(tmp_path: Path) -> None:
     write_ablation(tmp_path, {"baseline": BACKCOPY["baseline"]}, statistics=False)
     folder = RunFolder(tmp_path / "baseline/seed1")
     folder.write_provenance(folder.provenance() | {"commit": "f" * 40, "dirty": True})
@@ -227,10 +227,10 @@ def test_runs_of_two_commits_are_said_to_differ(tmp_path: Path) -> None:
     expected = "commit: the runs DIFFER: 0123456789ab (2 runs); ffffffffffff with uncommitted changes (1 runs)"
     assert expected in lines
     assert "steps: 1000" in lines
-    assert "wall time: 30 s for a run (median), 90 s for all together" in lines
+    assert "wall time: 30 s per run (median), 90 s in total" in lines
 
 
-def test_how_to_run_it_again_names_the_grid(tmp_path: Path) -> None:
+def test_reproduction_names_the_grid(tmp_path: Path) -> None:
     write_ablation(tmp_path / "backcopy", {"baseline": BACKCOPY["baseline"]}, statistics=False)
     file = tmp_path / "backcopy/ablation.yaml"
     file.write_text(file.read_text() + "file: experiments/ablations/backcopy.yaml\n")
@@ -249,10 +249,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "is no folder" in error
+    assert "is not a folder" in error
 
 
-def test_figures_leave_matplotlib_as_it_was(written: Path) -> None:
+def test_figures_do_not_change_matplotlibs_settings(written: Path) -> None:
     import matplotlib
     import matplotlib.pyplot as plt
 

@@ -1,4 +1,4 @@
-"""Numbers of the tables against hand-computed ones; what is refused; what is marked."""
+"""Table numbers against hand-computed ones; rejected inputs; remarks."""
 
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def test_differences_are_paired_by_seed_data_and_steps(tmp_path: Path) -> None:
     assert row(root, "gate")["\u0394 loss, paired"] == "+0.000 [-0.010, +0.010]"
 
 
-def test_a_diverged_run_is_a_result_and_in_no_average(tmp_path: Path) -> None:
+def test_a_diverged_run_is_reported_but_not_averaged(tmp_path: Path) -> None:
     root = two_variants(tmp_path)
     write_run(root / "gate/seed3", "gate", 3, Levels(diverged=True), statistics=False, residual_max_abs=1e9)
     gate = row(root, "gate")
@@ -100,7 +100,7 @@ def test_a_clip_that_clips_nothing_has_no_effect(tmp_path: Path) -> None:
     assert row(tmp_path, "clip")["values clipped, %"] == "1.00"
 
 
-def test_mixed_runs_of_a_variant_are_refused(tmp_path: Path) -> None:
+def test_mixed_runs_of_a_variant_are_rejected(tmp_path: Path) -> None:
     root = two_variants(tmp_path)
     write_run(root / "gate/seed2", "gate", 2, Levels(), statistics=False, variant_fingerprint="another")
     with pytest.raises(UserError, match=r"gate/seed1 and .*gate/seed2 .* differ in variant_fingerprint .*: delete"):
@@ -118,17 +118,17 @@ def test_a_variant_that_needs_another_run_has_a_fingerprint_per_seed(tmp_path: P
     assert len(load_ablation(tmp_path).variants[0].runs) == 2
 
 
-def test_two_ablations_at_once_are_refused(tmp_path: Path) -> None:
+def test_two_ablations_at_once_are_rejected(tmp_path: Path) -> None:
     for ablation in ("first", "second"):
         write_run(tmp_path / ablation / "baseline/seed0", "baseline", 0, Levels(), statistics=False)
     with pytest.raises(UserError, match="report one ablation at a time"):
         load_ablation(tmp_path)
 
 
-def test_a_folder_without_runs_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no folder: give one"):
+def test_a_folder_without_runs_is_a_one_line_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a folder: give one"):
         load_ablation(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no run: train one"):
+    with pytest.raises(UserError, match="contains no run: train one"):
         load_ablation(tmp_path)
     RunFolder(tmp_path / "baseline/seed0").write_config("{}")
     with pytest.raises(UserError, match="none is finished"):
@@ -201,7 +201,7 @@ def test_loss_call(difference: Spread, expected: str) -> None:
     assert loss_call(difference, baseline, variant) == expected
 
 
-def test_spread_of_nothing_and_of_what_is_not_finite() -> None:
+def test_spread_of_no_values_and_of_nonfinite_values() -> None:
     assert Spread.of([]) is None
     assert Spread.of([float("nan"), float("inf")]) is None
     assert Spread.of([float("nan"), 2.0]) == Spread(2.0, 2.0, 2.0, 1)

@@ -1,4 +1,4 @@
-"""The figures: run folders in, a matplotlib Figure out, with no pyplot state. Report and notebooks share them."""
+"""Figures: from run folders to a matplotlib Figure, without pyplot state; used by the report and the notebooks."""
 
 from sinks.report.figures.dimensions import sorted_dimensions
 from sinks.report.figures.dissociation import double_dissociation

@@ -1,4 +1,4 @@
-"""Which dimensions of the residual stream stand out."""
+"""Outlier dimensions of the residual stream."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def _sorted_dimensions(runs: Sequence[Run], ending: str) -> np.ndarray | None:
 
 @styled
 def sorted_dimensions(comparison: Comparison) -> Figure | None:
-    """Magnitude by sorted residual dimension at the last step: the baseline beside every residual-side variant."""
+    """Magnitude by sorted residual dimension at the last step: the baseline and every residual-side variant."""
     sides, baseline = ("residual", "both"), comparison.baseline
     chosen = [r for r in comparison.results if r is baseline or (r.variant.side in sides and not r.no_effect)]
     if len(chosen) < 2:

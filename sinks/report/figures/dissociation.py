@@ -1,4 +1,4 @@
-"""Attention sink against residual sink, a point per run: the double dissociation."""
+"""The double dissociation: attention sink against residual sink, one point per run."""
 
 from collections.abc import Iterator
 from typing import Any, cast
@@ -17,7 +17,7 @@ from sinks.report.outcomes import ATTENTION, RESIDUAL, Comparison
 
 @styled
 def double_dissociation(comparison: Comparison) -> Figure | None:
-    """First-token mass against R at the end: a point per run, a label per variant."""
+    """Final first-token mass against R: one point per run, one label per variant."""
     ablation = comparison.ablation
     look = looks(ablation)
     points: dict[str, np.ndarray] = {}
@@ -71,7 +71,7 @@ def double_dissociation(comparison: Comparison) -> Figure | None:
 
 
 def _darker(color: str) -> str:
-    """A color light enough for a line, made dark enough for small text on white."""
+    """A line color made dark enough for small text on white."""
     return to_hex(0.6 * np.asarray(to_rgb(color)) + 0.4 * np.asarray(to_rgb(INK)))
 
 
@@ -83,13 +83,13 @@ def _candidates() -> Iterator[tuple[float, float]]:
 
 
 def _alignment(dx: float, dy: float) -> tuple[str, str]:
-    """The corner or edge of a label that looks at its point."""
+    """The corner or edge of a label that faces its point."""
     horizontal = "left" if dx > 1 else "right" if dx < -1 else "center"
     return horizontal, "center" if abs(dy) < 2 else "bottom" if dy > 0 else "top"
 
 
 def _place_labels(figure: Figure, axis: Axes, labels: list[tuple[str, np.ndarray, Look]]) -> None:
-    """Label each variant at one of its points, where it covers neither a point nor another label."""
+    """Label each variant at one of its points, without covering points or other labels."""
     figure.draw_without_rendering()
     renderer = cast(FigureCanvasAgg, figure.canvas).get_renderer()
     frame = axis.get_window_extent(renderer)

@@ -1,4 +1,4 @@
-"""Maps: first-token mass over layers and heads, and the attention of one head over a text."""
+"""Maps: first-token mass over layers and heads, and the attention of one head over a sequence."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +15,12 @@ from sinks.report.figures.style import INK, WIDTH, name_of, new_figure, statisti
 from sinks.report.outcomes import Comparison
 
 FIRST_TOKEN_MASS_BY_HEAD = "attention/first_token_mass"
-MAP_COLOURS = "Blues"
+MAP_COLORS = "Blues"
 
 
 def draw_map(axis: Axes, values: np.ndarray, numbers: bool) -> Any:
     """First-token mass [layers, heads]; layer 0 at the bottom."""
-    image = axis.imshow(values, cmap=MAP_COLOURS, vmin=0, vmax=1, origin="lower", aspect="auto")
+    image = axis.imshow(values, cmap=MAP_COLORS, vmin=0, vmax=1, origin="lower", aspect="auto")
     axis.grid(False)
     axis.spines[:].set(visible=True, color="#c8c8c8")
     axis.tick_params(length=0)
@@ -35,12 +35,18 @@ def draw_map(axis: Axes, values: np.ndarray, numbers: bool) -> Any:
     return image
 
 
+def _color_bar(figure: Figure, image: Any, label: str, **options: Any) -> None:
+    bar = figure.colorbar(image, **options)
+    bar.outline.set_visible(False)
+    bar.set_label(label)
+
+
 @styled
 def first_token_maps(comparison: Comparison) -> Figure | None:
-    """First-token mass of every layer and head at the last step: a panel per variant, one scale from 0 to 1.
+    """First-token mass of every layer and head at the last step: one panel per variant, on one scale from 0 to 1.
 
-    Heads of different seeds are not the same heads, so seeds stand beside each other where there is room (up to four
-    heads), and otherwise the first seed stands for the variant.
+    Heads of different seeds do not correspond, so seeds are shown side by side if there is room (up to four heads);
+    otherwise the first seed represents the variant.
     """
     panels: list[tuple[Variant, list[tuple[int, np.ndarray]]]] = []
     for variant in comparison.ablation.variants:
@@ -72,24 +78,20 @@ def first_token_maps(comparison: Comparison) -> Figure | None:
         per_seed = maps[0][1].shape[1]
         for n in range(1, len(maps)):
             axis.axvline(n * per_seed - 0.5, color="white", linewidth=4)
-        if per_seed == 1 and len(maps) > 1:
-            axis.set_xticks(range(len(maps)), [f"seed {seed}" for seed, _ in maps], fontsize=8)
-        elif len(maps) > 1:
+        if len(maps) > 1:
             ticks = [n * per_seed + (per_seed - 1) / 2 for n in range(len(maps))]
             axis.set_xticks(ticks, [f"seed {seed}" for seed, _ in maps], fontsize=8)
         else:
             axis.set_xlabel("head", fontsize=9)
     for axis in axes[:, 0]:
         axis.set_ylabel("layer")
-    bar = figure.colorbar(image, ax=axes, fraction=0.025, pad=0.01, aspect=18)
-    bar.outline.set_visible(False)
-    bar.set_label("first-token mass")
+    _color_bar(figure, image, "first-token mass", ax=axes, fraction=0.025, pad=0.01, aspect=18)
     return figure
 
 
 @styled
 def first_token_map(statistics: Statistics, index: int = -1) -> Figure:
-    """First-token mass [layers, heads] of one run at one logged step: what the notebook's slider turns.
+    """First-token mass [layers, heads] of one run at one logged step, as in the notebook.
 
     Args:
         statistics: of the validation or training stage.
@@ -103,15 +105,13 @@ def first_token_map(statistics: Statistics, index: int = -1) -> Figure:
     axes[0].set_xlabel("head")
     axes[0].set_ylabel("layer")
     axes[0].set_title(f"step {int(statistics.steps[index]):,}")
-    bar = figure.colorbar(image, ax=axes[0], fraction=0.08, pad=0.03)
-    bar.outline.set_visible(False)
-    bar.set_label("first-token mass")
+    _color_bar(figure, image, "first-token mass", ax=axes[0], fraction=0.08, pad=0.03)
     return figure
 
 
 @styled
 def attention_map_figure(weights: np.ndarray, labels: Sequence[str] | None = None, title: str = "") -> Figure:
-    """Attention weights of one head over one text.
+    """Attention weights of one head over one sequence.
 
     Args:
         weights: [T, T], row = query, column = key; rows sum to at most 1.
@@ -127,7 +127,7 @@ def attention_map_figure(weights: np.ndarray, labels: Sequence[str] | None = Non
     figure.set_figwidth(min(WIDTH, figure.get_figheight() + 0.9))
     axis = axes[0]
     image = axis.imshow(
-        np.ma.masked_array(weights, future), cmap=MAP_COLOURS, norm=Normalize(0, 1), interpolation="nearest"
+        np.ma.masked_array(weights, future), cmap=MAP_COLORS, norm=Normalize(0, 1), interpolation="nearest"
     )
     axis.grid(False)
     axis.set_xlabel("key")
@@ -138,7 +138,5 @@ def attention_map_figure(weights: np.ndarray, labels: Sequence[str] | None = Non
         axis.set_xticks(range(length), labels, fontsize=size, family="monospace")
         axis.set_yticks(range(length), labels, fontsize=size, family="monospace")
         axis.tick_params(length=0)
-    bar = figure.colorbar(image, ax=axis, fraction=0.045, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.set_label("attention weight")
+    _color_bar(figure, image, "attention weight", ax=axis, fraction=0.045, pad=0.02)
     return figure

@@ -1,7 +1,7 @@
-"""How the figures look, and what they all need.
+"""Style and helpers shared by the figures.
 
-Color says which sink a variant acts on (black: the baseline; blues: attention side; oranges: residual side; greens
-and purples: both), and every variant has its own marker and dashes too, so that nothing hangs on color alone.
+Color shows which sink a variant acts on (black: the baseline; blues: attention side; oranges: residual side; greens
+and purples: both), and every variant also has its own marker and dashes, so that nothing depends on color alone.
 """
 
 import io
@@ -32,7 +32,7 @@ SIDES: list[tuple[Side, str]] = [
     ("none", "controls"),
     ("unknown", "variants"),
 ]
-COLOURS: dict[Side, list[str]] = {
+COLORS: dict[Side, list[str]] = {
     "attention": ["#0072B2", "#56B4E9", "#1B3A5C", "#3E9FA8", "#7A8FD6"],
     "residual": ["#D55E00", "#E8A200", "#8C3B00", "#F2876B", "#B0706A"],
     "both": ["#00805E", "#9A5BB5", "#7FB800", "#5B2A86", "#4D8076"],
@@ -85,7 +85,7 @@ class Look:
 
 
 def styled(function: Callable[P, F]) -> Callable[P, F]:
-    """Draw in the report's style and leave matplotlib's settings as they were."""
+    """Draw in the report's style without changing matplotlib's settings."""
 
     @wraps(function)
     def draw(*args: P.args, **kwargs: P.kwargs) -> F:
@@ -96,14 +96,14 @@ def styled(function: Callable[P, F]) -> Callable[P, F]:
 
 
 def to_png(figure: Figure, dpi: int = 160) -> bytes:
-    """The picture: the same bytes for the same figure."""
+    """The PNG; deterministic."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 
 def looks(ablation: Ablation) -> dict[str, Look]:
-    """Variant name -> how it is drawn."""
+    """Variant name -> its look."""
     found: dict[str, Look] = {}
     counts: dict[Side, int] = {}
     for variant in ablation.variants:
@@ -112,8 +112,8 @@ def looks(ablation: Ablation) -> dict[str, Look]:
             continue
         n = counts.get(variant.side, 0)
         counts[variant.side] = n + 1
-        crowded = sum(v.side == variant.side for v in ablation.variants) > len(COLOURS["attention"])
-        colors = COLOURS["unknown" if crowded and len({v.side for v in ablation.variants}) == 1 else variant.side]
+        crowded = sum(v.side == variant.side for v in ablation.variants) > len(COLORS["attention"])
+        colors = COLORS["unknown" if crowded and len({v.side for v in ablation.variants}) == 1 else variant.side]
         dash = DASHES[(n + n // len(colors)) % len(DASHES)]
         found[variant.name] = Look(colors[n % len(colors)], MARKERS[n % len(MARKERS)], dash)
     return found
@@ -127,7 +127,7 @@ def new_figure(height: float, **grid: Any) -> tuple[Figure, np.ndarray]:
 
 
 def statistics_with(run: Run | RunFolder, name: str, stage: str = "validation") -> Statistics | None:
-    """A stage's statistics, if the run wrote them and the array has a number at the last step."""
+    """A stage's statistics, if the run wrote them and the array has a finite value at the last step."""
     folder = run.folder if isinstance(run, Run) else run
     try:
         statistics = folder.statistics(stage)
@@ -138,7 +138,7 @@ def statistics_with(run: Run | RunFolder, name: str, stage: str = "validation") 
 
 
 def name_of(variant: Variant, width: int = 34) -> str:
-    """What a figure calls a variant, in lines of at most `width` letters."""
+    """A variant's name in figures, in lines of at most `width` letters."""
     return "\n".join(textwrap.wrap(variant.short if variant.runs else f"{variant.short} (diverged)", width))
 
 

@@ -1,4 +1,4 @@
-"""Measures over training: of every variant of an ablation, or of one run."""
+"""Measures over training, for every variant of an ablation or for one run."""
 
 from collections.abc import Sequence
 
@@ -25,11 +25,11 @@ def _series(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _over_seeds(runs: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [S] that every run logged, and values [runs, S]; runs that logged no number are left out."""
+    """Steps [S] that every run logged, and values [runs, S]; runs without a logged number are skipped."""
     series = [pair for run in runs if np.isfinite((pair := _series(run, key))[1]).any()]
     if not series:
         return np.empty(0, dtype=np.int64), np.empty((0, 0))
-    # A resumed run may have logged a step twice: the later line counts.
+    # A resumed run may have logged a step twice; the later line counts.
     by_step = [dict(zip(steps.tolist(), values.tolist(), strict=True)) for steps, values in series]
     common = sorted(set.intersection(*(set(values) for values in by_step)))
     return np.asarray(common), np.asarray([[values[step] for step in common] for values in by_step])
@@ -37,7 +37,7 @@ def _over_seeds(runs: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 @styled
 def over_training(comparison: Comparison, key: str, label: str, unit_interval: bool = False) -> Figure | None:
-    """A key of metrics.jsonl over training: a panel per side, the baseline in each, mean line and min-max band."""
+    """A key of metrics.jsonl over training: one panel per side, each with the baseline; mean lines, min-max bands."""
     ablation = comparison.ablation
     look = looks(ablation)
     curves = {v.name: curve for v in ablation.variants if len((curve := _over_seeds(v.shown, key))[0])}
@@ -84,12 +84,12 @@ def _draw_curve(axis: Axes, variant: Variant, steps: np.ndarray, values: np.ndar
 
 
 def first_token_mass_over_training(comparison: Comparison) -> Figure | None:
-    """First-token mass in the strongest head over training; None where no run logged it."""
+    """First-token mass in the strongest head over training; None if no run logged it."""
     return over_training(comparison, FIRST_TOKEN_MASS, "first-token mass,\nstrongest head", unit_interval=True)
 
 
 def sink_score_over_training(comparison: Comparison) -> Figure | None:
-    """Residual sink score R over training; None where no run logged it."""
+    """Residual sink score R over training; None if no run logged it."""
     return over_training(comparison, SINK_SCORE, "residual sink score R")
 
 

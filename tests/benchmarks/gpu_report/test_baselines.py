@@ -1,4 +1,4 @@
-"""Others' models are measured as their users would compile them."""
+"""Baseline models are compiled as their users would."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def tiny() -> BaselineModel:
     return llama(Architecture(d_model=16, n_layers=3, n_heads=2, ffn_hidden=24), 32, 8)
 
 
-def test_llamas_layers_are_compiled_once_for_all_and_see_no_mask(tiny: BaselineModel) -> None:
+def test_llamas_layers_are_compiled_once_and_without_a_mask(tiny: BaselineModel) -> None:
     torch._dynamo.reset()
     tokens = torch.randint(0, 32, (2, 8))
     expected = tiny.logits(tokens)
@@ -35,7 +35,7 @@ def test_llamas_layers_are_compiled_once_for_all_and_see_no_mask(tiny: BaselineM
     torch._dynamo.reset()
 
 
-def test_another_model_is_compiled_whole() -> None:
+def test_another_model_is_compiled_as_a_whole() -> None:
     model = torch.nn.Linear(4, 4)
     counter = torch._dynamo.testing.CompileCounter()
     assert BaselineModel(model, model).compile(backend=counter) == "compiled"

@@ -1,4 +1,4 @@
-"""Which cases are checked, and that a wrong one is told."""
+"""Which cases are checked, and that a wrong one is reported."""
 
 from collections import Counter
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_the_cases_cover_every_pair_of_choices() -> None:
     )
 
 
-def test_a_wrong_kernel_is_a_fault_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_kernel_is_reported_as_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(correctness, "cases", lambda dry: DRY_CASES[:2])
     wrong = {"output": Check(0.5, 1e-3), "lse": Check(1e-9, 1e-6)}
     monkeypatch.setattr(correctness, "attention_checks", lambda call, dtype: wrong)

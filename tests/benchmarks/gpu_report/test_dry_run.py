@@ -1,4 +1,4 @@
-"""The whole command as a bare machine runs it, at tiny sizes on a CPU: no litdata, omegaconf, jsonargparse, pyarrow."""
+"""The complete command as on a bare machine, at tiny sizes on a CPU: no litdata, omegaconf, jsonargparse, pyarrow."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.test_imports import BLOCK, ROOT
 
 
 def report(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """`python -m benchmarks.gpu_report --dry` with what a bare machine lacks hidden from it and from all it starts."""
+    """`python -m benchmarks.gpu_report --dry` without the packages that a bare machine lacks, also in subprocesses."""
     hidden = folder / "hidden"
     hidden.mkdir(exist_ok=True)
     (hidden / "sitecustomize.py").write_text(BLOCK)
@@ -71,7 +71,7 @@ def test_every_stage_passes_and_measures_something(folder: Path) -> None:
         assert row["summary"]["first_token_mass"] == pytest.approx(alone["summary"]["first_token_mass"], rel=1e-2)
 
 
-def test_provenance_is_there_and_nothing_is_left_out(folder: Path) -> None:
+def test_provenance_is_recorded_and_nothing_is_left_out(folder: Path) -> None:
     for record in results(folder).values():
         assert record["state"] == "done"
         assert record["dry"]
@@ -80,7 +80,7 @@ def test_provenance_is_there_and_nothing_is_left_out(folder: Path) -> None:
         assert not record["result"].get("left_out")
 
 
-def test_the_report_joins_all_and_a_dry_run_reaches_no_goal(folder: Path) -> None:
+def test_the_report_contains_every_stage_and_a_dry_run_reaches_no_goal(folder: Path) -> None:
     page = (folder / "out" / "report.md").read_text()
     assert "A dry run" in page
     for stage in STAGES:
@@ -89,7 +89,7 @@ def test_the_report_joins_all_and_a_dry_run_reaches_no_goal(folder: Path) -> Non
     assert goals.count("| not measured | a dry run |") == len(GOALS)
 
 
-def test_one_file_holds_all_that_has_to_come_back(folder: Path) -> None:
+def test_the_archive_contains_the_results(folder: Path) -> None:
     with tarfile.open(folder / "report.tar.gz") as stream:
         names = stream.getnames()
     wanted = {"report.md", *(f"{stage.file}{suffix}" for stage in STAGES for suffix in (".json", ".md"))}

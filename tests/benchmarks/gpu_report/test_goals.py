@@ -1,4 +1,4 @@
-"""A goal is reached or missed by numbers alone, and not measured without them."""
+"""A goal is reached or missed by its numbers, and not measured without them."""
 
 from typing import Any
 
@@ -15,24 +15,24 @@ def row(name: str, to_baseline: float = 1.0, width: str = LARGE, **more: Any) ->
 
 def verdict(goal: str, rows: list[dict[str, Any]], runs: list[dict[str, Any]] | None = None) -> tuple[str, str]:
     results = {"d-step": {"rows": rows}, "e-training": {"runs": runs or []}}
-    return next((said, numbers) for text, said, numbers in verdicts(results, dry=False) if text == goal)
+    return next((outcome, numbers) for text, outcome, numbers in verdicts(results, dry=False) if text == goal)
 
 
 def test_without_results_nothing_is_reached() -> None:
-    assert {said for _, said, _ in verdicts({}, dry=False)} == {"not measured"}
+    assert {outcome for _, outcome, _ in verdicts({}, dry=False)} == {"not measured"}
 
 
-@pytest.mark.parametrize(("mfu", "said"), [(0.5, "reached"), (0.4999, "missed"), (None, "not measured")])
-def test_mfu_is_the_baselines_at_the_large_width(mfu: float | None, said: str) -> None:
+@pytest.mark.parametrize(("mfu", "outcome"), [(0.5, "reached"), (0.4999, "missed"), (None, "not measured")])
+def test_mfu_is_the_baselines_at_the_large_width(mfu: float | None, outcome: str) -> None:
     rows = [row("baseline", mfu=mfu), row("baseline", width="60m", mfu=0.9), row("gated-both", mfu=0.9)]
-    assert verdict(MFU, rows)[0] == said
+    assert verdict(MFU, rows)[0] == outcome
 
 
 def test_the_slowest_covered_variant_decides() -> None:
     rows = [row("gated-both", 0.99, covered=True), row("dyt", 0.5, covered=False)]
     assert verdict(COVERED, rows)[0] == "reached"
-    said, numbers = verdict(COVERED, [*rows, row("gated-norm", 0.96, width="60m", covered=True)])
-    assert said == "missed"
+    outcome, numbers = verdict(COVERED, [*rows, row("gated-norm", 0.96, width="60m", covered=True)])
+    assert outcome == "missed"
     assert "gated-norm at 60m, 0.960" in numbers
 
 
@@ -41,19 +41,19 @@ def test_a_covered_variant_that_could_not_run_misses_the_goal() -> None:
         row("gated-both", 0.99, covered=True),
         {"width": LARGE, "name": "gated-norm", "covered": True, "refused": "x"},
     ]
-    said, numbers = verdict(COVERED, rows)
-    assert said == "missed"
+    outcome, numbers = verdict(COVERED, rows)
+    assert outcome == "missed"
     assert "gated-norm" in numbers
 
 
 def test_statistics_count_where_they_cost_most() -> None:
     cheap = row("baseline", statistics_overhead=0.01)
     assert verdict(STATISTICS, [cheap, row("gated-both")])[0] == "reached"
-    said, numbers = verdict(STATISTICS, [cheap, row("baseline", width="60m", statistics_overhead=0.011)])
-    assert (said, numbers) == ("missed", "1.10% at 60m, the most of 2 widths")
+    outcome, numbers = verdict(STATISTICS, [cheap, row("baseline", width="60m", statistics_overhead=0.011)])
+    assert (outcome, numbers) == ("missed", "1.10% at 60m, the most of 2 widths")
 
 
-def test_rivals_are_met_at_every_width_compiled_and_not() -> None:
+def test_baseline_models_are_compared_at_every_width_compiled_and_not() -> None:
     rows = [
         row("Hugging Face Llama, SDPA", 0.8, baseline_model=True, compiled=False),
         row("Hugging Face Llama, SDPA, layers compiled", 0.98, baseline_model=True, compiled=True),

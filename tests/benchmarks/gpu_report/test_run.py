@@ -1,4 +1,4 @@
-"""Budget, resumption and failure, with stages that measure nothing."""
+"""Budget, resumption and failure, with fake stages."""
 
 import json
 import os
@@ -26,7 +26,7 @@ TRAINING = Stage("e", "training", "tests.benchmarks.gpu_report.fakes.quick", lea
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers forked from this process, which has imported torch, in place of new interpreters."""
+    """Fork workers from this process, which has imported torch, instead of starting interpreters."""
 
     def in_a_fork(command: list[str], seconds: float, output: int, environment: dict[str, str]) -> int | None:
         process = os.fork()
@@ -56,7 +56,7 @@ def alive(process: int) -> bool:
 
 
 @pytest.mark.usefixtures("forked")
-def test_what_is_done_is_not_run_again(tmp_path: Path) -> None:
+def test_finished_stages_are_not_run_again(tmp_path: Path) -> None:
     for _ in range(2):
         assert Report(tmp_path, 10, dry=True).run([QUICK]) == 0
     assert runs(tmp_path / "work" / QUICK.file) == 1
@@ -84,7 +84,7 @@ def test_another_budget_trains_again_and_measures_nothing_else_again(tmp_path: P
 
 
 @pytest.mark.usefixtures("forked")
-def test_a_stage_that_fails_leaves_its_error_and_the_next_goes_on(
+def test_a_failing_stage_records_its_error_and_the_next_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert Report(tmp_path, 10, dry=True).run([FAILING, QUICK]) == 1
@@ -130,7 +130,7 @@ def test_a_hanging_stage_ends_and_is_reported_before_the_machines_limit(
 
 
 @pytest.mark.usefixtures("forked")
-def test_a_stage_is_asked_to_end_a_grace_before_the_machines_limit(tmp_path: Path) -> None:
+def test_a_stage_ends_before_the_machines_limit_minus_the_grace_period(tmp_path: Path) -> None:
     Report(tmp_path, 5, dry=True, limit=5).run([LONG])
     assert result(tmp_path, LONG)["limit_s"] == pytest.approx(300 - running.GRACE_S - running.CLOSING_S, abs=5)
     # With a grace to spare the limit changes nothing.
@@ -138,21 +138,21 @@ def test_a_stage_is_asked_to_end_a_grace_before_the_machines_limit(tmp_path: Pat
     assert result(tmp_path, QUICK)["limit_s"] == pytest.approx(480, abs=5)
 
 
-def test_a_budget_above_the_limit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_budget_above_the_limit_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--output", str(tmp_path / "out"), "--dry", "--budget", "30", "--limit", "9.5"]) == 2
     expected = "error: --budget is 30 minutes, but --limit ends the command after 9.5: give a budget of at most 9.5\n"
     assert capsys.readouterr().err == expected
     assert not (tmp_path / "out").exists()
 
 
-def test_what_the_budget_does_not_reach_is_said_to_be_not_run(tmp_path: Path) -> None:
+def test_stages_beyond_the_budget_are_reported_as_not_run(tmp_path: Path) -> None:
     assert Report(tmp_path, 0.04, dry=True).run([QUICK]) == 0
     assert not (tmp_path / f"{QUICK.file}.json").exists()
     assert "not run: 0.0 minutes are left for it, it needs 0.05" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.usefixtures("forked")
-def test_what_ran_out_of_time_is_run_again_with_more(tmp_path: Path) -> None:
+def test_a_stage_out_of_time_is_run_again_with_more(tmp_path: Path) -> None:
     states, limits = [], []
     for budget in (0.5, 0.5, 5):
         assert Report(tmp_path, budget, dry=True).run([LONG]) == 0
@@ -192,7 +192,7 @@ def test_stages_are_chosen_by_letters_in_order_of_value() -> None:
         chosen("a,x")
 
 
-def test_without_a_gpu_only_a_dry_run_is_taken(
+def test_without_a_gpu_only_a_dry_run_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--output", str(tmp_path / "out"), "--dry", "--budget", "0"]) == 2
@@ -203,5 +203,5 @@ def test_without_a_gpu_only_a_dry_run_is_taken(
     monkeypatch.undo()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["--output", str(tmp_path / "out")]) == 2
-    assert "no GPU is at hand" in capsys.readouterr().err
+    assert "no GPU is available" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

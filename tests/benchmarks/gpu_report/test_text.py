@@ -1,4 +1,4 @@
-"""The installed text: which files, and that its tokens are theirs."""
+"""The installed text: its files and their tokens."""
 
 import json
 import sysconfig
@@ -13,7 +13,7 @@ from sinks.data.tokenizer import TextTokenizer
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A library of a few texts, some of which must be left out."""
+    """A library of a few files, some of which must be skipped."""
     library, packages = tmp_path / "lib", tmp_path / "lib" / "site-packages"
     packages.mkdir(parents=True)
     for i in range(120):
@@ -59,7 +59,7 @@ def test_tokens_do_not_depend_on_the_number_of_processes(installed: Path, monkey
     assert next(iter(data.train_dataloader())).shape == (4, 11)
 
 
-def test_prepared_text_is_not_prepared_again_and_other_text_is(installed: Path) -> None:
+def test_only_new_text_is_prepared(installed: Path) -> None:
     folder = text.prepare(installed / "out", 300, processes=1)
     before = (folder / "train.bin").stat().st_mtime_ns
     assert text.prepare(installed / "out", 300, processes=1) == folder

@@ -1,4 +1,4 @@
-"""Which tile counts as best."""
+"""Selection of the best tile."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def tile_row(tile: list[int], ms: float | None, chosen: bool = False) -> dict[st
 OWN, FAST, FASTEST = [128, 64, 4, 3], [64, 64, 4, 3], [128, 128, 8, 2]
 
 
-def test_the_fastest_tile_that_is_right_is_best() -> None:
+def test_the_fastest_correct_tile_is_best() -> None:
     ranked = [tile_row(FASTEST, 1.0), tile_row(FAST, 1.5), tile_row(OWN, 2.0, chosen=True)]
     found = tiles.best(ranked, lambda row: "output 1e+00" if row["tile"] == FASTEST else None)
     assert found["best"] == FAST

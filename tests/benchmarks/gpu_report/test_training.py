@@ -1,4 +1,4 @@
-"""A run in Python ends by its clock or by divergence, and its curves are over tokens."""
+"""Training ends by its clock or by divergence, and its curves are over tokens."""
 
 from pathlib import Path
 from typing import Any

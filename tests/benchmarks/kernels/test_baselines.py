@@ -1,4 +1,4 @@
-"""Baselines run as fast as they can and leave alone what is measured again."""
+"""Baselines run at full speed and do not modify reused tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks at tiny sizes: everything runs, the gate bites, no baseline goes missing silently."""
+"""The benchmarks at tiny sizes: everything runs, wrong results are rejected, missing baselines are listed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_wrong_contestant_is_not_timed():
     assert "forward_ms" not in row
 
 
-def test_a_peer_that_raises_is_a_row_and_not_the_end():
+def test_a_baseline_that_raises_is_a_row():
     def run(inputs):
         raise RuntimeError("no such shape")
 

@@ -1,4 +1,4 @@
-"""The offline compile report: its gates, and the compiler's word on what the interpreter lets pass."""
+"""The offline compile report: its gates, and compiler errors that the interpreter does not show."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_at_most_forty_configurations_each_named_once():
     assert len(names) == len(set(names)) <= 40
 
 
-def test_programs_an_sm():
+def test_programs_per_sm():
     gpu = compile_report.GPUS["sm_90"]
     assert compile_report.ctas_an_sm(128, 40 * 1024, 4, gpu) == 4
     assert compile_report.ctas_an_sm(64, 100 * 1024, 4, gpu) == 2
@@ -72,7 +72,7 @@ def test_writes_its_tables_without_a_gpu(tmp_path):
     assert "| key_mass | sm_90 | 64 |" in (tmp_path / "compile_report.md").read_text()
 
 
-def test_an_unknown_selection_is_refused(tmp_path, capsys):
+def test_an_unknown_selection_is_rejected(tmp_path, capsys):
     assert compile_report.main(["--only", "backwards", "--output", str(tmp_path)]) == 2
     assert "no configuration contains 'backwards'" in capsys.readouterr().err
 
@@ -101,6 +101,6 @@ for kernel, width, features in [
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
-def test_the_interpreter_is_left_alone():
+def test_the_interpreter_stays_enabled():
     command = "from benchmarks.kernels import compile_report; import sys; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", command], check=True)

@@ -1,4 +1,4 @@
-"""Counting in machine code, on a listing small enough to count by hand."""
+"""Counts of a small machine-code listing, checked by hand."""
 
 from __future__ import annotations
 

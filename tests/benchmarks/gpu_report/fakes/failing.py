@@ -1,4 +1,4 @@
-"""A stage that breaks half way."""
+"""A stage that fails half way."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""A stage that pays no heed to its deadline, with a child that would outlive it."""
+"""A stage that ignores its deadline, with a child process that would outlive it."""
 
 import subprocess
 import sys

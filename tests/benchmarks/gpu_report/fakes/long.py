@@ -1,4 +1,4 @@
-"""A stage with more to measure than its time holds."""
+"""A stage with more to measure than its time allows."""
 
 from collections.abc import Iterator
 from typing import Any

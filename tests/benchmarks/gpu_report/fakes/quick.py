@@ -1,4 +1,4 @@
-"""A stage that is done at once, and notes how often it ran."""
+"""A stage that ends at once and records how often it ran."""
 
 from collections.abc import Iterator
 from typing import Any
