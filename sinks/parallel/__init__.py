@@ -1,1 +1,1 @@
-"""How one run is distributed over processes: the strategy, sharding, tensor parallelizm, sharded checkpoints."""
+"""How one run is distributed over processes: the strategy, sharding, tensor parallelism, sharded checkpoints."""

@@ -1,4 +1,4 @@
-"""The sharded strategy: FSDP2 over all processes, in replicas (HSDP), or with tensor parallelizm."""
+"""The sharded strategy: FSDP2 over all processes, in replicas (HSDP), or with tensor parallelism."""
 
 from datetime import timedelta
 from typing import Any
