@@ -32,7 +32,7 @@ def causal(subject: Subject) -> None:
         changed = model(after)
         same(changed[:, :first], full[:, :first], f"the logits before token {first}, changed from there on,", EXACT)
         if torch.equal(changed[:, first:], full[:, first:]):
-            raise Broken(f"the logits from token {first} on do not depend on the tokens there")
+            raise Broken(f"the logits from token {first} on do not depend on those tokens")
 
 
 @torch.no_grad()
@@ -208,7 +208,7 @@ def norms_are_as_reported(subject: Subject) -> None:
             what = f"what the norm at {name} calls normalized, and weight * divided / rms,"
             same(record.normalized, shrunk.clamp(0.0, 1.0) * expected, what, 1e-6)
         if record.gate is not None and record.normed is not None:
-            same(record.gate * record.normed, record.output, f"gate * normed at {name} and the output there", 1e-6)
+            same(record.gate * record.normed, record.output, f"gate * normed at {name} and the output", 1e-6)
 
 
 @torch.no_grad()

@@ -45,8 +45,8 @@ class NoNorm(CausalLM):
     Args:
         vocab_size: number of token ids; taken from the data.
         context_length: tokens seen; taken from the data.
-        attention: the attention side; softmax leaves it as it is.
-        residual: the residual side; rms_norm leaves it as it is.
+        attention: the attention side; softmax is the baseline's.
+        residual: the residual side; rms_norm is the baseline's.
         dyt_alpha: initial slope of DyT.
     """
 
@@ -82,7 +82,7 @@ class Clipped(CausalLM):
     Args:
         vocab_size: number of token ids; taken from the data.
         context_length: tokens seen; taken from the data.
-        attention: the attention side; softmax leaves it as it is.
+        attention: the attention side; softmax is the baseline's.
         softmax_alpha: clipped softmax: gamma is -softmax_alpha / context_length.
         soft_cap: soft cap: largest logit.
         residual: the residual side: nothing, the stream after each addition, or the norms' input only.
@@ -137,10 +137,10 @@ class SinkAbsorbed(CausalLM):
     Args:
         vocab_size: number of token ids; taken from the data.
         context_length: tokens seen; taken from the data.
-        attention: the attention side; softmax leaves it as it is.
+        attention: the attention side; softmax is the baseline's.
         sink_scale: learnable sink: factor between the parameter and the logit.
         learn_value: key-value bias: whether the value is learned too.
-        residual: the residual side; rms_norm leaves it as it is.
+        residual: the residual side; rms_norm is the baseline's.
     """
 
     def __init__(

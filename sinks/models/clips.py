@@ -21,13 +21,13 @@ def positive(value: float, name: str, example: float) -> float:
 
 
 class ResidualClip(nn.Module):
-    """What is done to the residual stream after each addition: [B, T, D] -> [B, T, D].
+    """Applied to the residual stream after each addition: [B, T, D] -> [B, T, D].
 
     A subclass that clips values reports which, `self.report(clipped=[B, T, D] bool)`; one that never does sets `cuts`
     to False, and is no site of statistics.
 
     Args:
-        site: name under which the clipped share is reported.
+        site: name under which the clipped fraction is reported.
     """
 
     kind = "clips"
@@ -52,7 +52,7 @@ class Clamp(ResidualClip):
     """x clamped to [-threshold, threshold].
 
     Args:
-        site: name under which the clipped share is reported.
+        site: name under which the clipped fraction is reported.
         threshold: largest |h| left in the stream.
     """
 
@@ -67,7 +67,7 @@ class Clamp(ResidualClip):
 
 
 class ClippedNorm(Norm):
-    """norm(x clamped to `medians` times the token's median |x|): the stream keeps its outliers, the norm loses them.
+    """norm(x clamped to `medians` times the token's median |x|): outliers stay in the stream, not in the norm's input.
 
     Args:
         d_model: width D of the residual stream.

@@ -101,7 +101,7 @@ class Components:
     Args:
         mixer: the sequence mixer, e.g. `Attention` with its normalizer and gate.
         norm: between the residual stream and a sublayer, at both norms of the block.
-        residual_clip: what is done to the residual stream after each addition.
+        residual_clip: applied to the residual stream after each addition.
         feed_forward: the feed-forward sublayer.
     """
 

@@ -86,7 +86,7 @@ class Normalizer(nn.Module):
         return key_mass(q, k, lse, **{name: value for name, value in self.options().items() if name != "sink"})
 
     def flops_per_token(self, tokens: int) -> float:
-        """Operations of the two products of attention per token of a sequence, counted causally: T / 2 keys a query."""
+        """Operations of the two products of attention per token, counted causally: T / 2 keys per query."""
         return 2 * 2 * self.config.n_heads * self.config.head_dim * tokens / 2
 
     def shard_plan(self) -> dict[str, Split]:

@@ -14,7 +14,7 @@ from sinks.models.taps import Report, Tap, taps_of
 
 
 class Norm(nn.Module):
-    """Base of what is between the residual stream and a sublayer.
+    """Base of the norms between the residual stream and a sublayer.
 
     A subclass writes `forward`, which makes its internals available to the statistics:
 

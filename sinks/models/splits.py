@@ -4,12 +4,12 @@ from typing import Literal, NamedTuple
 
 
 class Split(NamedTuple):
-    """How a parameter is spread over the processes that share a sublayer.
+    """How a parameter is split over the processes of a sublayer.
 
     Args:
         how: "rows" or "columns" of the matrix are divided (a vector has rows); "shared": replicated, each process with
             only its own heads' part of the gradient; "added": a bias added once per process before outputs are summed.
-        unit: what is divided, for error messages, e.g. `n_heads`; empty where nothing is.
+        unit: what is divided, for error messages, e.g. `n_heads`; empty if nothing is.
         units: number of them.
     """
 

@@ -18,7 +18,7 @@ Edit = Callable[[Tensor], Tensor]
 
 
 class Tap(nn.Module):
-    """Identity: hands a detached value to `listener(site, value)`, and passes on what `edit(value)` makes of it.
+    """Identity: passes a detached value to `listener(site, value)`, and returns `edit(value)`.
 
     Both are None by default. A listener gets the edited value, with which the model continues.
 
@@ -45,7 +45,7 @@ class Tap(nn.Module):
 
 
 class Report(nn.Module):
-    """Hands the tensors that a computation is made of to `listener(tensors)`; None by default.
+    """Passes the tensors of a computation to `listener(tensors)`; None by default.
 
     Compute what only a listener needs under `if report.listener is not None`.
     """

@@ -26,7 +26,7 @@ class NormRecord:
         normalized: the result of both [B, T, D].
         gate: gate values [B, T, D] or [B, T, 1].
         normed: what the gate multiplies [B, T, D].
-        clipped: which values the norm cuts before it reads them [B, T, D] bool.
+        clipped: which values the norm clips first [B, T, D] bool.
     """
 
     input: Tensor
@@ -93,7 +93,7 @@ class ClipRecord:
     """Of a clip of the residual stream.
 
     Args:
-        clipped: which values are cut [B, T, D] bool.
+        clipped: which values are clipped [B, T, D] bool.
     """
 
     clipped: Tensor

@@ -1,4 +1,4 @@
-"""The places of a model at which statistics are read, and how each fills its record."""
+"""The sites of a model at which statistics are read, and how each fills its record."""
 
 from collections.abc import Callable, Collection
 from typing import Any, Literal, Protocol
@@ -34,7 +34,7 @@ class Site(Protocol):
     kind: Kind
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
-        """Hand every record to a listener, None to stop; costly fields are filled only if named."""
+        """Pass every record to a listener, None to stop; costly fields are filled only if named."""
 
 
 class _ReportSite:

@@ -59,7 +59,7 @@ def stability_statistics(
         spikes_per_10k: 10000 / steps * steps with loss > centered 201-step rolling median + 0.1; NaN with a NaN loss.
         gradient_norm_p999: its 99.9th percentile, exact, linear between order statistics; NaN with a NaN.
         clip_crossings_per_10k: 10000 / steps * steps with gradient norm > clip; NaN without a clip, or with a NaN.
-        clip_episodes: number of times it rose above the clip from at or below it, however long it stayed there.
+        clip_episodes: number of times it rose above the clip from at or below it, regardless of how long it stayed.
         The statistics of an empty series are NaN.
     """
     losses, norms = np.asarray(loss, dtype=np.float64), np.asarray(gradient_norm, dtype=np.float64)
@@ -78,7 +78,7 @@ def stability_statistics(
 
 
 def _quantile(values: NDArray[np.float64], quantile: float) -> float:
-    """Exact quantile, linear between order statistics; NaN if there is nothing or a NaN, inf where it falls on one."""
+    """Exact quantile, linear between order statistics; NaN for an empty series or with a NaN, inf where it is one."""
     if len(values) == 0 or np.isnan(values).any():
         return math.nan
     ordered = np.sort(values)

@@ -20,7 +20,7 @@ BATCH, TOKENS = 3, 12
 
 @pytest.fixture(autouse=True)
 def _attention_by_plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference: fused attention computes its scores a second time in the backward pass, and torch counts that."""
+    """The reference: fused attention recomputes its scores in the backward pass, and torch counts that."""
     monkeypatch.setattr(import_module("sink_kernels.attention"), "_backend", lambda *_: reference)
 
 
@@ -35,7 +35,7 @@ def counted(model: CausalLM, backward: bool) -> int:
 
 
 def expected(model: CausalLM, first_token: int) -> float:
-    """Ours for the same batch, attention taken to the full matrix; a learned key brings a row of its own along."""
+    """Ours for the same batch, with full attention matrices; a learned key adds a row."""
     flops = model.meta_decoder().flops_per_token(TOKENS).forward_by_kind
     scores = flops.pop(SCORES) * 2 * (TOKENS + first_token) / TOKENS
     return BATCH * TOKENS * (sum(flops.values()) + scores)

@@ -43,7 +43,7 @@ def gated() -> CausalLM:
     return model.eval()
 
 
-def test_every_site_is_there_and_is_passed_in_order(tokens: Tensor) -> None:
+def test_every_site_exists_and_is_visited_in_order(tokens: Tensor) -> None:
     model, seen = gated(), []
     for tap in taps_of(model):
         tap.listener = lambda site, value: seen.append(site)
@@ -57,8 +57,8 @@ def test_every_site_is_there_and_is_passed_in_order(tokens: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NORMS)
-def test_what_a_norm_hands_over_is_what_its_forward_did(name: str, dtype: torch.dtype) -> None:
-    """The kernel of GatedNorm gives neither gate nor normed: what is computed for the reader must be what it used."""
+def test_reported_internals_are_those_of_the_forward_pass(name: str, dtype: torch.dtype) -> None:
+    """The kernel of GatedNorm returns neither gate nor normed: those of the reader must equal the kernel's."""
     norm: Norm = NORMS[name](16)
     with torch.no_grad():
         for parameter in norm.parameters():
@@ -81,7 +81,7 @@ def test_what_a_norm_hands_over_is_what_its_forward_did(name: str, dtype: torch.
 
 
 @pytest.mark.parametrize("place", ["down", "up", "norm"])
-def test_the_kernel_of_gated_norm_does_not_pass_over_what_wraps_its_weights(place: str) -> None:
+def test_the_gated_norm_kernel_does_not_bypass_wrapped_weights(place: str) -> None:
     class Doubled(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
@@ -109,7 +109,7 @@ def test_an_overridden_gate_is_what_the_forward_uses() -> None:
     torch.testing.assert_close(norm(x), 2 * norm.norm(x) * GatedNorm.gate(norm, norm.norm(x)))
 
 
-def test_a_wrapped_output_projection_leaves_its_statistics_out(tokens: Tensor) -> None:
+def test_a_wrapped_output_projection_has_no_contribution_statistics(tokens: Tensor) -> None:
     model = gated()
     attention = model.decoder.blocks[0].attention  # type: ignore[union-attr]
     attention.out = nn.Sequential(attention.out)
@@ -122,7 +122,7 @@ def test_a_wrapped_output_projection_leaves_its_statistics_out(tokens: Tensor) -
 
 
 @torch.no_grad()
-def test_an_edit_is_what_the_model_goes_on_with(tokens: Tensor) -> None:
+def test_the_model_continues_with_the_edited_value(tokens: Tensor) -> None:
     model = gated()
     before = model(tokens)
     sites = [tap.site for tap in taps_of(model)]
@@ -140,7 +140,7 @@ def test_an_edit_is_what_the_model_goes_on_with(tokens: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_a_reader_sees_what_an_edit_made(tokens: Tensor) -> None:
+def test_a_reader_gets_the_edited_value(tokens: Tensor) -> None:
     model, found = gated(), []
     site = next(site for site in sites_of(model) if site.name == "blocks.1.attention.norm")
     site.listen(found.append)

@@ -47,7 +47,7 @@ def test_first_token_mass_agrees_with_the_attention_maps(name: str, tokens: torc
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_reports_what_it_has(name: str, tokens: torch.Tensor) -> None:
+def test_every_variant_reports_its_statistics(name: str, tokens: torch.Tensor) -> None:
     scalars, arrays = read(build(name).eval(), tokens)
     assert ("attention/gate_mean" in scalars) == (
         VARIANTS[name][1].get("attention_gate", "elementwise") != "none" and VARIANTS[name][0] is Gated
@@ -61,7 +61,7 @@ def test_every_variant_reports_what_it_has(name: str, tokens: torch.Tensor) -> N
     assert arrays["residual/mean_abs"].shape == (5, 16)
 
 
-def test_residual_sites_see_the_stream(tokens: torch.Tensor) -> None:
+def test_residual_sites_read_the_stream(tokens: torch.Tensor) -> None:
     model = build("baseline").eval()
     _, arrays = read(model, tokens)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_patterns_choose_sites(tokens: torch.Tensor) -> None:
     assert "attention/contribution_share" not in statistics.arrays
 
 
-def test_sink_dimensions_are_those_of_the_summary_before(tokens: torch.Tensor) -> None:
+def test_sink_dimensions_are_those_of_the_previous_summary(tokens: torch.Tensor) -> None:
     model = build("baseline").eval()
     reader = Reader(sites_of(model))
     found = []

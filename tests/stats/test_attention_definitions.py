@@ -45,7 +45,7 @@ def test_masses_and_effective_rescale(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("positions", [1, 5])
-def test_rival_sink_ratios(shape: tuple[int, int, int], positions: int) -> None:
+def test_both_sink_ratios(shape: tuple[int, int, int], positions: int) -> None:
     a = random_weights(shape)
     batch, heads, length = shape
     mass = a[..., :-1].sum(2).float()
@@ -67,7 +67,7 @@ def test_rival_sink_ratios(shape: tuple[int, int, int], positions: int) -> None:
 
 
 def test_the_two_sink_ratios_disagree_about_a_sink_at_key_3() -> None:
-    """Key 3 of 8 gets 0.55 of every query that sees it: 0.55 for Gu at k = 3, 5 / 8 * 0.55 = 0.34 for NYU at any k."""
+    """Key 3 of 8 gets 0.55 of every later query: 0.55 for Gu at k = 3, 5 / 8 * 0.55 = 0.34 for NYU at any k."""
     a = torch.zeros(1, 1, 8, 8)
     a[..., torch.arange(8), torch.arange(8)] = 1.0
     a[0, 0, 3:, 3] = 0.55
@@ -245,7 +245,7 @@ def test_contribution_of_unnormalized_attention_is_a_fraction_of_the_row(normali
     close(found["mass_share"], masses)
 
 
-def test_renormalizing_needs_a_channel_left_over() -> None:
+def test_renormalizing_needs_a_spare_channel() -> None:
     with pytest.raises(ValueError, match="one channel more"):
         F.contribution_totals(torch.ones(1, 4, 3, 2), n_kv_heads=2, renormalize=True)
 
@@ -260,7 +260,7 @@ def test_a_sink_without_a_value_has_mass_and_no_contribution() -> None:
     assert not found["contribution_over_mass"].any()
 
 
-def test_equal_values_contribute_what_they_weigh() -> None:
+def test_equal_values_contribute_their_mass() -> None:
     a = random_weights((2, 3, 7))[..., :-1].float()
     a = a / a.sum(-1, keepdim=True)
     norms = torch.full((2, 3, 7), 2.5)
@@ -269,7 +269,7 @@ def test_equal_values_contribute_what_they_weigh() -> None:
     torch.testing.assert_close(found["projected_norm_ratio"], torch.ones(3))
 
 
-def test_rows_without_any_mass_are_left_out_and_counted() -> None:
+def test_rows_without_any_mass_are_excluded_and_counted() -> None:
     mass, norms = torch.full((1, 1, 5), 0.5), torch.ones(1, 1, 5)
     totals = torch.ones(1, 1, 5)
     mass[..., 2] = totals[..., 2] = 0

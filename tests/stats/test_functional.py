@@ -83,7 +83,7 @@ def test_a_massive_activation_of_token_0_is_not_a_residual_sink() -> None:
 
 
 @pytest.mark.parametrize("quantile", [0.1, 0.5, 0.99, 0.999])
-def test_histogram_quantiles_lie_within_one_bin(quantile: float) -> None:
+def test_histogram_quantiles_are_within_one_bin(quantile: float) -> None:
     x = torch.randn(200_000, generator=torch.Generator().manual_seed(0)).exp()
     found = functional.histogram_quantile(functional.magnitude_histogram(x), quantile)
     exact = (
@@ -125,7 +125,7 @@ def planted_masses(batch: int, heads: int, length: int) -> torch.Tensor:
     return mass
 
 
-def test_first_token_mass_leaves_out_the_trivial_row_and_the_sink_ratio_does_not() -> None:
+def test_first_token_mass_excludes_the_trivial_row_and_the_sink_ratio_does_not() -> None:
     mass = planted_masses(batch=2, heads=10, length=5)
     found = functional.attention_statistics(functional.attention_accumulators(mass, torch.zeros_like(mass)))
     torch.testing.assert_close(found["first_token_mass"], torch.arange(10) / 10)

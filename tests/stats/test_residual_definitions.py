@@ -14,7 +14,7 @@ Nested = list[list[list[float]]]
 
 
 def residual(shape: tuple[int, int, int], seed: int = 4) -> Tensor:
-    """Channels of different size, one of them far off zero if there is room."""
+    """Channels of different size, one of them far from zero if there are enough."""
     generator = torch.Generator().manual_seed(seed)
     h = torch.randn(*shape, generator=generator) * torch.linspace(0.5, 2, shape[-1])
     h[..., shape[-1] // 2] += 3
@@ -120,7 +120,7 @@ def test_massive_activations(shape: tuple[int, int, int]) -> None:
     close(found["max_median_ratio_max"], max(ratios))
 
 
-def test_rival_medians_disagree_about_a_token_that_is_large_throughout() -> None:
+def test_the_medians_disagree_about_a_token_that_is_large_throughout() -> None:
     """5000 beside 50s: massive against the sample's median of 1, not against its own token's median of 50."""
     h = torch.ones(1, 9, 8)
     h[0, 0] = 50.0
@@ -392,7 +392,7 @@ def test_a_gate_that_hardly_varies(noise: float) -> None:
         close(found["gate_by_decile"], [0.5] * 10)
 
 
-def test_one_gate_a_token_has_no_correlation_within_it() -> None:
+def test_one_gate_per_token_has_no_correlation_within_it() -> None:
     generator = torch.Generator().manual_seed(9)
     y, gate = torch.randn(4, 8, 10, generator=generator), torch.rand(4, 8, 1, generator=generator)
     found = F.gate_magnitude_statistics(F.gate_magnitude_accumulators(gate, y))

@@ -26,14 +26,14 @@ def test_rolling_median(steps: int, window: int) -> None:
     np.testing.assert_allclose(rolling_median(values, window), expected, rtol=1e-12)
 
 
-def test_long_series_are_cut_into_chunks_without_a_seam() -> None:
+def test_long_series_are_chunked_without_a_seam() -> None:
     values = series(9001)
     found = rolling_median(values)
     for i in (100, 4095, 4096, 4196, 4197, 8192, 8900):
         assert found[i] == pytest.approx(median(values[i - 100 : i + 101]), rel=1e-12)
 
 
-def test_planted_spikes_are_counted_and_a_falling_loss_has_none() -> None:
+def test_injected_spikes_are_counted_and_a_falling_loss_has_none() -> None:
     falling = [10 * math.exp(-i / 300) + 2 for i in range(2000)]
     assert not loss_spikes(falling).any()
     spiky = list(falling)
@@ -77,7 +77,7 @@ def test_nonfinite_values_are_counted() -> None:
         assert math.isnan(found[name])
 
 
-def test_nothing_gives_nan() -> None:
+def test_an_empty_series_gives_nan() -> None:
     found = stability_statistics([], [], clip=1.0)
     assert found["steps"] == 0
     assert math.isnan(found["spikes_per_10k"])

@@ -23,7 +23,7 @@ def attention_accumulators(
 
     Returns:
         samples, rows: number of sequences B, and of queries that attend to more than the first token, B * (T - 1).
-        first_sum: [H] sum of A_{i,0} over queries i >= 1; row 0 is left out because its mass is trivially one.
+        first_sum: [H] sum of A_{i,0} over queries i >= 1; row 0 is excluded because its mass is trivially one.
         first_row_sum: [H] sum of A_{0,0}: one per sample, unless a learned sink takes some of it.
         learned_sum: [H] sum over all queries of the mass on learned sinks, and `queries` their number.
         rescale_sum, rescale_square_sum: [H] sums over queries i >= 1 of 1 - w and of its square, w = A_{i,0} + learned.
@@ -48,7 +48,7 @@ def attention_accumulators(
 
 
 def attention_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `attention_accumulators`, each [H].
+    """Statistics from (summed) `attention_accumulators`, each [H].
 
     Returns:
         first_token_mass: mean of A_{i,0} over queries i >= 1.
@@ -118,7 +118,7 @@ def key_mass_accumulators(
 
 
 def key_mass_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `key_mass_accumulators`; the two sink ratios differ in positions and in divisor.
+    """Statistics from (summed) `key_mass_accumulators`; the two sink ratios differ in positions and in divisor.
 
     Returns:
         alpha: [H, positions] mean over samples of alpha_k; NaN where no sample has a key k.
@@ -170,11 +170,11 @@ def attention_row_accumulators(entropy: Tensor, max_logit: Tensor, sinks: int = 
 
 
 def attention_row_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `attention_row_accumulators`, each [H].
+    """Statistics from (summed) `attention_row_accumulators`, each [H].
 
     Returns:
         entropy: mean entropy in nats, in [0, log T].
-        entropy_share: mean of entropy over log(visible keys), in [0, 1]; queries with one key are left out.
+        entropy_share: mean of entropy over log(visible keys), in [0, 1]; queries with one key are excluded.
         logit_mean, logit_max: mean and maximum over queries of the largest logit.
     """
     queries = accumulators["queries"]

@@ -133,7 +133,7 @@ def contribution_accumulators(first_token_mass: Tensor, norms: Tensor, totals: T
 
 
 def contribution_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `contribution_accumulators`, each [H].
+    """Statistics from (summed) `contribution_accumulators`, each [H].
 
     Returns:
         contribution_share: mean of A_i0 ||W_O v_0|| / sum_j A_ij ||W_O v_j||, in [0, 1].

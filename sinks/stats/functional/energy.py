@@ -35,7 +35,7 @@ def energy_accumulators(h: Tensor, top: tuple[int, ...] = TOP_CHANNELS) -> dict[
 
 
 def energy_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `energy_accumulators`; a token of zeros makes all of it NaN.
+    """Statistics from (summed) `energy_accumulators`; a token of zeros makes all of it NaN.
 
     Returns:
         energy_top_{k}: mean E_k, in [k / D, 1].

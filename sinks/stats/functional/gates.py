@@ -49,7 +49,7 @@ def attention_gate_accumulators(gate: Tensor) -> dict[str, Tensor]:
 
 
 def attention_gate_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `attention_gate_accumulators`, each [H].
+    """Statistics from (summed) `attention_gate_accumulators`, each [H].
 
     Returns:
         gate_mean, gate_std: of all values, in [0, 1]; a deviation near 0 means a constant factor.
@@ -142,7 +142,7 @@ def _rounding(mean: Tensor, count: int) -> Tensor:
 
 
 def gate_magnitude_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `gate_magnitude_accumulators`.
+    """Statistics from (summed) `gate_magnitude_accumulators`.
 
     Returns:
         gate_by_decile: [10] mean g of the values in each decile of |y|, smallest first. Deciles come

@@ -47,7 +47,7 @@ def kurtosis_accumulators(h: Tensor) -> dict[str, Tensor]:
 
 
 def kurtosis_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `kurtosis_accumulators`.
+    """Statistics from (summed) `kurtosis_accumulators`.
 
     Returns:
         kurtosis_token: Bondarenko et al. (arXiv:2306.12929): mean over tokens of m4 / m2^2 over channels, centered, not

@@ -67,7 +67,7 @@ def massive_accumulators(h: Tensor, median: Tensor | None = None) -> dict[str, T
 
 
 def massive_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `massive_accumulators`.
+    """Statistics from (summed) `massive_accumulators`.
 
     Returns:
         massive_per_token_median, massive_per_tensor_median: mean number of massive activations per sample, >= 0.

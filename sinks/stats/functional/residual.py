@@ -59,7 +59,7 @@ def residual_accumulators(h: Tensor, median: Tensor | None = None) -> dict[str, 
 
 
 def residual_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `residual_accumulators`.
+    """Statistics from (summed) `residual_accumulators`.
 
     Returns:
         mean_abs: [D] m_j, mean of |h_j| over tokens but token 0.

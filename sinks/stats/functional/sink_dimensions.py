@@ -50,7 +50,7 @@ def sink_dimension_accumulators(h: Tensor, dimensions: Tensor) -> dict[str, Tens
 
 
 def sink_dimension_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `sink_dimension_accumulators`; a token of zeros, or S = all channels, gives NaN.
+    """Statistics from (summed) `sink_dimension_accumulators`; a token of zeros, or S = all channels, gives NaN.
 
     Returns:
         energy_share: mean r^2, in [0, 1].
@@ -145,7 +145,7 @@ def bound_accumulators(h: Tensor, output: Tensor, gain: Tensor, dimensions: Tens
 
 
 def bound_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from (summed) `bound_accumulators`.
+    """Statistics from (summed) `bound_accumulators`.
 
     Returns:
         bound_max: the largest left side over right side; at most 1, up to the output's rounding, if the theorem holds.

@@ -1,4 +1,4 @@
-"""How batch terms become sums: float32 within a token or a sample, float64 over tokens, samples, batches and ranks.
+"""Sums of batch terms: float32 within a token or a sample, float64 over tokens, samples, batches and ranks.
 
 A sample's terms do not depend on its batch or rank, so the sums of parts add up to the total to float64 rounding.
 Nothing here reads a value on the host or has data-dependent shapes: everything traces under torch.compile.
@@ -29,7 +29,7 @@ def channel_total(x: Tensor) -> Tensor:
 
 
 def exceeds(x: Tensor, threshold: float | Tensor) -> Tensor:
-    """1 where x > threshold, 0 where not, NaN where x is NaN or infinite: a comparison would hide it."""
+    """1 where x > threshold, 0 where not, NaN where x is NaN or infinite: a comparison would hide them."""
     return torch.where(torch.isfinite(x), (x > threshold).float(), torch.nan)
 
 
