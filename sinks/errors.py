@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """A mistake of the user's, told in one line: the value, the limit, the remedy.
+    """A mistake of the user, in one line: the value, the limit, the remedy.
 
     The command line prints it without a traceback and exits with code 2.
     """

@@ -27,7 +27,7 @@ from sinks.models.feed_forward import FeedForwardConfig, SwiGLU
 from sinks.models.mixers import FeedForward, SequenceMixer
 from sinks.models.normalizers import Normalizer, Softmax
 from sinks.models.norms import Norm, RMSNorm
-from sinks.parallel.checkpoint_io import refuse_another_architecture, sizes
+from sinks.parallel.checkpoint_io import reject_another_architecture, sizes
 from sinks.parallel.sharding import shard
 
 
@@ -212,4 +212,4 @@ class CausalLM(Described, lightning.LightningModule):
         self.configure_model()
         own = self.state_dict()
         # A sharded strategy has compared and loaded the weights itself.
-        refuse_another_architecture(sizes(checkpoint.get("state_dict", own)), sizes(own))
+        reject_another_architecture(sizes(checkpoint.get("state_dict", own)), sizes(own))

@@ -86,7 +86,7 @@ def weight_sizes(path: Path) -> dict[str, tuple[int, ...]]:
     }
 
 
-def refuse_another_architecture(stored: Mapping[str, tuple[int, ...]], own: Mapping[str, tuple[int, ...]]) -> None:
+def reject_another_architecture(stored: Mapping[str, tuple[int, ...]], own: Mapping[str, tuple[int, ...]]) -> None:
     """Compare the weights of a checkpoint with the model's.
 
     Args:

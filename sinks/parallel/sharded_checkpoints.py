@@ -85,7 +85,7 @@ class ShardedCheckpoints(MeshStrategy):
         path = Path(self.broadcast(checkpoint_path))
         model = self.model
         assert model is not None
-        files.refuse_another_architecture(files.weight_sizes(path), files.sizes(get_model_state_dict(model)))
+        files.reject_another_architecture(files.weight_sizes(path), files.sizes(get_model_state_dict(model)))
         if is_sharded(path):
             state: dict[str, Any] = {"state_dict": get_model_state_dict(model)}
             for i, optimizer in enumerate(self.optimizers):

@@ -51,5 +51,5 @@ def test_an_option_of_a_family_that_has_an_axis_name_is_left_to_it() -> None:
 
 
 def test_an_unknown_class_is_an_error_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"there is no class nowhere\.Norm"):
+    with pytest.raises(UserError, match=r"class nowhere\.Norm does not exist"):
         build({"class_path": "CausalLM", "init_args": SIZE | {"norm": "nowhere.Norm"}}, 11, 12)
