@@ -67,7 +67,7 @@ def test_both_sink_ratios(shape: tuple[int, int, int], positions: int) -> None:
 
 
 def test_the_two_sink_ratios_disagree_about_a_sink_at_key_3() -> None:
-    """Key 3 of 8 gets 0.55 of every later query: 0.55 for Gu at k = 3, 5 / 8 * 0.55 = 0.34 for NYU at any k."""
+    """Key 3 of 8 gets 0.55 of every query from 3 on: 0.55 for Gu at k = 3, 5 / 8 * 0.55 = 0.34 for NYU at any k."""
     a = torch.zeros(1, 1, 8, 8)
     a[..., torch.arange(8), torch.arange(8)] = 1.0
     a[0, 0, 3:, 3] = 0.55
