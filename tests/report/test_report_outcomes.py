@@ -251,7 +251,7 @@ def test_every_claim_has_a_verdict(comparison: Comparison) -> None:
     assert found["Each side's fixes act on their own sink only"].verdict == "supports"
     together = found["Both gates together replace both sinks"]
     assert together.verdict == "mixed"
-    assert "surprise" in together.evidence
+    assert "Unexpectedly" in together.evidence
     assert "0.64" in together.evidence
     assert "0.09" in together.evidence
     assert found["Without outliers, quantization to few bits costs less"].verdict == "cannot show"
