@@ -199,7 +199,7 @@ def test_without_a_gpu_only_a_dry_run_is_accepted(
     assert "--budget is 0 minutes" in capsys.readouterr().err
     monkeypatch.setattr("benchmarks.gpu_report.__main__.NEEDED", ("torch", "no_such_package"))
     assert main(["--output", str(tmp_path / "out")]) == 2
-    assert "has no no_such_package: name a Python that has" in capsys.readouterr().err
+    assert "has no no_such_package: use a Python that has" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["--output", str(tmp_path / "out")]) == 2
