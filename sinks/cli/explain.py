@@ -37,8 +37,8 @@ def explain(message: str, arguments: Sequence[str]) -> str:
         problem = f"is no option{_known(owners, option)}"
     elif wrong and places:
         path = ".".join(places)
-        expected = wrong[1].replace("<class '", "").replace("'>", "").lower()
-        problem = f"is {wrong[2].rstrip(',')}, but must be as {expected}"
+        expected = re.sub(r"Expected (an? )?|<class '|'>|\]$", "", wrong[1]).replace("typing.Literal[", "one of ")
+        problem = f"is {wrong[2].rstrip(',')}, but must be {expected}"
     else:
         return text
     return f"{_where(path, arguments)}{path} {problem}"

@@ -81,11 +81,6 @@ def read_sections(file: Path, known: Collection[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file} holds {type(content).__name__}, but must hold sections: {', '.join(sorted(known))}")
     for section in map(str, content):
-        if section == "hybrid_moe" and section not in known:
-            raise UserError(
-                f"{file} describes a hybrid mixture of experts, which can only be planned: use `sinks plan`, or give "
-                "another model"
-            )
         if section.split(".")[0] not in known:
             raise UserError(f"{file} has an unknown section {section!r}: known are {', '.join(sorted(known))}")
     return content
