@@ -190,7 +190,7 @@ BAD = {
     "missing file": (["-c", "nowhere.yaml"], "there is no configuration file nowhere.yaml"),
     "rank too small": (
         ["--model", "Gated", "--model.norm_rank", "0"],
-        "norm rank is 0, but must lie in 1 ... d_model = 16",
+        "norm rank is 0, but must be in 1 ... d_model = 16",
     ),
     "rank too large": (["--model", "Gated", "--model.norm_rank", "17"], "norm rank is 17"),
     "heads": (["--model.architecture.n_heads", "3"], "which n_heads = 3 does not divide"),
