@@ -1,13 +1,13 @@
 """jsonargparse's error messages in one line that names the file and the option by its path."""
 
 import difflib
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import yaml
 
 from sinks.cli.parser import one_line
@@ -15,6 +15,7 @@ from sinks.cli.parser import one_line
 UNKNOWN = re.compile(r"(?:does not accept option|Option) '([^']+)'|unrecognized arguments: --([\w.]+)")
 WRONG = re.compile(r"(Expected (?:a|an|one of)?.*?)\.? Got value: (\S+)")
 PLACE = re.compile(r"Parser key \"([^\"]+)\"|Group '([^']+)'")
+GROUP = re.compile(r"Group '([^']+)'")
 CLASS = re.compile(r"class_path[=' ]+([\w.]+)'")
 # Levels of a file that a path on the command line does without.
 NOT_NAMED = ("init_args", "class_path")
@@ -34,7 +35,9 @@ def explain(message: str, arguments: Sequence[str]) -> str:
         option = unknown[1] or unknown[2]
         path = ".".join([*(place for place in places if not option.startswith(f"{place}.")), option])
         owners = CLASS.findall(text[: unknown.start()]) + CLASS.findall(text[unknown.end() :])[:1]
-        problem = f"is no option{_known(owners, option)}"
+        groups = GROUP.findall(CLASS.split(text[: unknown.end()])[-1])
+        within = ".".join([*(group for group in groups if not option.startswith(f"{group}.")), option])
+        problem = f"is no option{_known(owners, within)}"
     elif wrong and places:
         path = ".".join(places)
         expected = re.sub(r"Expected (an? )?|<class '|'>|\]$", "", wrong[1]).replace("typing.Literal[", "one of ")
@@ -66,12 +69,18 @@ def _sets(section: Any, keys: list[str], above: list[str]) -> bool:
 
 
 def _known(owners: list[str], option: str) -> str:
-    """The class that lacks an option, and its nearest one."""
+    """The class that lacks an option (`group.option` within the class), and its nearest one."""
     for module, _, name in (owner.rpartition(".") for owner in reversed(owners)):
+        parser = jsonargparse.ArgumentParser()
         try:
-            known = list(inspect.signature(getattr(import_module(module), name)).parameters)
+            parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
+            options = [f".{key}." for key in parser.get_defaults().keys()]
         except (ImportError, AttributeError, ValueError, TypeError):
             continue
-        near = difflib.get_close_matches(option.rpartition(".")[2], known, 1)
+        group, _, wrong = f".{option}".rpartition(".")
+        known = list(
+            dict.fromkeys(key[len(group) + 1 :].split(".")[0] for key in options if key.startswith(f"{group}."))
+        )
+        near = difflib.get_close_matches(wrong, known, 1)
         return f" of {name}: " + (f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}")
     return ": see --help"

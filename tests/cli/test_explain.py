@@ -14,7 +14,7 @@ FILES = {
     ),
     "an option of a group": (
         "model: {class_path: Gated, init_args: {optimization: {lrr: 3}}}",
-        "FILE: model.optimization.lrr is no option of ",
+        "FILE: model.optimization.lrr is no option of Gated: did you mean lr?",
     ),
     "an option of the trainer": ("trainer: {strat: ddp}", "FILE: trainer.strat is no option"),
     "an option of the data": (
@@ -28,6 +28,10 @@ FILES = {
 }
 ARGUMENTS = {
     "--model.architecture.n_layers=two": "command line: model.architecture.n_layers is two, but must be int",
+    "--model.architecture.n_haeds=3": (
+        "command line: model.architecture.n_haeds is no option of Baseline: did you mean n_heads?"
+    ),
+    "--model.norm_rank=3": "command line: model.norm_rank is no option of Baseline: it has vocab_size, ",
     "--data.contxt=3": "command line: data.contxt is no option of Backcopy: did you mean context_length?",
     "--statistics.leave_out=[mas]": "command line: statistics.leave_out is mas, but must be one of 'residual', ",
 }
