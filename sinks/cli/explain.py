@@ -74,13 +74,12 @@ def _known(owners: list[str], option: str) -> str:
         parser = jsonargparse.ArgumentParser()
         try:
             parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
-            options = [f".{key}." for key in parser.get_defaults().keys()]
+            options = [f".{key}" for key in vars(parser.get_defaults().as_flat())]
         except (ImportError, AttributeError, ValueError, TypeError):
             continue
         group, _, wrong = f".{option}".rpartition(".")
-        known = list(
-            dict.fromkeys(key[len(group) + 1 :].split(".")[0] for key in options if key.startswith(f"{group}."))
-        )
+        below = [key.removeprefix(f"{group}.") for key in options if key.startswith(f"{group}.")]
+        known = list(dict.fromkeys(key.split(".")[0] for key in below))
         near = difflib.get_close_matches(wrong, known, 1)
         return f" of {name}: " + (f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}")
     return ": see --help"
