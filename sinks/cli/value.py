@@ -14,7 +14,8 @@ def value(run: Path, key: str, times: float = 1.0) -> None:
         key: of the number, e.g. residual_p999.
         times: a factor on it.
     """
-    number = RunFolder(run).summary().get(key)
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise UserError(f"{key} of {run}/summary.json is {number!r}, but a number is needed: name another key")
-    print(repr(times * number))
+    summary = RunFolder(run).summary()
+    numbers = {name: number for name, number in summary.items() if type(number) in (int, float)}
+    if key not in numbers:
+        raise UserError(f"{run}/summary.json has no number {key!r}: name one of {', '.join(numbers)}")
+    print(repr(times * numbers[key]))

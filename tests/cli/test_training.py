@@ -178,7 +178,7 @@ def test_clipping_relative_to_a_baseline_takes_the_number_from_its_summary(
     assert run.config()["model"]["init_args"]["residual_threshold"] == float(threshold)
     assert 0 < run.summary()["clipped_share"] < 1
     assert main(["value", str(finished.path), "variant"]) == 2
-    assert "variant of" in capsys.readouterr().err
+    assert "has no number 'variant': name one of seed, steps" in capsys.readouterr().err
 
 
 BAD = {
