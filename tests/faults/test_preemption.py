@@ -57,8 +57,8 @@ def test_a_stopped_run_resumes_as_if_never_stopped(
 ) -> None:
     folder = tmp_path / "run"
     before = signal.getsignal(signum)
-    signalled = callbacks(folder, ("Signal", {"signum": int(signum), "step": step}), every=8)
-    assert run("--run.dir", str(folder), *signalled) == 128 + signum
+    signaled = callbacks(folder, ("Signal", {"signum": int(signum), "step": step}), every=8)
+    assert run("--run.dir", str(folder), *signaled) == 128 + signum
     line = f"stopped by {signum.name} at step {step}, checkpoint saved: the same command resumes\n"
     assert capsys.readouterr().out == line
     assert signal.getsignal(signum) is before
@@ -72,8 +72,8 @@ def test_accumulated_gradients_are_not_split(tmp_path: Path) -> None:
     accumulating = ["--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "6"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(*accumulating, "--run.dir", str(whole), *callbacks(whole, every=8)) == 0
-    signalled = callbacks(cut, ("Signal", {"signum": 15, "step": 5}), every=8)
-    assert run(*accumulating, "--run.dir", str(cut), *signalled) == 143
+    signaled = callbacks(cut, ("Signal", {"signum": 15, "step": 5}), every=8)
+    assert run(*accumulating, "--run.dir", str(cut), *signaled) == 143
     assert torch.load(cut / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
     assert run(*accumulating, "--run.dir", str(cut), *callbacks(cut, every=8)) == 0
     assert_same(RunFolder(cut), RunFolder(whole))
@@ -100,8 +100,8 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
 
 def test_a_run_without_checkpoints_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    signalled = callbacks(folder, ("Signal", {"signum": 15, "step": 3}))
-    assert run("--trainer.enable_checkpointing=false", "--run.dir", str(folder), *signalled) == 143
+    signaled = callbacks(folder, ("Signal", {"signum": 15, "step": 3}))
+    assert run("--trainer.enable_checkpointing=false", "--run.dir", str(folder), *signaled) == 143
     line = "stopped by SIGTERM at step 3, nothing saved, because the run keeps no checkpoints\n"
     assert capsys.readouterr().out == line
 
@@ -119,12 +119,12 @@ def test_a_checkpoint_callback_of_the_users_own_saves_too(tmp_path: Path) -> Non
 
 
 def test_validate_is_ended_as_any_program(never_stopped: RunFolder, tmp_path: Path) -> None:
-    signalled = callbacks(tmp_path / "run", ("Signal", {"signum": 15, "step": 0}))
+    signaled = callbacks(tmp_path / "run", ("Signal", {"signum": 15, "step": 0}))
     arguments = [
         "validate",
         "-c",
         str(never_stopped.config_file),
-        *signalled,
+        *signaled,
         "--ckpt_path",
         str(never_stopped.last_checkpoint),
     ]
