@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sinks.stats.functional.histogram import histogram_quantile, magnitude_histogram
+from sinks.stats.functional.order import largest
 from sinks.stats.functional.sums import narrow, nonfinite, number, total
 
 TOP_CHANNELS = (1, 4, 16)
@@ -23,7 +24,7 @@ def energy_accumulators(h: Tensor, top: tuple[int, ...] = TOP_CHANNELS) -> dict[
     square = h[:, 1:].float().square()
     channels = square.shape[-1]
     energy = square.sum(-1)
-    ordered = square.topk(min(max(top), channels), dim=-1).values / energy.unsqueeze(-1)
+    ordered = largest(square, min(max(top), channels)) / energy.unsqueeze(-1)
     peak = (ordered[..., 0] * channels).sqrt()
     return {
         "tokens": number(energy.numel(), h),

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sinks.stats.functional.order import lower_median
 from sinks.stats.functional.residual import token_median
 from sinks.stats.functional.sums import exceeds, narrow, nonfinite, number, total
 
@@ -47,7 +48,7 @@ def massive_accumulators(h: Tensor, median: Tensor | None = None) -> dict[str, T
     peak = magnitude.amax(-1)
     median = token_median(h) if median is None else median
     sample = magnitude.flatten(1)
-    sample_top, sample_median = _largest(sample), sample.median(-1).values
+    sample_top, sample_median = _largest(sample), lower_median(sample)
     ratio = peak[:, 1:] / median[:, 1:]
     accumulators = {
         "tokens": number(batch * length, h),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sinks.stats.functional.histogram import histogram_quantile, magnitude_histogram
 from sinks.stats.functional.kurtosis import token_kurtosis
+from sinks.stats.functional.order import lower_median
 from sinks.stats.functional.sums import channel_total, narrow, nonfinite, number, occurrences, total
 
 # Minimum score R and consistency of a residual sink (after arXiv:2601.22966).
@@ -18,8 +19,8 @@ SINK_SCORE, SINK_CONSISTENCY = 10.0, 0.5
 
 
 def token_median(h: Tensor) -> Tensor:
-    """Median |h_j| over the channels of each token of h [B, T, D], [B, T]: a third of the cost of its callers."""
-    return h.float().abs().median(dim=-1).values
+    """Median |h_j| over the channels of each token of h [B, T, D], [B, T]."""
+    return lower_median(h.float().abs())
 
 
 def residual_accumulators(h: Tensor, median: Tensor | None = None) -> dict[str, Tensor]:
