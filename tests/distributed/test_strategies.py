@@ -52,12 +52,17 @@ def test_every_strategy_trains_the_same_run(strategy: str, one: RunFolder, tmp_p
     assert weights(found).keys() == weights(one).keys()
 
 
+# DyT's small output makes the key biases' gradients rounding alone, which Adam turns into full-sized steps.
+WITHOUT_BIAS = {"gate-dyt"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_trains_the_same_run_sharded_and_split(variant: str, tmp_path: Path) -> None:
+    more = ["--model.architecture.bias=false"] if variant in WITHOUT_BIAS else []
     assert_same(
-        whole(tmp_path / "split", "fsdp2 x tensor-parallel", variant=variant),
-        whole(tmp_path / "one", "one", variant=variant),
+        whole(tmp_path / "split", "fsdp2 x tensor-parallel", *more, variant=variant),
+        whole(tmp_path / "one", "one", *more, variant=variant),
     )
 
 
