@@ -31,13 +31,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 install: $(VENV)/.installed  ## build .venv (everything else does so by itself)
 
-narrow = $(if $(SEEDS),--seeds=$(SEEDS)) $(if $(VARIANTS),--variants=$(VARIANTS)) $(if $(STEPS),--steps=$(STEPS))
+# One word of a shell command, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
+narrow = $(if $(SEEDS),--seeds=$(call quoted,$(SEEDS))) $(if $(VARIANTS),--variants=$(call quoted,$(VARIANTS))) $(if $(STEPS),--steps=$(call quoted,$(STEPS)))
 
 # Make is the scheduler: `sinks grid` writes one target per run, and one thread per run keeps the jobs side by side.
 define run_ablation
-	@set -e; folder=$$($(BIN)/sinks grid $(1) $(narrow) --runs=$(RUNS) --out=$(RUNS)/.grid-$(basename $(notdir $(1))).mk); \
-	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -k -j $(JOBS) -f $(RUNS)/.grid-$(basename $(notdir $(1))).mk SINKS=$(BIN)/sinks LAUNCH="$(LAUNCH)" grid || failed=1; \
-	$(BIN)/sinks report $$folder; exit $${failed:-0}
+	@case $(call quoted,$(JOBS)) in ""|0*|*[!0-9]*) echo "JOBS is $(JOBS), but must be at least 1: leave it out for one per core" >&2; exit 2;; esac; \
+	set -e; fragment=$(call quoted,$(RUNS)/.grid-$(basename $(notdir $(1))).mk); \
+	folder=$$($(BIN)/sinks grid $(1) $(narrow) --runs=$(call quoted,$(RUNS)) --out="$$fragment"); \
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -k -j $(JOBS) -f "$$fragment" SINKS=$(BIN)/sinks LAUNCH=$(call quoted,$(LAUNCH)) grid || failed=1; \
+	$(BIN)/sinks report "$$folder"; exit $${failed:-0}
 endef
 
 ablation: $(VENV)/.installed  ## train the five families on a CPU and report their sinks (minutes)
@@ -65,18 +69,18 @@ format: $(VENV)/.installed  ## let ruff format the code
 	$(BIN)/ruff check --fix .
 
 kernel-report: $(VENV)/.installed  ## compile every pinned kernel for sm_80, sm_90, sm_100 without a GPU
-	$(BIN)/python -m benchmarks.kernels.compile_report --output $(RUNS)/kernel-report
+	$(BIN)/python -m benchmarks.kernels.compile_report --output $(call quoted,$(RUNS)/kernel-report)
 
 # A bare GPU machine has no .venv, and none is built there: its own Python has torch.
 REPORT_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-report_gpu = PYTHONPATH=.:kernels $(REPORT_PYTHON) -m benchmarks.gpu_report --budget $(BUDGET) $(if $(LIMIT),--limit $(LIMIT)) $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(GPU_REPORT_DRY),--dry)
+report_gpu = PYTHONPATH=.:kernels $(REPORT_PYTHON) -m benchmarks.gpu_report --budget $(BUDGET) $(if $(LIMIT),--limit $(LIMIT)) $(if $(ARCHIVE),--archive $(call quoted,$(ARCHIVE))) $(if $(GPU_REPORT_DRY),--dry)
 
 gpu-report:  ## measure all that has to be known of a GPU (BUDGET= minutes; GPU_REPORT_DRY=1: tiny, without one)
-	$(report_gpu) --output $(RUNS)/gpu-report $(if $(STAGES),--stages $(STAGES))
+	$(report_gpu) --output $(call quoted,$(RUNS)/gpu-report) $(if $(STAGES),--stages $(STAGES))
 
 bench-kernels:  ## of that report only the kernels beside their baselines, and the ranking of their tiles
-	$(report_gpu) --output $(RUNS)/bench-kernels --stages b,c
+	$(report_gpu) --output $(call quoted,$(RUNS)/bench-kernels) --stages b,c
 
 test-oldest: .venv-oldest/.installed  ## the kernel tests on the oldest supported torch and Triton
 	.venv-oldest/bin/python -m pytest -q tests/kernels tests/benchmarks/kernels
@@ -92,4 +96,4 @@ bench: $(VENV)/.installed  ## time a training step beside Hugging Face's Llama, 
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training_step
 
 clean:  ## remove runs and caches, keep .venv
-	rm -rf $(RUNS) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(call quoted,$(RUNS)) .pytest_cache .mypy_cache .ruff_cache

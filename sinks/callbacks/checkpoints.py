@@ -9,7 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sinks.callbacks.recorder import RunRecorder
-from sinks.errors import UserError
+from sinks.errors import require
 from sinks.lightning_private import dump_checkpoint, validation_follows
 from sinks.parallel.checkpoint_io import run_collectively
 from sinks.record.atomic import remove_atomically, temporary_path
@@ -30,11 +30,8 @@ class RunCheckpoints(ModelCheckpoint):
 
     def __init__(self, interval: int = 500, keep: int = 1) -> None:
         for name, value in (("interval", interval), ("keep", keep)):
-            if value < 1:
-                raise UserError(
-                    f"checkpoints.{name} is {value}, but must be at least 1: to save nothing give "
-                    "--trainer.enable_checkpointing false"
-                )
+            nothing = "to save nothing give --trainer.enable_checkpointing false"
+            require(f"checkpoints.{name}", value, at_least=1, remedy=nothing)
         super().__init__(every_n_train_steps=interval)
         self.interval, self.keep = interval, keep
         self._saved_step = 0

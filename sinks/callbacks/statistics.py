@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sinks.callbacks.course import last_micro_batch
 from sinks.callbacks.maps import write_maps
-from sinks.errors import UserError
+from sinks.errors import UserError, require
 from sinks.observe import Reader, sites_of
 from sinks.observe.groups import GROUPS
 from sinks.record import Statistics
@@ -52,12 +52,8 @@ class SinkStatistics(Callback):
         maps: bool = True,
     ) -> None:
         for name, value in (("interval", interval), ("start", start), ("sink_dimensions", sink_dimensions)):
-            if value < 1:
-                raise UserError(f"statistics.{name} is {value}, but must be at least 1: give e.g. 50")
-        if stop is not None and stop < start:
-            raise UserError(
-                f"statistics.stop is {stop}, but must not be below start = {start}: leave it out for no end"
-            )
+            require(f"statistics.{name}", value, at_least=1, remedy="give a positive number")
+        require("statistics.stop", stop, at_least=start, remedy="leave it out for no end")
         for name in leave_out:
             if name not in GROUPS:
                 raise UserError(f"statistics.leave_out has {name!r}, but groups are {', '.join(GROUPS)}")

@@ -81,9 +81,12 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         from sinks.record.atomic import FULL
 
-        if error.errno not in FULL:
+        if error.filename is None:
             raise
-        print(f"sinks: error: {error.filename} could not be written: {error.strerror}: free space", file=sys.stderr)
+        failed, remedy = "read or written", "check the path and its permissions"
+        if error.errno in FULL:
+            failed, remedy = "written", "free space"
+        print(f"sinks: error: {error.filename} could not be {failed}: {error.strerror}: {remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"sinks {command}: interrupted", file=sys.stderr)

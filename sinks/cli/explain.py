@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import yaml
 
-from sinks.cli.parser import one_line
+from sinks.cli.parser import CONFIG, one_line
+from sinks.record.yaml_file import read_yaml
 
 UNKNOWN = re.compile(r"(?:does not accept option|Option) '([^']+)'|unrecognized arguments: --([\w.]+)")
 WRONG = re.compile(r"(Expected (?:a|an|one of)?.*?)\.? Got value: (\S+)")
@@ -49,12 +49,11 @@ def explain(message: str, arguments: Sequence[str]) -> str:
 
 def _where(path: str, arguments: Sequence[str]) -> str:
     """The last configuration file that sets an option, or the argument that does."""
-    for argument, following in reversed(list(zip(arguments, [*arguments[1:], ""], strict=True))):
-        flag, _, value = argument.partition("=")
-        if flag.startswith(f"--{path}"):
+    for argument in reversed(arguments):
+        if argument.startswith(f"--{path}"):
             return "command line: "
-        file = Path(value or following)
-        if flag in ("-c", "--config") and _sets(yaml.safe_load(file.read_text(encoding="utf-8")), path.split("."), []):
+        file = Path(argument.removeprefix(CONFIG))
+        if argument.startswith(CONFIG) and _sets(read_yaml(file), path.split("."), []):
             return f"{file}: "
     return ""
 

@@ -1,42 +1,51 @@
 """`sinks grid`: an ablation as a Make fragment, one target per run: its summary.json. Make is the scheduler."""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sinks.errors import UserError
+from sinks.errors import UserError, require
 from sinks.record.folder import write_atomically
 
 REQUIRED = ("name", "configs", "steps", "seeds", "variants")
+# What Make takes as one target: no space, and nothing that it expands.
+TARGET = re.compile(r"[\w./+@,~-]+")
 
 
 def read_ablation(file: Path) -> dict[str, Any]:
     """The content of an ablation file, validated."""
-    from sinks.report.ablation import stated
+    from sinks.report.ablation import read_ablation_file
 
     if not file.is_file():
-        raise UserError(f"there is no ablation file {file}: choose one of experiments/ablations/")
-    ablation = yaml.safe_load(file.read_text(encoding="utf-8"))
-    missing = [name for name in REQUIRED if name not in ablation]
+        raise UserError(
+            f"there is no ablation file {file}: the project's repository, not its package, has experiments/ablations/"
+        )
+    ablation = read_ablation_file(file)
+    missing = [name for name in REQUIRED if not ablation.get(name)]
     if missing:
         raise UserError(f"{file} lacks {', '.join(missing)}: an ablation needs {', '.join(REQUIRED)}")
-    for config in [*ablation["configs"], *(v["config"] for v in ablation["variants"].values())]:
-        if not Path(config).is_file():
-            raise UserError(f"{file} names {config}, which does not exist: paths are relative to the project's root")
     for name, variant in ablation["variants"].items():
-        stated(file, name, variant)
+        if not variant or "config" not in variant:
+            raise UserError(f"{file}: variant {name} has no config: give its YAML file")
+        if variant.get("needs", name) not in ablation["variants"]:
+            known = ", ".join(ablation["variants"])
+            raise UserError(f"{file}: variant {name} needs {variant['needs']!r}: give one of {known}")
         if ("measured" in variant) != ("needs" in variant):
             raise UserError(
                 f"{file}: variant {name} must have both or neither of needs (a variant) and measured (options)"
             )
         for option, source in variant.get("measured", {}).items():
-            if not isinstance(source, dict) or "key" not in source:
+            if "key" not in source:
                 raise UserError(
                     f"{file}: variant {name} measures {option} as {source!r}, but must name a key of summary.json: "
                     "give e.g. {key: residual_p999, times: 0.5}"
                 )
+    for config in [*ablation["configs"], *(v["config"] for v in ablation["variants"].values())]:
+        if not Path(config).is_file():
+            raise UserError(f"{file} names {config}, which does not exist: paths start in the project's root")
     return ablation
 
 
@@ -47,6 +56,11 @@ def chosen(kind: str, wanted: str | None, offered: list[str]) -> list[str]:
         if name not in offered:
             raise UserError(f"{kind} {name!r} is not in the ablation: choose among {', '.join(offered)}")
     return [name for name in offered if name in names]
+
+
+def words(arguments: list[str]) -> str:
+    """Arguments as words of a recipe, which Make and then the shell leave as they are."""
+    return shlex.join(arguments).replace("$", "$$")
 
 
 def fragment(ablation: dict[str, Any], root: Path, variants: list[str], seeds: list[int], steps: int) -> str:
@@ -61,14 +75,20 @@ def fragment(ablation: dict[str, Any], root: Path, variants: list[str], seeds: l
             arguments = {"run.dir": folder, "run.variant": name, "seed_everything": seed, "data.seed": seed}
             arguments |= {"trainer.max_steps": steps} | variant.get("arguments", {})
             options = [f"--{key}={value}" for key, value in arguments.items()]
-            command = shlex.join(["fit", *(part for config in configs for part in ("-c", config)), *options])
+            command = words(["fit", *(part for config in configs for part in ("-c", config)), *options])
+            before = ""
             # Known only once the run it is taken from has finished, so Make evaluates it then.
-            for option, source in variant.get("measured", {}).items():
-                taken = shlex.join(["value", str(needs), source["key"], f"--times={source.get('times', 1.0)}"])
-                command += f' --{option}="$$($(SINKS) {taken})"'
+            for i, (option, source) in enumerate(variant.get("measured", {}).items()):
+                taken = words(["value", str(needs), source["key"], f"--times={source.get('times', 1.0)}"])
+                before += f"measured{i}=$$($(SINKS) {taken}) && "
+                command += f' --{option}="$$measured{i}"'
             prerequisites = [*configs, *([f"{needs}/summary.json"] if needs else [])]
             targets.append(f"{folder}/summary.json")
-            rules.append(f"{targets[-1]}: {' '.join(prerequisites)}\n\t@$(LAUNCH) $(SINKS) {command} && touch $@")
+            for path in (targets[-1], *prerequisites):
+                if not TARGET.fullmatch(path):
+                    raise UserError(f"{path!r} cannot be a target of Make: use letters, digits and ./+@,~- in paths")
+            recipe = f"@{before}$(LAUNCH) $(SINKS) {command} && touch $@"
+            rules.append(f"{targets[-1]}: {' '.join(prerequisites)}\n\t{recipe}")
     head = "SINKS ?= sinks\nLAUNCH ?=\n.PHONY: grid\n.DEFAULT_GOAL := grid"
     return "\n\n".join([head, "grid: " + " ".join(targets), *rules]) + "\n"
 
@@ -96,11 +116,11 @@ def grid(
     needed = {content["variants"][name].get("needs") for name in names} - {None}
     names = [name for name in content["variants"] if name in {*names, *needed}]
     try:
-        chosen_seeds = [int(seed) for seed in seeds.split(",")] if seeds else list(content["seeds"])
+        chosen_seeds = [int(seed) for seed in seeds.split(",")] if seeds else content["seeds"]
     except ValueError:
         raise UserError(f"seeds are {seeds!r}, but must be whole numbers with commas between: give e.g. 0,1") from None
-    if steps is not None and steps < 1:
-        raise UserError(f"steps is {steps}, but must be at least 1: leave it out for the file's {content['steps']}")
+    chosen_seeds = [require("a seed", seed, at_least=0, remedy="give e.g. 0,1") for seed in dict.fromkeys(chosen_seeds)]
+    require("steps", steps, at_least=1, remedy=f"leave it out for the file's {content['steps']}")
     name = content["name"] if steps in (None, content["steps"]) else f"{content['name']}-{steps}steps"
     text = fragment(content, runs / name, names, chosen_seeds, steps or content["steps"])
     if out is None:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from sinks.errors import UserError
 from sinks.record import RunFolder
 from sinks.record.formats import FORMAT, upgrade
+from sinks.record.yaml_file import read_yaml
+
+CONFIG = "--config="
 
 
 def one_line(message: str) -> str:
@@ -52,20 +54,31 @@ def run_function(
     return function(**parsed)
 
 
+def files_first(arguments: list[str]) -> list[str]:
+    """The arguments with those that name configuration files first: an option wins over any file, wherever it is.
+
+    Args:
+        arguments: of a command; `-c FILE` and its other spellings become `--config=FILE`.
+    """
+    files, options = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument in ("-c", "--config"):
+            files.append(f"{CONFIG}{next(remaining, '')}")
+        elif argument.startswith(("-c", CONFIG)):
+            files.append(CONFIG + argument.removeprefix(CONFIG).removeprefix("-c").removeprefix("="))
+        else:
+            options.append(argument)
+    return files + options
+
+
 def configuration_files(arguments: list[str]) -> dict[int, Path]:
-    """The files given by -c or --config, by the place of the argument that names them; all exist."""
-    found: dict[int, Path] = {}
-    for place, argument in enumerate(arguments):
-        name, attached, value = argument.partition("=")
-        if name in ("-c", "--config"):
-            at = place if attached else place + 1
-            file = Path(value if attached else arguments[at] if at < len(arguments) else "")
-            if not file.is_file():
-                raise UserError(
-                    f"there is no configuration file {file}: check the path, relative to {Path.cwd().name}/"
-                )
-            found[at] = file
-    return found
+    """The configuration files, by the place of the argument that names them; all exist."""
+    files = {i: Path(given.removeprefix(CONFIG)) for i, given in enumerate(arguments) if given.startswith(CONFIG)}
+    for file in files.values():
+        if not file.is_file():
+            raise UserError(f"there is no configuration file {file}: check the path, relative to {Path.cwd().name}/")
+    return files
 
 
 def read_sections(file: Path, known: Collection[str]) -> dict[str, Any]:
@@ -74,10 +87,7 @@ def read_sections(file: Path, known: Collection[str]) -> dict[str, Any]:
     Raises:
         UserError: if it is not YAML of known sections, naming the file, the section and the known ones.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not YAML: {one_line(str(error))}") from None
+    content = read_yaml(file)
     if not isinstance(content, dict):
         raise UserError(f"{file} holds {type(content).__name__}, but must hold sections: {', '.join(sorted(known))}")
     for section in map(str, content):
@@ -93,6 +103,5 @@ def checked_configs(arguments: list[str], parser: ArgumentParser) -> list[str]:
     for place, file in configuration_files(arguments).items():
         content = read_sections(file, known)
         if (file.parent / "provenance.json").is_file() and RunFolder(file.parent).format != FORMAT:
-            flag = "" if place and arguments[place - 1] in ("-c", "--config") else "--config="
-            checked[place] = flag + json.dumps(upgrade(content))
+            checked[place] = CONFIG + json.dumps(upgrade(content))
     return checked

@@ -5,13 +5,14 @@ import os
 import re
 import threading
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import lightning
 import torch
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
@@ -21,15 +22,18 @@ import sinks.data.text
 import sinks.families  # noqa: F401  (its classes resolve by their short names)
 from sinks.callbacks import RunCheckpoints, SinkStatistics
 from sinks.cli.explain import explain
-from sinks.cli.parser import OneLineErrors, checked_configs, one_line
+from sinks.cli.parser import OneLineErrors, checked_configs, files_first, one_line
 from sinks.data.module import TokenData
-from sinks.errors import UserError
+from sinks.errors import UserError, require
 from sinks.families import CausalLM
 from sinks.lightning_private import NoCheckpointOptions, parser_of, subparser_of
 from sinks.record import RunFolder
 from sinks.record.provenance import provenance
+from sinks.record.yaml_file import reject_repeated_keys
 from sinks.runs.failures import print_unless_disk_full, users_mistake
 from sinks.runs.train import ALWAYS, SECTIONS, TRAINER_DEFAULTS, around, identify, recorder_of, run
+
+PARSER_MODE = "omegaconf+"
 
 
 class TrainingParser(OneLineErrors, LightningArgumentParser):
@@ -76,6 +80,9 @@ class TrainingCLI(NoCheckpointOptions, LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, checked_configs(args, subparser_of(self, args, parser)))
+        for section in (self.config, self.config.get(self.config.get("subcommand"))):
+            seed = section and section.get("seed_everything")
+            require("seed_everything", seed, at_least=0, at_most=2**32 - 1, remedy="give e.g. 0")
 
     # -- the trainer around the run folder ----------------------------------------------------------------------
 
@@ -132,6 +139,20 @@ class TrainingCLI(NoCheckpointOptions, LightningCLI):
             print(f"validation/loss {loss:.6f}  ->  {self.folder.write_validation(path.stem, result)}")
 
 
+@cache
+def reject_repeated_keys_in_values() -> None:
+    """Let jsonargparse reject a repeated key in a value, or in a file that a value or another file names."""
+    OneLineErrors(parser_mode=PARSER_MODE).parse_string("{}")  # jsonargparse makes a mode's loader at its first use
+    load = get_loader(PARSER_MODE)
+
+    def load_unique(text: str) -> Any:
+        if ":" in text:
+            reject_repeated_keys(text, "a value of the configuration")
+        return load(text)
+
+    set_loader(PARSER_MODE, load_unique, (yaml.YAMLError,))
+
+
 def quieten() -> None:
     """Silence advertisements and warnings about deliberate choices; warnings about the user's run stay."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
@@ -158,8 +179,10 @@ def main(command: str, arguments: list[str]) -> None:
 def command_line(arguments: list[str], run: bool = True, cli: type[TrainingCLI] = TrainingCLI) -> TrainingCLI:
     """Parse and run; with `run=False` (and no command among the arguments) only build trainer, model and data."""
     quieten()
-    TrainingParser.arguments = arguments
+    command, options = arguments[:run], arguments[run:]
+    arguments = TrainingParser.arguments = [*command, *files_first(options)]
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    reject_repeated_keys_in_values()
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
         torch.set_num_threads(int(threads))
@@ -172,7 +195,7 @@ def command_line(arguments: list[str], run: bool = True, cli: type[TrainingCLI] 
             trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [make() for make in ALWAYS]},
             seed_everything_default=0,
             parser_class=TrainingParser,
-            parser_kwargs={"prog": "sinks", "parser_mode": "omegaconf+", "allow_abbrev": False},
+            parser_kwargs={"prog": "sinks", "parser_mode": PARSER_MODE, "allow_abbrev": False},
             save_config_callback=None,  # written by the run itself
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

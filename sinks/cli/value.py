@@ -1,8 +1,9 @@
 """`sinks value`: one number of a finished run, for a command that depends on it."""
 
+import math
 from pathlib import Path
 
-from sinks.errors import UserError
+from sinks.errors import UserError, require
 from sinks.record import RunFolder
 
 
@@ -15,7 +16,8 @@ def value(run: Path, key: str, times: float = 1.0) -> None:
         times: a factor on it.
     """
     summary = RunFolder(run).summary()
-    numbers = {name: number for name, number in summary.items() if type(number) in (int, float)}
+    numbers = {name: n for name, n in summary.items() if type(n) in (int, float) and math.isfinite(n)}
     if key not in numbers:
-        raise UserError(f"{run}/summary.json has no number {key!r}: name one of {', '.join(numbers)}")
+        raise UserError(f"{run}/summary.json has no finite number {key!r}: name one of {', '.join(numbers)}")
+    require("times", times, remedy="give e.g. 0.5")
     print(repr(times * numbers[key]))

@@ -14,7 +14,15 @@ from torch.distributed.tensor import DTensor
 
 from sinks.described import Described
 from sinks.errors import UserError
-from sinks.families.optimizers import AdamW, Optimization, OptimizerFactory, SkipGuard, check_coverage, parameter_groups
+from sinks.families.optimizers import (
+    AdamW,
+    Optimization,
+    OptimizerFactory,
+    SkipGuard,
+    make_optimizer,
+    parameter_groups,
+    placeholders,
+)
 from sinks.families.token_mean import TokenMean
 from sinks.models.attention import Attention
 from sinks.models.attention_config import AttentionConfig
@@ -103,7 +111,7 @@ class CausalLM(Described, lightning.LightningModule):
         )
         self.head_norm = head_norm
         # An invalid option is an error at construction, before data is read or devices are used.
-        parameter_groups(self.meta_decoder(), optimization)
+        make_optimizer(optimizer, placeholders(parameter_groups(self.meta_decoder(), optimization)))
         self.decoder: Decoder | None = None
         self.validation_loss = TokenMean()
         self.gradient_norm: Tensor | None = None
@@ -196,8 +204,7 @@ class CausalLM(Described, lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = parameter_groups(self, self.optimization)
-        optimizer = self.optimizer_factory(groups)
-        check_coverage(optimizer, groups)
+        optimizer = make_optimizer(self.optimizer_factory, groups)
         self._guard = SkipGuard(optimizer)
         max_steps = self.trainer.max_steps
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimization.factor(step, max_steps))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from sinks.errors import UserError
+from sinks.errors import UserError, require
 from sinks.models.counting import modules_by_kind
 
 Groups = list[dict[str, Any]]
@@ -44,8 +44,13 @@ class Optimization:
     final_lr_ratio: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise UserError(f"optimization.lr is {self.lr}, but must be above 0: give e.g. 3e-3")
+        require("optimization.lr", self.lr, above=0, remedy="give e.g. 3e-3")
+        require("optimization.eps", self.eps, above=0, remedy="give e.g. 1e-8")
+        for beta in self.betas:
+            require("one of optimization.betas", beta, at_least=0, below=1, remedy="give e.g. [0.9, 0.95]")
+        for name in ("weight_decay", "scale_weight_decay", "scale_lr_multiplier", "warmup_steps"):
+            require(f"optimization.{name}", getattr(self, name), at_least=0, remedy="give 0 for none")
+        require("optimization.final_lr_ratio", self.final_lr_ratio, at_least=0, at_most=1, remedy="give 1 for no decay")
 
     def factor(self, step: int, max_steps: int) -> float:
         """Learning rate of optimizer step `step` (from 0) over the peak."""
@@ -135,6 +140,7 @@ class MuonAdamW(Optimizer):
     def __init__(self, groups: Groups, momentum: float = 0.95, gates: Literal["muon", "adamw"] = "adamw") -> None:
         if any(isinstance(p, DTensor) for group in groups for p in group["params"]):
             raise UserError("MuonAdamW needs unsharded matrices, but the strategy shards them: use ddp, or AdamW")
+        require("optimizer momentum", momentum, at_least=0, below=1, remedy="give e.g. 0.95")
         matrices = {"hidden", "gates"} if gates == "muon" else {"hidden"}
         self._muon = torch.optim.Muon(
             [_without(group, "betas", "eps") for group in groups if group["name"] in matrices],
@@ -160,6 +166,29 @@ class MuonAdamW(Optimizer):
 
 def _without(group: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name not in names}
+
+
+def make_optimizer(factory: OptimizerFactory, groups: Groups) -> Optimizer:
+    """An optimizer that updates every parameter of the groups, each once.
+
+    Raises:
+        UserError: if it rejects one of its options, or a parameter is missing or duplicated.
+    """
+    try:
+        optimizer = factory(groups)
+    except ValueError as error:
+        raise UserError(f"the optimizer cannot be built: {error}") from error
+    check_coverage(optimizer, groups)
+    return optimizer
+
+
+def placeholders(groups: Groups) -> Groups:
+    """The same groups over tiny parameters on the CPU, to try an optimizer before there is a model."""
+    return [
+        group
+        | {"params": [nn.Parameter(torch.empty([1] * parameter.dim(), device="cpu")) for parameter in group["params"]]}
+        for group in groups
+    ]
 
 
 def check_coverage(optimizer: Optimizer, groups: Groups) -> None:

@@ -4,20 +4,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from sinks.errors import UserError
+from sinks.errors import require
 from sinks.models.norms import Norm, RMSNorm
 from sinks.models.taps import Report
-
-
-def positive(value: float, name: str, example: float) -> float:
-    """`value`, if it is above zero.
-
-    Raises:
-        UserError: otherwise.
-    """
-    if not value > 0:
-        raise UserError(f"{name} is {value}, but a clip threshold must be above 0: give e.g. {example}")
-    return value
 
 
 class ResidualClip(nn.Module):
@@ -58,7 +47,7 @@ class Clamp(ResidualClip):
 
     def __init__(self, site: str, threshold: float = 100.0) -> None:
         super().__init__(site)
-        self.threshold = positive(threshold, "residual threshold", 100.0)
+        self.threshold = require("residual threshold", threshold, above=0, remedy="give e.g. 100")
 
     def forward(self, x: Tensor) -> Tensor:
         if self.report.listener is not None:
@@ -77,7 +66,7 @@ class ClippedNorm(Norm):
 
     def __init__(self, d_model: int, medians: float = 4.0, norm: Callable[[int], Norm] = RMSNorm) -> None:
         super().__init__(d_model)
-        self.medians = positive(medians, "norm-input threshold", 4.0)
+        self.medians = require("norm-input threshold", medians, above=0, remedy="give e.g. 4")
         self.norm = norm(d_model)
 
     def threshold(self, x: Tensor) -> Tensor:

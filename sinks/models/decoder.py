@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sinks.errors import UserError
+from sinks.errors import UserError, require
 from sinks.models.attention import Attention
 from sinks.models.attention_config import AttentionConfig
 from sinks.models.clips import ResidualClip
@@ -59,12 +59,12 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_layers", "n_heads", "ffn_hidden"):
-            if getattr(self, name) < 1:
-                raise UserError(f"architecture.{name} is {getattr(self, name)}, but must be at least 1")
+            require(f"architecture.{name}", getattr(self, name), at_least=1, remedy="give a positive number")
         for name in ("n_kv_heads", "head_dim"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"architecture.{name} is {value}, but must be at least 1: leave it out for the default")
+            require(f"architecture.{name}", getattr(self, name), at_least=1, remedy="leave it out for the default")
+        for name in ("init_std", "embedding_std"):
+            require(f"architecture.{name}", getattr(self, name), at_least=0, remedy="give e.g. 0.02")
+        require("architecture.rope_base", self.rope_base, above=0, remedy="give e.g. 10000")
         if self.head_dim is None and self.d_model % self.n_heads:
             raise UserError(
                 f"d_model is {self.d_model}, which n_heads = {self.n_heads} does not divide: "

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sink_kernels import gated_norm
 from torch import Tensor
 
-from sinks.errors import UserError
+from sinks.errors import require
 from sinks.models.layers import Linear
 from sinks.models.norms import DyT, Norm, PreAffine, RMSNorm
 from sinks.models.taps import Tap
@@ -29,8 +29,7 @@ def logit(probability: float, name: str) -> float:
     Raises:
         UserError: unless 0 < probability < 1.
     """
-    if not 0 < probability < 1:
-        raise UserError(f"{name} is {probability}, but a sigmoid gate starts between 0 and 1: give e.g. 0.5")
+    require(name, probability, above=0, below=1, remedy="give e.g. 0.5")
     return math.log(probability / (1 - probability))
 
 
@@ -66,8 +65,8 @@ class GatedNorm(Norm):
         norm: Callable[[int], Norm] = RMSNorm,
     ) -> None:
         super().__init__(d_model)
-        if not 1 <= rank <= d_model:
-            raise UserError(f"norm rank is {rank}, but must be in 1 ... d_model = {d_model}: give e.g. 16")
+        require("norm rank", rank, at_least=1, at_most=d_model, remedy="give at most d_model")
+        require("norm gate init_std", init_std, at_least=0, remedy="give e.g. 0.02")
         self.norm = norm(d_model)
         self.down = Linear(d_model, rank, init_std)
         self.up = Linear(rank, d_model if granularity == "elementwise" else 1, init_std)

@@ -8,9 +8,8 @@ import torch
 from sink_kernels import Statistic, attention, key_mass
 from torch import Tensor, nn
 
-from sinks.errors import UserError
+from sinks.errors import UserError, require
 from sinks.models.attention_config import AttentionConfig
-from sinks.models.clips import positive
 from sinks.models.splits import Split
 
 
@@ -122,7 +121,7 @@ class LearnableSink(Normalizer):
 
     def __init__(self, config: AttentionConfig, sink_scale: float = 1.0) -> None:
         super().__init__(config)
-        self.sink_scale = positive(sink_scale, "sink_scale", 10.0)
+        self.sink_scale = require("sink_scale", sink_scale, above=0, remedy="give e.g. 10")
         self.sink = nn.Parameter(torch.zeros(config.n_heads, dtype=torch.float32))
 
     def reset_parameters(self) -> None:
@@ -215,11 +214,8 @@ class ClippedSoftmax(Normalizer):
 
     def __init__(self, config: AttentionConfig, alpha: float = 4.0) -> None:
         super().__init__(config)
-        if not 0 < alpha < config.context_length:
-            raise UserError(
-                f"clipped softmax alpha is {alpha}, but must be between 0 and the context length "
-                f"{config.context_length}: give e.g. 4"
-            )
+        limit = config.context_length
+        require("clipped softmax alpha", alpha, above=0, below=limit, remedy="give e.g. 4, below the context length")
         self.gamma = -alpha / config.context_length
 
     def options(self) -> dict[str, Any]:
@@ -236,7 +232,7 @@ class SoftCap(Normalizer):
 
     def __init__(self, config: AttentionConfig, cap: float = 20.0) -> None:
         super().__init__(config)
-        self.cap = positive(cap, "soft cap", 20.0)
+        self.cap = require("soft cap", cap, above=0, remedy="give e.g. 20")
 
     def options(self) -> dict[str, Any]:
         return {"softcap": self.cap}

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sinks.errors import require
 from sinks.models.taps import Report, Tap, taps_of
 
 
@@ -51,7 +52,7 @@ class RMSNorm(Norm):
 
     def __init__(self, d_model: int, eps: float = 1e-6) -> None:
         super().__init__(d_model)
-        self.eps = eps
+        self.eps = require("norm eps", eps, at_least=0, remedy="give e.g. 1e-6")
         self.weight = nn.Parameter(torch.ones(d_model))
 
     def reset_parameters(self) -> None:
@@ -99,7 +100,7 @@ class DyT(Norm):
 
     def __init__(self, d_model: int, alpha: float = 0.5) -> None:
         super().__init__(d_model)
-        self.initial_alpha = alpha
+        self.initial_alpha = require("dyt alpha", alpha, above=0, remedy="give e.g. 0.5")
         self.alpha = nn.Parameter(torch.full((1,), alpha))
         self.weight = nn.Parameter(torch.ones(d_model))
         self.bias = nn.Parameter(torch.zeros(d_model))

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch.strategies import StrategyRegistry
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from sinks.errors import UserError
+from sinks.errors import UserError, require
 from sinks.parallel.sharded_checkpoints import ShardedCheckpoints
 
 
@@ -70,8 +70,7 @@ def shards_of_a_replica(processes: int, tensor_parallel_size: int, replicas: int
         UserError: if the sizes do not divide the number of processes.
     """
     for name, value in (("tensor_parallel_size", tensor_parallel_size), ("replicas", replicas)):
-        if value < 1:
-            raise UserError(f"strategy {name} is {value}, but must be at least 1: give 1 for none")
+        require(f"strategy {name}", value, at_least=1, remedy="give 1 for none")
     shards, rest = divmod(processes, tensor_parallel_size * replicas)
     if rest:
         raise UserError(

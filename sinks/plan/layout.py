@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from sinks.errors import UserError
+from sinks.errors import UserError, require
 from sinks.parallel.strategy import Sharded, shards_of_a_replica
 
 
@@ -104,8 +104,7 @@ def read_layout(strategy: Any, devices: int) -> Layout:
         UserError: if the number is not positive, the strategy is not one that can be planned, or its sizes do not
             divide the devices.
     """
-    if devices < 1:
-        raise UserError(f"devices is {devices}, but must be at least 1: give the number of devices to plan for")
+    require("devices", devices, at_least=1, remedy="give the number of devices to plan for")
     if isinstance(strategy, Sharded):
         return Layout(devices, "sharded", strategy.tensor_parallel_size, strategy.replicas)
     if strategy == "auto" or str(strategy).startswith("ddp") or isinstance(strategy, DDPStrategy):

@@ -9,10 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import yaml
-
 from sinks.errors import UserError
 from sinks.record import RunFolder, find_runs
+from sinks.record.yaml_file import read_yaml
 
 Side = Literal["none", "attention", "residual", "both", "unknown"]
 Mechanism = Literal["none", "unnormalized", "clipped", "absorbed", "gated", "unknown"]
@@ -24,6 +23,23 @@ MECHANISM_BY_KEY: dict[str, Mechanism] = {
     "gate_mean": "gated",
     "norm_gate_mean": "gated",
     "learned_sink_mass": "absorbed",
+}
+
+# Kinds of the entries of an ablation file that are no single text, and of the values in them.
+SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
+    "name": (str, object),
+    "configs": (list, str),
+    "steps": (int, object),
+    "seeds": (list, int),
+    "variants": (dict, (dict, type(None))),
+    "commands": (list, str),
+}
+VARIANT_SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
+    "config": (str, object),
+    "needs": (str, object),
+    "arguments": (dict, object),
+    "measured": (dict, dict),
+    "recipe": (dict, (int, float, type(None))),
 }
 
 
@@ -162,14 +178,29 @@ def _validate_same_runs(name: str, runs: list[Run], needs: bool) -> None:
             )
 
 
-def _ablation_file(root: Path) -> dict[str, Any]:
-    file = root / "ablation.yaml"
-    if not file.is_file():
-        return {}
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not isinstance(content.get("variants") or {}, dict):
-        raise UserError(f"{file} is not an ablation file: write it again with `sinks grid`")
+def read_ablation_file(file: Path) -> dict[str, Any]:
+    """An ablation file, in which every entry has the shape that its readers take.
+
+    Raises:
+        UserError: naming the file and the entry that has another.
+    """
+    content = read_yaml(file)
+    _check_shapes(str(file), content, SHAPES)
+    for name, description in (content.get("variants") or {}).items():
+        _check_shapes(f"{file}: variant {name}", {} if description is None else description, VARIANT_SHAPES)
+        stated(file, name, description or {})
     return content
+
+
+def _check_shapes(where: str, content: Any, shapes: Mapping[str, tuple[type, type | tuple[type, ...]]]) -> None:
+    """Validate the kinds of the entries that are there, and of the values in them."""
+    if not isinstance(content, dict):
+        raise UserError(f"{where} is {type(content).__name__}, but must be a mapping: see experiments/ablations/")
+    for key, (kind, of) in shapes.items():
+        value = content.get(key)
+        values = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        if value is not None and not (isinstance(value, kind) and all(isinstance(item, of) for item in values)):
+            raise UserError(f"{where} has {key} {value!r}, but must have a {kind.__name__}: see experiments/ablations/")
 
 
 def load_ablation(root: str | Path) -> Ablation:
@@ -186,7 +217,8 @@ def load_ablation(root: str | Path) -> Ablation:
         raise UserError(f"{root} contains no run: train one with `sinks fit --run.dir {root}/baseline/seed0`")
     if not any(folder.finished for folder in folders):
         raise UserError(f"{root} has {len(folders)} runs, but none is finished: run the same command again to resume")
-    content = _ablation_file(root)
+    file = root / "ablation.yaml"
+    content = read_ablation_file(file) if file.is_file() else {}
     described: dict[str, dict[str, Any]] = {str(k): v or {} for k, v in (content.get("variants") or {}).items()}
     grouped: dict[str, list[tuple[int, RunFolder]]] = {}
     for folder in folders:

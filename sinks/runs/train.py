@@ -39,6 +39,7 @@ from sinks.record.lock import run_lock
 from sinks.record.logger import EventLogger, RunFolderLogger
 from sinks.record.provenance import provenance
 from sinks.runs.failures import failures_reported
+from sinks.runs.trainer_options import check_trainer_options
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # Lightning's would shuffle; the suite has its own order of data
@@ -73,6 +74,7 @@ def around(
             f"trainer.precision is {options['precision']}, but residual sinks exceed float16's largest number, 65504: "
             "give bf16-mixed"
         )
+    check_trainer_options(options)
     directory, logger = str(folder.path), options.get("logger")
     found: dict[str, Any] = {}
     if not fitting:

@@ -178,7 +178,7 @@ def test_clipping_relative_to_a_baseline_takes_the_number_from_its_summary(
     assert run.config()["model"]["init_args"]["residual_threshold"] == float(threshold)
     assert 0 < run.summary()["clipped_share"] < 1
     assert main(["value", str(finished.path), "variant"]) == 2
-    assert "has no number 'variant': name one of seed, steps" in capsys.readouterr().err
+    assert "has no finite number 'variant': name one of seed, steps" in capsys.readouterr().err
 
 
 BAD = {
@@ -190,7 +190,7 @@ BAD = {
     "missing file": (["-c", "nowhere.yaml"], "there is no configuration file nowhere.yaml"),
     "rank too small": (
         ["--model", "Gated", "--model.norm_rank", "0"],
-        "norm rank is 0, but must be in 1 ... d_model = 16",
+        "norm rank is 0, but must be at least 1 and at most 16",
     ),
     "rank too large": (["--model", "Gated", "--model.norm_rank", "17"], "norm rank is 17"),
     "heads": (["--model.architecture.n_heads", "3"], "which n_heads = 3 does not divide"),
