@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-JOBS ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
 RUNS ?= runs
-# What narrows an ablation: SEEDS=0,1 VARIANTS=baseline,gated-norm STEPS=200; LAUNCH= goes in front of each command.
+# What narrows an ablation: SEEDS=0,1 VARIANTS=baseline,gated-norm STEPS=200; JOBS= runs at a time, one per core if not
+# given; LAUNCH= goes in front of each run's command.
 SEEDS ?=
 VARIANTS ?=
 STEPS ?=
+JOBS ?=
 LAUNCH ?=
 # How far the GPU report goes: minutes, the minutes after which this machine ends a command, stages (a,d), a .tar.gz of
 # all it writes; GPU_REPORT_DRY=1 tries it without a GPU.
@@ -35,13 +36,9 @@ install: $(VENV)/.installed  ## build .venv (everything else does so by itself)
 quoted = '$(subst ','\'',$(1))'
 narrow = $(if $(SEEDS),--seeds=$(call quoted,$(SEEDS))) $(if $(VARIANTS),--variants=$(call quoted,$(VARIANTS))) $(if $(STEPS),--steps=$(call quoted,$(STEPS)))
 
-# Make is the scheduler: `sinks grid` writes one target per run, and one thread per run keeps the jobs side by side.
 define run_ablation
-	@case $(call quoted,$(JOBS)) in ""|0*|*[!0-9]*) echo "JOBS is $(JOBS), but must be at least 1: leave it out for one per core" >&2; exit 2;; esac; \
-	set -e; fragment=$(call quoted,$(RUNS)/.grid-$(basename $(notdir $(1))).mk); \
-	folder=$$($(BIN)/sinks grid $(1) $(narrow) --runs=$(call quoted,$(RUNS)) --out="$$fragment"); \
-	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -k -j $(JOBS) -f "$$fragment" SINKS=$(BIN)/sinks LAUNCH=$(call quoted,$(LAUNCH)) grid || failed=1; \
-	$(BIN)/sinks report "$$folder"; exit $${failed:-0}
+	@folder=$$($(BIN)/sinks grid $(1) $(narrow) --runs=$(call quoted,$(RUNS)) $(if $(JOBS),--jobs=$(call quoted,$(JOBS))) $(if $(LAUNCH),--launch=$(call quoted,$(LAUNCH)))); \
+	code=$$?; test -z "$$folder" || $(BIN)/sinks report "$$folder"; exit $$code
 endef
 
 ablation: $(VENV)/.installed  ## train the five families on a CPU and report their sinks (minutes)

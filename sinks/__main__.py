@@ -4,4 +4,5 @@ import sys
 
 from sinks.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # not in the processes of a grid, which import it again
+    sys.exit(main())

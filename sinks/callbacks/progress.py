@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -13,7 +14,7 @@ SHOWN = {"attention/first_token_mass_max_head": "first-token mass {:.2f}", "resi
 
 
 class LineProgress(Callback):
-    """Prints a line after every validation.
+    """Prints what is trained on what, and a line after every validation.
 
     Args:
         enabled: whether to print.
@@ -22,16 +23,28 @@ class LineProgress(Callback):
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.enabled and trainer.is_global_zero:
+            device = trainer.strategy.root_device.type
+            many = f", {torch.get_num_threads()} threads" if device == "cpu" else f" x {trainer.world_size}"
+            parts = [self._who(trainer), f"steps {trainer.global_step} to {trainer.max_steps}"]
+            print(" | ".join([*parts, f"{device}{many}", trainer.precision]), flush=True)
+
+    @staticmethod
+    def _who(trainer: Trainer) -> str:
+        callbacks: list[Any] = trainer.callbacks
+        identity = next(c.identity for c in callbacks if isinstance(c, RunRecorder))
+        return f"{identity.get('variant', '')} seed {identity.get('seed', '')}"
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not (self.enabled and trainer.is_global_zero and trainer.state.fn == "fit"):
             return
         callbacks: list[Any] = trainer.callbacks
         statistics = next((c.latest for c in callbacks if isinstance(c, SinkStatistics)), {})
         recorder = next(c for c in callbacks if isinstance(c, RunRecorder))
-        identity = recorder.identity
         loss = float(trainer.callback_metrics.get("validation/loss", math.nan))
         parts = [
-            f"{identity.get('variant', '')} seed {identity.get('seed', '')}",
+            self._who(trainer),
             f"step {trainer.global_step}/{trainer.max_steps}",
             f"loss {loss:.3f}",
         ]

@@ -14,7 +14,7 @@ COMMANDS = {
     "check": ("sinks.cli.check", "test the properties of every variant on yours"),
     "plan": ("sinks.cli.plan", "count parameters, memory and operations, allocating nothing"),
     "prepare": ("sinks.cli.prepare", "turn text into token chunks"),
-    "grid": ("sinks.cli.grid", "print an ablation as a Make fragment, one target per run"),
+    "grid": ("sinks.cli.grid", "train every run of an ablation, several at a time"),
     "value": ("sinks.cli.value", "print one number of a finished run"),
     "report": ("sinks.cli.report", "turn run folders into tables, figures and one HTML file"),
 }

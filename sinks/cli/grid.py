@@ -1,18 +1,24 @@
-"""`sinks grid`: an ablation as a Make fragment, one target per run: its summary.json. Make is the scheduler."""
+"""`sinks grid`: every run of an ablation, several side by side, as one line of progress."""
 
-import re
+import os
 import shlex
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sinks.cli.grid_progress import GridProgress, duration
+from sinks.cli.schedule import PlannedRun, last_step, run_side_by_side
 from sinks.errors import UserError, require
 from sinks.record.folder import write_atomically
+from sinks.record.yaml_file import read_yaml
 
 REQUIRED = ("name", "configs", "steps", "seeds", "variants")
-# What Make takes as one target: no space, and nothing that it expands.
-TARGET = re.compile(r"[\w./+@,~-]+")
+CPU_PRECISION = "${cpu_precision:}"
+# The grid has a line of its own; a run's would be in its way.
+QUIET = ("--progress.enabled=false", "--notes.enabled=false")
 
 
 def read_ablation(file: Path) -> dict[str, Any]:
@@ -58,39 +64,67 @@ def chosen(kind: str, wanted: str | None, offered: list[str]) -> list[str]:
     return [name for name in offered if name in names]
 
 
-def words(arguments: list[str]) -> str:
-    """Arguments as words of a recipe, which Make and then the shell leave as they are."""
-    return shlex.join(arguments).replace("$", "$$")
-
-
-def fragment(ablation: dict[str, Any], root: Path, variants: list[str], seeds: list[int], steps: int) -> str:
-    """The Make fragment: a phony target `grid`, and a rule per run."""
-    rules, targets = [], []
-    for name in variants:
+def planned(
+    ablation: dict[str, Any], root: Path, variants: list[str], seeds: list[int], steps: int
+) -> list[PlannedRun]:
+    """The runs of an ablation in the order of its variants, what others need first."""
+    runs = []
+    needed = {ablation["variants"][name].get("needs") for name in variants}
+    for name in sorted(variants, key=lambda name: name not in needed):
         variant = ablation["variants"][name]
         configs = [variant["config"], *ablation["configs"]]
         for seed in seeds:
             folder = root / name / f"seed{seed}"
-            needs = root / variant["needs"] / f"seed{seed}" if "needs" in variant else None
-            arguments = {"run.dir": folder, "run.variant": name, "seed_everything": seed, "data.seed": seed}
-            arguments |= {"trainer.max_steps": steps} | variant.get("arguments", {})
-            options = [f"--{key}={value}" for key, value in arguments.items()]
-            command = words(["fit", *(part for config in configs for part in ("-c", config)), *options])
-            before = ""
-            # Known only once the run it is taken from has finished, so Make evaluates it then.
-            for i, (option, source) in enumerate(variant.get("measured", {}).items()):
-                taken = words(["value", str(needs), source["key"], f"--times={source.get('times', 1.0)}"])
-                before += f"measured{i}=$$($(SINKS) {taken}) && "
-                command += f' --{option}="$$measured{i}"'
-            prerequisites = [*configs, *([f"{needs}/summary.json"] if needs else [])]
-            targets.append(f"{folder}/summary.json")
-            for path in (targets[-1], *prerequisites):
-                if not TARGET.fullmatch(path):
-                    raise UserError(f"{path!r} cannot be a target of Make: use letters, digits and ./+@,~- in paths")
-            recipe = f"@{before}$(LAUNCH) $(SINKS) {command} && touch $@"
-            rules.append(f"{targets[-1]}: {' '.join(prerequisites)}\n\t{recipe}")
-    head = "SINKS ?= sinks\nLAUNCH ?=\n.PHONY: grid\n.DEFAULT_GOAL := grid"
-    return "\n\n".join([head, "grid: " + " ".join(targets), *rules]) + "\n"
+            options = {"run.dir": folder, "run.variant": name, "seed_everything": seed, "data.seed": seed}
+            options |= {"trainer.max_steps": steps} | variant.get("arguments", {})
+            arguments = [*(part for config in configs for part in ("-c", config))]
+            arguments += [f"--{key}={value}" for key, value in options.items()]
+            measured = variant.get("measured", {})
+            runs.append(
+                PlannedRun(
+                    name=f"{name} seed {seed}",
+                    folder=folder,
+                    steps=steps,
+                    arguments=arguments,
+                    configs=[Path(config) for config in configs],
+                    needs=root / variant["needs"] / f"seed{seed}" if "needs" in variant else None,
+                    measured={option: (source["key"], source.get("times", 1.0)) for option, source in measured.items()},
+                )
+            )
+    return runs
+
+
+def shell_command(run: PlannedRun) -> str:
+    """The run as one line for a shell, where a measured option is taken from the run it needs."""
+    taken = [
+        f'--{option}="$(sinks {shlex.join(["value", str(run.needs), key, f"--times={times}"])})"'
+        for option, (key, times) in run.measured.items()
+    ]
+    return " ".join([shlex.join(["sinks", "fit", *run.arguments]), *taken])
+
+
+def trainer_of(ablation: dict[str, Any]) -> dict[str, Any]:
+    """The trainer's options in the configuration files of an ablation, as they stand there."""
+    sections = [read_yaml(Path(file)).get("trainer") or {} for file in ablation["configs"]]
+    return {option: value for section in sections for option, value in section.items()}
+
+
+def where(ablation: dict[str, Any], runs: list[PlannedRun], jobs: int) -> str:
+    """What the runs run on, in which precision, and about how long."""
+    from sinks.record.provenance import processor
+    from sinks.runs.precision import cpu_precision, has_bfloat16
+
+    trainer = trainer_of(ablation)
+    precision = trainer.get("precision", "32-true")
+    told = f"{trainer.get('accelerator', 'auto')}, {precision}"
+    if precision == CPU_PRECISION:
+        precision = cpu_precision()
+        told = f"{processor()}, {precision}, as the CPU has {'' if has_bfloat16() else 'no '}bfloat16 instructions"
+    seconds = ablation.get("run_seconds", {}).get(precision)
+    if seconds is None:
+        return told
+    to_do = sum(run.steps - last_step(run) for run in runs if not run.done)
+    return f"{told}; about {duration(seconds * to_do / ablation['steps'] / jobs)} where this was measured"
 
 
 def grid(
@@ -99,9 +133,11 @@ def grid(
     variants: str | None = None,
     steps: int | None = None,
     runs: Path = Path("runs"),
-    out: Path | None = None,
+    jobs: int | None = None,
+    launch: str = "",
+    commands: bool = False,
 ) -> None:
-    """Print an ablation as a Make fragment, one target per run.
+    """Train every run of an ablation that is not finished, several at a time, and print their folder.
 
     Args:
         ablation: a file of experiments/ablations/.
@@ -109,7 +145,9 @@ def grid(
         variants: comma-separated variants, if not all of the file's; the variants they need are added.
         steps: optimizer steps, if not the file's; such runs get a folder of their own.
         runs: parent folder of the runs.
-        out: file to write the fragment to, and ablation.yaml for the report with the runs; printed if not given.
+        jobs: runs at a time, one thread each; one per core by default.
+        launch: command in front of each run's, e.g. "srun --gpus=1".
+        commands: print the commands instead, in an order in which they can run.
     """
     content = read_ablation(ablation)
     names = chosen("variant", variants, list(content["variants"]))
@@ -121,12 +159,38 @@ def grid(
         raise UserError(f"seeds are {seeds!r}, but must be whole numbers with commas between: give e.g. 0,1") from None
     chosen_seeds = [require("a seed", seed, at_least=0, remedy="give e.g. 0,1") for seed in dict.fromkeys(chosen_seeds)]
     require("steps", steps, at_least=1, remedy=f"leave it out for the file's {content['steps']}")
-    name = content["name"] if steps in (None, content["steps"]) else f"{content['name']}-{steps}steps"
-    text = fragment(content, runs / name, names, chosen_seeds, steps or content["steps"])
-    if out is None:
-        print(text, end="")
+    require("jobs", jobs, at_least=1, remedy="leave it out for one per core")
+    length = steps or content["steps"]
+    root = runs / (content["name"] if length == content["steps"] else f"{content['name']}-{length}steps")
+    plan = planned(content, root, names, chosen_seeds, length)
+    if commands:
+        print("\n".join(map(shell_command, plan)))
         return
-    write_atomically(out, text)
-    shown = content | {"seeds": chosen_seeds, "steps": steps or content["steps"], "file": str(ablation)}
-    write_atomically(runs / name / "ablation.yaml", yaml.safe_dump(shown, sort_keys=False))
-    print(runs / name)
+    jobs = jobs or cores()
+    done = sum(run.done for run in plan)
+    state = f", {done} of them finished" if done else ""
+    print(
+        f"{len(plan)} runs of {length} steps ({len(names)} variants x {len(chosen_seeds)} seeds) in {root}{state}; "
+        f"{jobs} at a time",
+        file=sys.stderr,
+    )
+    shown = content | {"seeds": chosen_seeds, "steps": length, "file": str(ablation)}
+    write_atomically(root / "ablation.yaml", yaml.safe_dump(shown, sort_keys=False))
+    failed = []
+    if done < len(plan):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per run
+        print(where(content, plan, jobs), file=sys.stderr)
+        quiet = [replace(run, arguments=[*run.arguments, *QUIET]) for run in plan]
+        progress = GridProgress(quiet)
+        try:
+            failed = run_side_by_side(quiet, jobs, launch, progress)
+        finally:
+            progress.close()
+    print(root)
+    if failed:
+        raise SystemExit(1)
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

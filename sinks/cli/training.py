@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import sinks.data.backcopy
@@ -31,6 +32,7 @@ from sinks.record import RunFolder
 from sinks.record.provenance import provenance
 from sinks.record.yaml_file import reject_repeated_keys
 from sinks.runs.failures import print_unless_disk_full, users_mistake
+from sinks.runs.precision import cpu_precision
 from sinks.runs.train import ALWAYS, SECTIONS, TRAINER_DEFAULTS, around, identify, recorder_of, run
 
 PARSER_MODE = "omegaconf+"
@@ -182,6 +184,7 @@ def command_line(arguments: list[str], run: bool = True, cli: type[TrainingCLI] 
     command, options = arguments[:run], arguments[run:]
     arguments = TrainingParser.arguments = [*command, *files_first(options)]
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    OmegaConf.register_resolver("cpu_precision", cpu_precision, replace=True)
     reject_repeated_keys_in_values()
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:

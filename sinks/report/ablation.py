@@ -33,6 +33,7 @@ SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "seeds": (list, int),
     "variants": (dict, (dict, type(None))),
     "commands": (list, str),
+    "run_seconds": (dict, (int, float)),
 }
 VARIANT_SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "config": (str, object),

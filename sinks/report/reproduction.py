@@ -79,10 +79,7 @@ def again(ablation: Ablation) -> list[str]:
         seeds = ",".join(map(str, sorted({run.seed for run in ablation.runs})))
         steps = f" --steps={ablation.steps}" if ablation.steps else ""
         only = f" --variants={','.join(v.name for v in ablation.variants)}" if ablation.not_run else ""
-        commands += [
-            f"sinks grid {shlex.quote(ablation.file)} --seeds={seeds}{steps}{only} --runs={above} --out=grid.mk",
-            'OMP_NUM_THREADS=1 make -k -j "$(nproc)" -f grid.mk',
-        ]
+        commands.append(f"sinks grid {shlex.quote(ablation.file)} --seeds={seeds}{steps}{only} --runs={above}")
     example = (ablation.baseline.runs if ablation.baseline else ablation.runs)[0]
     config = shlex.quote(str(example.folder.config_file))
     commands.append(f"sinks fit -c {config} --run.dir runs/again  # a single run")

@@ -1,14 +1,13 @@
 """Every shipped YAML file is usable."""
 
 import itertools
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 from sinks.cli import main
-from sinks.cli.grid import fragment, read_ablation
+from sinks.cli.grid import planned, read_ablation
 from sinks.cli.training import command_line
 from sinks.data.module import TokenData
 from sinks.errors import UserError
@@ -78,15 +77,10 @@ def test_every_trainer_is_planned(file: str, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("file", names("ablations"))
 def test_every_run_of_every_ablation_is_built(file: str) -> None:
     ablation = read_ablation(EXPERIMENTS / file)
-    text = fragment(ablation, Path("runs/test"), list(ablation["variants"]), [0], 1)
-    commands = [line for line in text.splitlines() if "$(LAUNCH) $(SINKS) fit" in line]
-    assert len(commands) == len(ablation["variants"])
-    for command in commands:
-        arguments = shlex.split(command.split("$(SINKS) fit", 1)[1].split("&& touch")[0])
-        arguments = [a for a in arguments if "$$measured" not in a]
-        if "$$measured" in command:
-            arguments.append("--model.residual_threshold=10")
-        built(*arguments)
+    runs = planned(ablation, Path("runs/test"), list(ablation["variants"]), [0], 1)
+    assert len(runs) == len(ablation["variants"])
+    for run in runs:
+        built(*run.arguments, *(f"--{option}=10" for option in run.measured))
 
 
 @pytest.mark.parametrize("file", names("trainers"))
