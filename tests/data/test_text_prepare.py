@@ -1,5 +1,6 @@
 """Preparing a corpus: once, atomically, and the same whatever the number of processes."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -32,7 +33,8 @@ def test_the_manifest_lists_the_contents(prepared, corpus):
     manifest = verify(prepared)
     assert prepared.name == f"{corpus.name}-{manifest.fingerprint[:8]}"
     assert manifest.sources == [str(corpus)]
-    assert (manifest.files, manifest.skipped_files, manifest.unit) == (120, 0, "text file")
+    assert (manifest.files, manifest.skipped, manifest.unit) == (120, {}, "text file")
+    assert manifest.records_without_text == 0
     assert (manifest.vocab_size, manifest.tokenizer_entries, manifest.bos) == (300, 300, "document")
     train, val = manifest.splits["train"], manifest.splits["val"]
     assert train.documents + val.documents == 120
@@ -107,7 +109,7 @@ def test_an_interrupted_preparation_is_never_taken_for_complete(corpus, prepared
         raise OSError("disk full")
 
     monkeypatch.setattr(Manifest, "write", break_off)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"could not be written \(disk full\): free space"):
         plan.run(1)
     assert hidden_and_visible(tmp_path) == []
     assert not plan.finished
@@ -146,11 +148,22 @@ def die_on_three(item: int) -> np.ndarray:
     return np.arange(9, dtype=np.uint16)
 
 
+def fill_the_disk_on_three(item: int) -> np.ndarray:
+    if item == 3:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return np.arange(9, dtype=np.uint16)
+
+
 @pytest.mark.parametrize(
-    ("tokens", "expected"), [(fail_on_three, "ValueError: three"), (die_on_three, "missing in train")]
+    ("tokens", "error", "expected"),
+    [
+        (fail_on_three, RuntimeError, "ValueError: three"),
+        (die_on_three, UserError, "a process was killed while it tokenized .*: give fewer processes"),
+        (fill_the_disk_on_three, OSError, "No space left on device"),
+    ],
 )
-def test_a_worker_that_fails_or_dies_is_an_error(tokens, expected, tmp_path):
-    with pytest.raises(RuntimeError, match=expected):
+def test_a_worker_that_fails_or_dies_is_an_error(tokens, error, expected, tmp_path):
+    with pytest.raises(error, match=expected):
         write_chunks(tokens, {tmp_path / "train": list(range(6))}, 2, tmp_path / "scratch", lambda done: None)
 
 
@@ -178,7 +191,7 @@ def damage(folder: Path, what: str) -> Path:
         ("truncated", "{chunk} has 100 bytes, but must have "),
         ("missing", "{chunk} is missing, though manifest.json lists it"),
         ("no manifest", "{folder} has no manifest.json"),
-        ("empty manifest", "{folder}/manifest.json cannot be read (KeyError: 'splits')"),
+        ("empty manifest", "{folder}/manifest.json cannot be read (KeyError: 'fingerprint')"),
     ],
 )
 def test_damage_is_named(prepared, tmp_path, what, expected):
