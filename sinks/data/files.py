@@ -38,11 +38,15 @@ def walk(root: Path, without: tuple[str, ...] = ()) -> Iterator[Path]:
             continue
         entered.add(place)
         with reading(folder), os.scandir(folder) as entries:
-            visible = sorted(
-                (entry.name, entry.is_dir()) for entry in entries if entry.name not in without and entry.name[0] != "."
-            )
-        yield from (folder / name for name, is_folder in visible if not is_folder)
-        pending += reversed([folder / name for name, is_folder in visible if is_folder])
+            visible = sorted((entry.name, _is_folder(entry)) for entry in entries if entry.name[0] != ".")
+        names = [(name, is_folder) for name, is_folder in visible if name not in without]
+        yield from (folder / name for name, is_folder in names if not is_folder)
+        pending += reversed([folder / name for name, is_folder in names if is_folder])
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # DirEntry.is_dir raises for a link to itself; os.path.isdir asks the disk again.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir(follow_symlinks=False)
 
 
 def check_link(path: Path) -> None:

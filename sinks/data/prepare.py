@@ -79,7 +79,7 @@ class Preparation:
     @property
     def finished(self) -> bool:
         """Whether the folder exists: it is renamed into place only when complete."""
-        return self.folder.is_dir()
+        return os.path.isdir(self.folder)  # unlike Path.is_dir, also of a name that is too long
 
     def run(self, processes: int | None = None, progress: bool = True) -> Path:
         """Prepare if needed; of several processes that call this, one prepares and the others wait."""
@@ -161,7 +161,7 @@ class Preparation:
             content=content_of(records),
             sources=self.corpus.sources,
             files=len(self.corpus.files),
-            skipped=self.corpus.skipped,
+            skipped=dict(self.corpus.skipped),
             unit=self.corpus.unit,
             records_without_text=store.without_text,
             vocab_size=self.vocab_size,

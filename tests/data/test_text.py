@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from sinks.data.backcopy import Backcopy
 from sinks.data.manifest import Manifest
 from sinks.data.text import Text
 from sinks.data.tokenizer import BOS_ID, TextTokenizer
@@ -365,6 +366,22 @@ def test_chunks_and_text_together(prepared, corpus):
 def test_numbers_below_one_are_rejected(name):
     with pytest.raises(UserError, match=f"data.{name} is 0, but must be at least 1"):
         Text(**{name: 0})
+
+
+@pytest.mark.parametrize("data", [Text, Backcopy])
+@pytest.mark.parametrize("name", ["num_workers", "seed"])
+def test_numbers_below_zero_are_rejected(data, name):
+    with pytest.raises(UserError, match=f"data.{name} is -1, but must be "):
+        data(**{name: -1})
+
+
+def test_seeds_of_which_numpy_would_confuse_several_are_rejected(prepared):
+    """numpy makes a floating-point number of a seed from 2^63."""
+    with pytest.raises(UserError, match=f"data.seed is {2**63}, but must be between 0 and {2**63 - 1}: give"):
+        Backcopy(seed=2**63)
+    largest, next_largest = (Backcopy(seed=2**63 - n).train_set()[0] for n in (1, 2))
+    assert not torch.equal(largest, next_largest)
+    assert not torch.equal(*(batches(text(prepared, seed=2**63 - n), 1) for n in (1, 2)))
 
 
 def test_nothing_is_read_or_written_at_construction(tmp_path):
