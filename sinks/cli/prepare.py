@@ -20,8 +20,8 @@ def prepare(
     """Tokenize text into checksummed chunks in a folder of its own; nothing is done twice.
 
     Args:
-        sources: .txt, .jsonl and .parquet files, and folders of them; none: the source files of Python's standard
-            library.
+        sources: .txt, .jsonl and .parquet files (UTF-8), and folders of them, links followed; none: the source files
+            of Python's standard library.
         output: folder that holds prepared corpora.
         vocab_size: number of token ids, including `<bos>`; at least 257.
         bos: where `<bos>` is: nowhere (none), before every document (document), first in every row (block).

@@ -34,10 +34,11 @@ class TokenRows(Dataset[torch.Tensor]):
             check_local(Path(location))
         try:
             self.stream = litdata.StreamingDataset(location, item_loader=litdata.TokensLoader(block_size=stored))
-        except FileNotFoundError as error:
+        except Exception as error:  # a remote folder is what litdata, or the store's client, finds it to be
             raise UserError(
-                f"{location} cannot be opened ({error}): give a folder or URL with train/ and val/ in it"
-            ) from None
+                f"{location} cannot be opened ({type(error).__name__}: {error}): "
+                "give a folder or URL with train/ and val/ in it"
+            ) from error
         self.index = read_index(Path(self.stream.input_dir.path))
         # Rows of each chunk. The length of a StreamingDataset is divided by the number of ranks; this is not.
         self.chunk_lengths = [chunk["dim"] // stored for chunk in self.index["chunks"]]

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sinks.data.backcopy import Backcopy
+from sinks.data.index import ID_BYTES
 from sinks.data.manifest import Manifest
 from sinks.data.text import Text
 from sinks.data.tokenizer import BOS_ID, TextTokenizer
@@ -299,6 +300,35 @@ def test_remote_folder_that_does_not_exist(tmp_path, monkeypatch):
     message = error_of(text(f"local:{tmp_path}/nowhere"))
     assert f"local:{tmp_path}/nowhere/train cannot be opened (" in message
     assert message.endswith("give a folder or URL with train/ and val/ in it")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"chunks": [], "config": {}}', '{"chunks": 3, "config": 1}'])
+def test_remote_folder_with_a_damaged_index(plain, tmp_path, monkeypatch, content):
+    monkeypatch.setattr("litdata.utilities.dataset_utilities._LITDATA_CACHE_DIR", str(tmp_path / "cache"))
+    (plain / "train" / "index.json").write_text(content)
+    assert f"local:{plain}/train cannot be opened (" in error_of(text(f"local:{plain}"))
+
+
+def test_negative_token_ids(plain):
+    chunk = plain / "train" / "chunk-0-0.bin"
+    index = plain / "train" / "index.json"
+    # The same bytes as signed numbers.
+    index.write_text(index.read_text().replace("no_header_numpy:5", "no_header_numpy:1"))
+    data = bytearray(chunk.read_bytes())
+    data[12:14] = b"\xff\xff"
+    chunk.write_bytes(data)
+    with pytest.raises(UserError, match="train has token id -1, but vocab_size is 300: give other data"):
+        text(plain).train_set()[0]
+
+
+def test_bytes_of_token_ids_are_litdatas():
+    from litdata.constants import _NUMPY_DTYPES_MAPPING, _TORCH_DTYPES_MAPPING
+
+    for name, size in ID_BYTES.items():
+        kind, _, number = name.partition(":")
+        dtype = {"no_header_numpy": _NUMPY_DTYPES_MAPPING, "no_header_tensor": _TORCH_DTYPES_MAPPING}[kind][int(number)]
+        assert dtype.itemsize == size
+        assert "int" in str(dtype)
 
 
 @pytest.mark.parametrize("vocab_size", [280, 299])
