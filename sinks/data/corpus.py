@@ -60,7 +60,7 @@ class Corpus:
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(file.stat().st_size for file in self.files)
+        return sum(map(file_size, self.files))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the files' contents and kinds in order; neither paths nor modification times enter."""
@@ -165,15 +165,17 @@ def _standard_library(text_field: str) -> Corpus:
     for file in walk(root, without=("site-packages", "dist-packages", "__pycache__")):
         if file.suffix != ".py" or not file.is_file():
             continue
+        with reading(file):
+            data = file.read_bytes()
         try:
-            text = file.read_text(encoding="utf-8")
+            data.decode("utf-8")
         except UnicodeDecodeError:
             skipped["not UTF-8"] += 1
+            continue
+        if data:
+            files.append(file)
         else:
-            if text:
-                files.append(file)
-            else:
-                skipped["empty"] += 1
+            skipped["empty"] += 1
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return Corpus(f"python{version}", [f"standard library of Python {version}"], files, skipped, text_field)
 

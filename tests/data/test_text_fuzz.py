@@ -105,7 +105,7 @@ def whole(name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "dictionary.parquet"])
-@few_or_many(300, few=6)
+@few_or_many(300, few=4)
 def test_a_damaged_corpus(name, examples):
     content = whole(name)
     options = [damaged(content), st.binary(min_size=1, max_size=40)]
