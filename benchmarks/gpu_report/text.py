@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sinks.data.corpus import Corpus, walk
+from sinks.data.corpus import Corpus
 from sinks.data.document_store import DocumentStore, validation_documents
+from sinks.data.files import walk
 from sinks.data.module import TokenData
 from sinks.data.order import WindowedShuffle
 from sinks.data.prepare import DocumentTokens
@@ -29,6 +30,7 @@ from sinks.data.tokenizer import TextTokenizer
 from sinks.errors import UserError
 from sinks.record.folder import from_json, to_json, write_atomically
 
+UNUSED = "empty, not UTF-8, or duplicate"
 SUFFIXES = (".py", ".md", ".rst", ".txt")
 VALIDATION_SHARE = 0.01
 SAMPLE_BYTES = 32 * 2**20  # more text changes the merges little and takes longer
@@ -42,7 +44,7 @@ class Installed:
     Args:
         fingerprint: of the files' contents and everything that determines their tokens.
         files: number of files.
-        skipped: files skipped: empty, not UTF-8, or duplicates.
+        skipped: number of files skipped: empty, not UTF-8, or duplicates.
         bytes: of the files.
         vocab_size: number of token ids.
         train_tokens: for training.
@@ -84,13 +86,13 @@ def find(most_bytes: int | None = None) -> Corpus:
                 skipped += 1
                 continue
             if most_bytes is not None and total + len(data) > most_bytes:
-                return Corpus("installed", [str(root) for root in roots()], files, skipped, "text")
+                return Corpus("installed", [str(root) for root in roots()], files, {UNUSED: skipped}, "text")
             seen.add(digest)
             files.append(file)
             total += len(data)
     if not files:
         raise UserError(f"found no text below {', '.join(map(str, roots()))}: use a Python with its library's source")
-    return Corpus("installed", [str(root) for root in roots()], files, skipped, "text")
+    return Corpus("installed", [str(root) for root in roots()], files, {UNUSED: skipped}, "text")
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -131,7 +133,7 @@ def prepare(folder: Path, vocab_size: int, most_bytes: int | None = None, proces
     }
     store.file.unlink()
     content = Installed(
-        fingerprint, len(corpus.files), corpus.skipped, corpus.size, vocab_size, counts["train"], counts["val"]
+        fingerprint, len(corpus.files), corpus.skipped[UNUSED], corpus.size, vocab_size, counts["train"], counts["val"]
     )
     write_atomically(prepared / "text.json", to_json(asdict(content), indent=2) + "\n")
     return prepared

@@ -1,5 +1,6 @@
 """`sinks prepare`: turn text into token chunks ahead of training."""
 
+import os
 from typing import Literal
 
 from sinks.cli.parser import run_function
@@ -19,8 +20,8 @@ def prepare(
     """Tokenize text into checksummed chunks in a folder of its own; nothing is done twice.
 
     Args:
-        sources: .txt, .jsonl and .parquet files, and folders of them; none: the source files of Python's standard
-            library.
+        sources: .txt, .jsonl and .parquet files (UTF-8), and folders of them, links followed; none: the source files
+            of Python's standard library.
         output: folder that holds prepared corpora.
         vocab_size: number of token ids, including `<bos>`; at least 257.
         bos: where `<bos>` is: nowhere (none), before every document (document), first in every row (block).
@@ -37,8 +38,12 @@ def prepare(
     folder = plan.run(processes, progress)
     manifest = verify(folder)
     print(f"{folder}{' (unchanged)' if unchanged else ''}")
-    print(f"  sources     {', '.join(manifest.sources)}: {manifest.files} files, {manifest.skipped_files} skipped")
-    print(f"  documents   one is a {manifest.unit}")
+    skipped = ", ".join(f"{count} {reason}" for reason, count in manifest.skipped.items() if count)
+    # A name that is no text, which a terminal could not show, is written with escapes.
+    names = os.fsencode(", ".join(manifest.sources)).decode(errors="backslashreplace")
+    print(f"  sources     {names}: {manifest.files} files, {sum(manifest.skipped.values())} skipped", end="")
+    print(f" ({skipped})" if skipped else "")
+    print(f"  documents   one is a {manifest.unit}; {manifest.records_without_text:,} without text dropped")
     print(f"  vocabulary  {manifest.tokenizer_entries} entries, bos {bos}")
     for name, split in manifest.splits.items():
         print(f"  {name:<10}  {split.tokens:,} tokens, {split.documents:,} documents, {split.bytes:,} bytes")

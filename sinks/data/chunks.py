@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from sinks.data.manifest import INDEX_FILE
+from sinks.errors import UserError
+from sinks.record.atomic import FULL
 
 POLL_S = 0.05
 
@@ -63,14 +65,15 @@ def write_chunks(
         child.kill()
         child.join()
         os.close(held)
-    # litdata loses the chunks of a killed worker, e.g. out of memory, and reports success.
+    if child.exitcode in FULL:
+        raise OSError(child.exitcode, os.strerror(child.exitcode), str(scratch.parent))
+    # litdata loses the chunks of a killed worker and reports success.
     short = [folder.name for folder, items in inputs.items() if _chunks_in_index(folder) != len(items)]
-    if child.exitcode != 0 or short:
+    if child.exitcode == -signal.SIGKILL or (child.exitcode == 0 and short):
+        raise UserError("a process was killed while it tokenized (out of memory?): give fewer processes")
+    if child.exitcode != 0:
         output = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-        raise RuntimeError(
-            f"litdata.optimize ended with exit code {child.exitcode}, chunks missing in {', '.join(short) or 'none'} "
-            f"(out of memory? give fewer processes):\n{output}"
-        )
+        raise RuntimeError(f"litdata.optimize ended with exit code {child.exitcode}:\n{output}")
 
 
 def _chunks_in_index(folder: Path) -> int:
@@ -107,17 +110,24 @@ def _optimize(
 
     import litdata
 
-    for folder, items in inputs.items():
-        litdata.optimize(
-            fn=tokens,
-            inputs=items,
-            output_dir=str(folder),
-            # Every input has more than one token, and so becomes a chunk of its own.
-            chunk_size=1,
-            item_loader=litdata.TokensLoader(),
-            num_workers=min(processes, len(items)),
-            start_method="fork",
-            reorder_files=False,
-            keep_data_ordered=True,
-            verbose=False,
-        )
+    try:
+        for folder, items in inputs.items():
+            litdata.optimize(
+                fn=tokens,
+                inputs=items,
+                output_dir=str(folder),
+                # Every input has more than one token, and so becomes a chunk of its own.
+                chunk_size=1,
+                item_loader=litdata.TokensLoader(),
+                num_workers=min(processes, len(items)),
+                start_method="fork",
+                reorder_files=False,
+                keep_data_ordered=True,
+                verbose=False,
+            )
+    except Exception as error:
+        # The error of a worker arrives as text; on a full disk the log is lost.
+        full = next((code for code in FULL if os.strerror(code) in str(error)), None)
+        if full:
+            os._exit(full)
+        raise

@@ -2,25 +2,27 @@
 
 A document is a line of a .jsonl file, a row of a .parquet file, or a whole text file. When a corpus is fewer than
 `FEW_FILES` text files, each file is cut into documents at blank lines instead, so that a split by document is
-possible. Documents of white space alone are dropped.
+possible. No document begins with a byte order mark, and those of white space alone are dropped.
 """
 
 import hashlib
-import json
 import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sinks.data.files import check_link, file_size, reading, walk
+from sinks.data.records import BYTE_ORDER_MARK, SUFFIXES, is_text, records
 from sinks.errors import UserError
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
 FEW_FILES = 100
 PIECE_CHARACTERS = 4096
 LONGEST_PIECE = 4 * PIECE_CHARACTERS
+LONGEST_NAME = 200
 BLANK_LINES = re.compile(r"\n\s*\n")
 
 
@@ -32,20 +34,20 @@ class Corpus:
         name: short name, part of the prepared folder's name.
         sources: as given by the user, for the manifest.
         files: files in reading order.
-        skipped: number of skipped files: empty ones, and the standard library's that are not UTF-8 on purpose.
+        skipped: number of files that were found and not read, by reason.
         text_field: field of a .jsonl line, column of a .parquet file.
     """
 
     name: str
     sources: list[str]
     files: list[Path]
-    skipped: int
+    skipped: Mapping[str, int]
     text_field: str
 
     @property
     def in_pieces(self) -> bool:
         """Whether text files are cut at blank lines, because there are too few of them to split by file."""
-        return len(self.files) < FEW_FILES and all(_is_text(file) for file in self.files)
+        return len(self.files) < FEW_FILES and all(is_text(file) for file in self.files)
 
     @property
     def unit(self) -> str:
@@ -58,26 +60,42 @@ class Corpus:
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(file.stat().st_size for file in self.files)
+        return sum(map(file_size, self.files))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the files' contents and kinds in order; neither paths nor modification times enter."""
         digest = hashlib.sha256()
         for file in self.files:
-            with file.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            kind = "text" if _is_text(file) else f"{file.suffix.lower()} {self.text_field!r}"
+            content, marked = _digest(file)
+            # The version says how records become documents: 1 kept byte order marks.
+            if is_text(file):
+                kind = "text 2" if marked else "text"
+            else:
+                kind = f"{file.suffix.lower()} {self.text_field!r} 2"
             digest.update(f"{kind} {content}\n".encode())
         return digest.hexdigest()
 
-    def documents(self) -> Iterator[tuple[int, str]]:
-        """(bytes of its file read so far, document) for every document, in order."""
+    def documents(self) -> Iterator[tuple[int, str | None]]:
+        """(bytes of the files before, document) for every record in order; None for one without text."""
         read = 0
         for file in self.files:
-            for document in _documents(file, self.text_field, self.in_pieces):
-                if document.strip():
-                    yield read, document
-            read += file.stat().st_size
+            for text in records(file, self.text_field):
+                for document in pieces(text) if self.in_pieces and text else (text,):
+                    document = (document or "").lstrip(BYTE_ORDER_MARK)
+                    yield read, document if document.strip() else None
+            read += file_size(file)
+
+
+def _digest(file: Path) -> tuple[str, bool]:
+    """SHA-256 (hex) of a file, and whether a byte order mark is anywhere in it."""
+    digest, marked, end = hashlib.sha256(), False, b""
+    mark = BYTE_ORDER_MARK.encode()
+    with reading(file), file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+            marked = marked or mark in end + block
+            end = block[-len(mark) + 1 :]
+    return digest.hexdigest(), marked
 
 
 def find_corpus(sources: list[str] | None, text_field: str = "text") -> Corpus:
@@ -89,35 +107,52 @@ def find_corpus(sources: list[str] | None, text_field: str = "text") -> Corpus:
     """
     if not sources:
         return _standard_library(text_field)
-    files: list[Path] = []
-    skipped = 0
+    files: dict[str, Path] = {}
+    skipped: Counter[str] = Counter()
     for source in sources:
         path = Path(source)
+        check_link(path)
+        if not source or not path.exists():
+            raise UserError(
+                f"{source or 'an empty source'} is neither a file nor a folder: give the path of a text file or folder"
+            )
         if path.is_dir():
-            found = [file for file in walk(path) if file.suffix.lower() in SUFFIXES]
-            if not found:
-                raise UserError(
-                    f"{source} has no file that ends in {', '.join(SUFFIXES)}: give a folder of such files, "
-                    "or convert yours"
-                )
-            kept = [file for file in found if file.stat().st_size > 0]
-            skipped += len(found) - len(kept)
-            files += kept
-        elif not path.is_file():
-            raise UserError(f"{source} is neither a file nor a folder: give the path of a text file or folder")
+            found = _files_of(path, skipped)
         elif path.suffix.lower() not in SUFFIXES:
             raise UserError(
                 f"{source} ends in {path.suffix or 'no suffix'!r}, but only {', '.join(SUFFIXES)} are read: convert it"
             )
-        elif path.stat().st_size == 0:
+        elif file_size(path) == 0:
             raise UserError(f"{source} is empty (0 bytes): give a file with text in it")
         else:
-            files.append(path)
+            found = [path]
+        # A file that several links or sources lead to is read once.
+        for file in found:
+            files.setdefault(os.path.realpath(file), file)
     if not files:
         raise UserError(f"every file in {', '.join(sources)} is empty (0 bytes): give files with text in them")
     stem = Path(sources[0]).resolve().stem if len(sources) == 1 else "corpus"
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "corpus"
-    return Corpus(name, list(sources), files, skipped, text_field)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:LONGEST_NAME] or "corpus"
+    return Corpus(name, list(sources), list(files.values()), skipped, text_field)
+
+
+def _files_of(folder: Path, skipped: Counter[str]) -> list[Path]:
+    """Files with text below a folder; the others are counted in `skipped`, or rejected if text may be missing."""
+    found = []
+    for file in walk(folder):
+        check_link(file)
+        if file.suffix.lower() in SUFFIXES:
+            found.append(file)
+        else:
+            skipped["other suffix"] += 1
+    if not found:
+        raise UserError(
+            f"{folder} has no file that ends in {', '.join(SUFFIXES)}: give a folder of such files, or convert yours"
+        )
+    kept = [file for file in found if file_size(file) > 0]
+    if len(kept) < len(found):
+        skipped["empty"] += len(found) - len(kept)
+    return kept
 
 
 def _standard_library(text_field: str) -> Corpus:
@@ -125,111 +160,24 @@ def _standard_library(text_field: str) -> Corpus:
     root = Path(sysconfig.get_paths()["stdlib"])
     if not root.is_dir():
         raise UserError(f"this Python has no source files at {root}: give text of your own as sources")
-    files, skipped = [], 0
+    files: list[Path] = []
+    skipped: Counter[str] = Counter()
     for file in walk(root, without=("site-packages", "dist-packages", "__pycache__")):
-        if file.suffix != ".py" or file.stat().st_size == 0:
+        if file.suffix != ".py" or not file.is_file():
             continue
+        with reading(file):
+            data = file.read_bytes()
         try:
-            file.read_text(encoding="utf-8")
+            data.decode("utf-8")
         except UnicodeDecodeError:
-            skipped += 1
-        else:
+            skipped["not UTF-8"] += 1
+            continue
+        if data:
             files.append(file)
+        else:
+            skipped["empty"] += 1
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return Corpus(f"python{version}", [f"standard library of Python {version}"], files, skipped, text_field)
-
-
-def walk(root: Path, without: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Files below a folder in a fixed order, hidden ones left out."""
-    for folder, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if name not in without and not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
-
-
-def _is_text(file: Path) -> bool:
-    return file.suffix.lower() not in (".jsonl", ".parquet")
-
-
-def _documents(file: Path, text_field: str, in_pieces: bool) -> Iterator[str]:
-    suffix = file.suffix.lower()
-    if suffix == ".jsonl":
-        yield from _lines(file, text_field)
-    elif suffix == ".parquet":
-        yield from _rows(file, text_field)
-    else:
-        text = _decode(file.read_bytes(), file)
-        yield from pieces(text) if in_pieces else (text,)
-
-
-def _decode(data: bytes, file: Path, position: int = 0) -> str:
-    """UTF-8 text; `position` is where `data` begins in the file."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file} is not UTF-8 at byte {position + error.start} (0x{data[error.start]:02x}): "
-            "convert it, e.g. with iconv -t UTF-8, or leave it out"
-        ) from None
-
-
-def _lines(file: Path, text_field: str) -> Iterator[str]:
-    position = 0
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            text = _decode(line, file, position)
-            position += len(line)
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{file} line {number} is not JSON ({error.msg} at character {error.pos}): "
-                    "give one JSON object per line"
-                ) from None
-            if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
-                has = type(record).__name__
-                if isinstance(record, dict):
-                    has = f"fields {', '.join(sorted(record))}" if record else "no fields"
-                raise UserError(
-                    f"{file} line {number} has no text in field {text_field!r} (it has {has}): "
-                    "name the field with text_field"
-                )
-            if not _encodable(record[text_field]):
-                raise UserError(
-                    f"{file} line {number} has half a surrogate pair in field {text_field!r}, which no UTF-8 text has: "
-                    "repair the line"
-                )
-            yield record[text_field]
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _rows(file: Path, text_field: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{file} is not a parquet file ({error}): convert it, or leave it out") from None
-    with table:
-        names = table.schema_arrow.names
-        if text_field not in names:
-            raise UserError(
-                f"{file} has no column {text_field!r} (it has {', '.join(names)}): name the column with text_field"
-            )
-        kind = table.schema_arrow.field(text_field).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            raise UserError(f"{file} has {kind} in column {text_field!r}, but text is needed: name another column")
-        for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
-            yield from (value for value in batch.column(0).to_pylist() if value is not None)
 
 
 def pieces(text: str) -> Iterator[str]:

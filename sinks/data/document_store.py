@@ -20,24 +20,29 @@ class DocumentStore:
         file: of all documents.
         offsets: document `n` is bytes `offsets[n]` to `offsets[n + 1]` [D + 1] int64.
         hashes: first 64 bits of each document's SHA-256 [D] uint64.
+        without_text: number of records that became no document.
     """
 
     file: Path
     offsets: np.ndarray
     hashes: np.ndarray
+    without_text: int = 0
 
     @classmethod
     def write(cls, corpus: Corpus, file: Path, progress: Callable[[int], None]) -> "DocumentStore":
         """Copy a corpus; `progress` is called with the bytes of the corpus that were read."""
-        offsets, hashes = array("q", [0]), array("Q")
+        offsets, hashes, without_text = array("q", [0]), array("Q"), 0
         with file.open("wb") as stream:
             for read, document in corpus.documents():
+                progress(read)
+                if document is None:
+                    without_text += 1
+                    continue
                 data = document.encode()
                 stream.write(data)
                 offsets.append(offsets[-1] + len(data))
                 hashes.append(int.from_bytes(hashlib.sha256(data).digest()[:8], "big"))
-                progress(read)
-        return cls(file, np.array(offsets, dtype=np.int64), np.array(hashes, dtype=np.uint64))
+        return cls(file, np.array(offsets, dtype=np.int64), np.array(hashes, dtype=np.uint64), without_text)
 
     @property
     def sizes(self) -> np.ndarray:

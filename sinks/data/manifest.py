@@ -2,14 +2,17 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from sinks.data.files import reading
 from sinks.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.json"
+CHUNK_SUFFIX = ".bin"
 SPLITS = ("train", "val")
 
 
@@ -40,8 +43,9 @@ class Manifest:
         content: SHA-256 of the chunks' checksums in reading order, which identifies the tokens.
         sources: as given by the user.
         files: number of files read.
-        skipped_files: empty files, and files of the standard library that are not UTF-8.
+        skipped: number of files that were found and not read, by reason.
         unit: what a document is, in words.
+        records_without_text: number of lines, rows and files with no text or white space alone, which were dropped.
         vocab_size: configured number of token ids; the tokenizer may have fewer entries.
         tokenizer_entries: entries of the trained tokenizer.
         bos: "document": `<bos>` is before every document; "none": nowhere (policy "block" adds it on reading).
@@ -55,8 +59,9 @@ class Manifest:
     content: str
     sources: list[str]
     files: int
-    skipped_files: int
+    skipped: Mapping[str, int]
     unit: str
+    records_without_text: int
     vocab_size: int
     tokenizer_entries: int
     bos: Literal["none", "document"]
@@ -72,14 +77,34 @@ class Manifest:
     def read(cls, folder: str | Path) -> "Manifest":
         file = Path(folder) / MANIFEST_FILE
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            values["splits"] = {name: Split(**split) for name, split in values["splits"].items()}
-            values["records"] = {path: FileRecord(**record) for path, record in values["records"].items()}
-            return cls(**values)
-        except FileNotFoundError:
-            raise UserError(f"{folder} has no {MANIFEST_FILE}: {_again(folder)}") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            with reading(file):
+                data = file.read_bytes() if file.is_file() else None
+            if data is not None:
+                values = json.loads(data)
+                if "skipped_files" in values:
+                    # A folder from before the reasons were recorded; it has no record without text.
+                    values |= {"skipped": {"empty": values["skipped_files"]}, "records_without_text": 0}
+                return _typed(cls, values)
+        except UserError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"{file} cannot be read ({type(error).__name__}: {error}): {_again(folder)}") from None
+        raise UserError(f"{folder} has no {MANIFEST_FILE}: {_again(folder)}")
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """A JSON value as a type: a dataclass, list, mapping, Literal, or plain; TypeError or KeyError if it is another."""
+    inner = get_args(kind)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: _typed(hint, value[name]) for name, hint in hints.items()})  # type: ignore[operator]
+    if get_origin(kind) is list and isinstance(value, list):
+        return [_typed(inner[0], item) for item in value]
+    if get_origin(kind) in (dict, Mapping) and isinstance(value, dict):
+        return {name: _typed(inner[1], item) for name, item in value.items()}
+    if value in inner or type(value) is kind:
+        return value
+    raise TypeError(f"{value!r} is not of type {getattr(kind, '__name__', kind)}")
 
 
 def record(folder: Path, path: str) -> FileRecord:
@@ -94,18 +119,27 @@ def verify(folder: str | Path) -> Manifest:
     manifest = Manifest.read(root)
     for path, expected in manifest.records.items():
         file = root / path
-        if not file.is_file():
-            raise UserError(f"{file} is missing, though {MANIFEST_FILE} lists it: {_again(root)}")
-        size = file.stat().st_size
-        if size != expected.bytes:
-            raise UserError(f"{file} has {size} bytes, but must have {expected.bytes}: {_again(root)}")
-        found = record(root, path).sha256
+        with reading(file):
+            size = file.stat().st_size if file.is_file() else None
+            if size is None:
+                raise UserError(f"{file} is missing, though {MANIFEST_FILE} lists it: {_again(root)}")
+            if size != expected.bytes:
+                raise UserError(f"{file} has {size} bytes, but must have {expected.bytes}: {_again(root)}")
+            found = record(root, path).sha256
         if found != expected.sha256:
             raise UserError(
                 f"{file} is damaged: its sha256 is {found[:12]}..., but must be {expected.sha256[:12]}...: "
                 f"{_again(root)}"
             )
+    if manifest.content != content_of(manifest.records):
+        raise UserError(f"{root / MANIFEST_FILE} is damaged: its content is not of the chunks it lists: {_again(root)}")
     return manifest
+
+
+def content_of(records: Mapping[str, FileRecord]) -> str:
+    """SHA-256 (hex) of the chunks' checksums in reading order, without their names, which depend on the processes."""
+    chunks = [f"{path.split('/')[0]} {file.sha256}" for path, file in records.items() if path.endswith(CHUNK_SUFFIX)]
+    return hashlib.sha256("\n".join(chunks).encode()).hexdigest()
 
 
 def _again(folder: str | Path) -> str:

@@ -14,6 +14,9 @@ from sinks.described import Described
 from sinks.errors import UserError
 from sinks.parallel.ranks import data_ranks
 
+# numpy turns larger ones into floating-point numbers: several seeds would give the same rows.
+LARGEST_SEED = 2**63 - 1
+
 
 class TokenData(Described, lightning.LightningDataModule):
     """Rows of `context_length + 1` token ids [B, T + 1] int64: inputs are `row[:-1]`, targets `row[1:]`.
@@ -47,6 +50,12 @@ class TokenData(Described, lightning.LightningDataModule):
         ):
             if value < 1:
                 raise UserError(f"data.{name} is {value}, but must be at least 1: give a positive number")
+        if num_workers < 0:
+            raise UserError(
+                f"data.num_workers is {num_workers}, but must be at least 0: give 0 to load in this process"
+            )
+        if not 0 <= seed <= LARGEST_SEED:
+            raise UserError(f"data.seed is {seed}, but must be between 0 and {LARGEST_SEED}: give e.g. 0")
         self.vocab_size, self.context_length, self.batch_size = vocab_size, context_length, batch_size
         self.seed, self.num_workers = seed, num_workers
         self._start = self._start_step = 0

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from sinks.data.chunks import write_chunks
 from sinks.data.corpus import Corpus, find_corpus
 from sinks.data.document_store import DocumentStore, validation_documents
-from sinks.data.manifest import INDEX_FILE, SPLITS, Manifest, Split, record
-from sinks.data.tokenizer import BOS_ID, TOKENIZER_FILE, TextTokenizer, check_vocab_size
+from sinks.data.manifest import INDEX_FILE, SPLITS, Manifest, Split, content_of, record
+from sinks.data.tokenizer import BOS_ID, SMALLEST_VOCABULARY, TOKENIZER_FILE, TextTokenizer, check_vocab_size
 from sinks.errors import UserError
 
 FORMAT = 1
@@ -62,6 +62,8 @@ class Preparation:
             raise UserError(
                 f"validation_share is {validation_share}, but must be between 0 and 1: give a fraction such as 0.05"
             )
+        if not str(output):
+            raise UserError("output is empty: give the folder that holds prepared corpora, e.g. data")
         corpus = find_corpus(sources, text_field)
         # "block" adds <bos> on reading: it is stored like "none".
         document_bos = bos == "document"
@@ -77,28 +79,39 @@ class Preparation:
     @property
     def finished(self) -> bool:
         """Whether the folder exists: it is renamed into place only when complete."""
-        return self.folder.is_dir()
+        return os.path.isdir(self.folder)  # unlike Path.is_dir, also of a name that is too long
 
     def run(self, processes: int | None = None, progress: bool = True) -> Path:
         """Prepare if needed; of several processes that call this, one prepares and the others wait."""
+        if processes is not None and processes < 1:
+            raise UserError(f"processes is {processes}, but must be at least 1: leave it out for one for each core")
+        try:
+            self._prepare_once(processes or os.cpu_count() or 1, progress)
+        except OSError as error:  # that of a file of the corpus is a UserError already
+            raise UserError(
+                f"{error.filename or self.folder} could not be written ({error.strerror or error}): "
+                "free space, or give another output folder"
+            ) from error
+        return self.folder
+
+    def _prepare_once(self, processes: int, progress: bool) -> None:
         from filelock import FileLock
 
         if self.finished:
-            return self.folder
+            return
         self.output.mkdir(parents=True, exist_ok=True)
         with FileLock(self.output / ".lock"):
             if self.finished:
-                return self.folder
+                return
             prefix = f".{self.folder.name}."
             for interrupted in self.output.glob(f"{prefix}*"):
                 shutil.rmtree(interrupted, ignore_errors=True)
             temporary = self.output / f"{prefix}{os.getpid()}"
             try:
-                self._build(temporary, processes or os.cpu_count() or 1, progress)
+                self._build(temporary, processes, progress)
                 temporary.rename(self.folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-        return self.folder
 
     def _build(self, folder: Path, processes: int, progress: bool) -> None:
         scratch = folder / "scratch"
@@ -116,7 +129,9 @@ class Preparation:
 
         with bar("training the tokenizer", len(members["train"]), unit="document") as training:
             texts = _counted(store.texts(members["train"]), training)
-            tokenizer = TextTokenizer.train(texts, self.vocab_size)
+            # Every merge shortens the text; the trainer reserves memory for each entry it is asked for.
+            possible = SMALLEST_VOCABULARY + int(store.sizes[members["train"]].sum())
+            tokenizer = TextTokenizer.train(texts, min(self.vocab_size, possible))
         tokenizer.save(folder)
 
         inputs = {folder / split: store.groups(members[split], CHUNK_BYTES) for split in SPLITS}
@@ -141,15 +156,14 @@ class Preparation:
             )
         others = [*(f"{split}/{INDEX_FILE}" for split in SPLITS), TOKENIZER_FILE]
         records = {path: record(folder, path) for path in [*chunks, *others]}
-        # Without the names, which depend on the number of processes.
-        content = [f"{path.split('/')[0]} {records[path].sha256}" for path in chunks]
         return Manifest(
             fingerprint=self.fingerprint,
-            content=hashlib.sha256("\n".join(content).encode()).hexdigest(),
+            content=content_of(records),
             sources=self.corpus.sources,
             files=len(self.corpus.files),
-            skipped_files=self.corpus.skipped,
+            skipped=dict(self.corpus.skipped),
             unit=self.corpus.unit,
+            records_without_text=store.without_text,
             vocab_size=self.vocab_size,
             tokenizer_entries=len(tokenizer),
             bos="document" if self.document_bos else "none",

@@ -1,13 +1,13 @@
 """Rows of tokens read by index from litdata chunks, on disk or in an object store."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from sinks.data.files import reading
+from sinks.data.index import check_local, read_index
 from sinks.data.manifest import INDEX_FILE, MANIFEST_FILE, SPLITS
 from sinks.data.tokenizer import BOS_ID, TOKENIZER_FILE
 from sinks.errors import UserError
@@ -31,14 +31,15 @@ class TokenRows(Dataset[torch.Tensor]):
         self.head = np.full(int(block_bos), BOS_ID, dtype=np.int64)
         stored = context_length + 1 - len(self.head)
         if not is_remote(location):
-            _check_local(Path(location))
+            check_local(Path(location))
         try:
             self.stream = litdata.StreamingDataset(location, item_loader=litdata.TokensLoader(block_size=stored))
-        except FileNotFoundError as error:
+        except Exception as error:  # a remote folder is what litdata, or the store's client, finds it to be
             raise UserError(
-                f"{location} cannot be opened ({error}): give a folder or URL with train/ and val/ in it"
-            ) from None
-        self.index = _read_index(Path(self.stream.input_dir.path))
+                f"{location} cannot be opened ({type(error).__name__}: {error}): "
+                "give a folder or URL with train/ and val/ in it"
+            ) from error
+        self.index = read_index(Path(self.stream.input_dir.path))
         # Rows of each chunk. The length of a StreamingDataset is divided by the number of ranks; this is not.
         self.chunk_lengths = [chunk["dim"] // stored for chunk in self.index["chunks"]]
         if sum(self.chunk_lengths) == 0:
@@ -54,16 +55,20 @@ class TokenRows(Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         try:
             tokens = self.stream[int(index)]
-        except Exception:
-            if not is_remote(self.location):
-                _check_local(Path(self.location))  # a chunk that vanished during training
-            raise
+        except Exception as error:
+            if is_remote(self.location):
+                raise
+            check_local(Path(self.location))  # a chunk that vanished during training
+            raise UserError(
+                f"{self.location} cannot be read by litdata ({type(error).__name__}: {error}): prepare the folder again"
+            ) from error
         row = np.concatenate([self.head, tokens], dtype=np.int64)
-        largest = int(row.max())
-        if largest >= self.vocab_size:
+        # As unsigned, negative ids are the largest.
+        largest = int(row[row.view(np.uint64).argmax()])
+        if not 0 <= largest < self.vocab_size:
             raise UserError(
                 f"{self.location} has token id {largest}, but vocab_size is {self.vocab_size}: "
-                f"give vocab_size {largest + 1} or more, or other data"
+                f"give {f'vocab_size {largest + 1} or more, or ' if largest > 0 else ''}other data"
             )
         return torch.from_numpy(row)
 
@@ -80,40 +85,12 @@ def is_prepared(source: str) -> bool:
 
 def is_litdata(source: str) -> bool:
     """Whether a source holds chunks rather than text."""
-    if is_remote(source) or is_prepared(source):
+    if is_remote(source):
         return True
     folders = [Path(source), *(Path(source, split) for split in SPLITS)]
-    return any(next(folder.glob("chunk-*.bin"), None) is not None for folder in folders) or any(
-        (folder / INDEX_FILE).is_file() for folder in folders[1:]
-    )
-
-
-def _check_local(folder: Path) -> None:
-    """Validate local chunks: litdata waits for missing ones as if they were being downloaded."""
-    if not (folder / INDEX_FILE).is_file():
-        raise UserError(
-            f"{folder} has no {INDEX_FILE}: give a folder with train/ and val/, each written by litdata.optimize"
+    with reading(Path(source)):
+        return (
+            is_prepared(source)
+            or any(next(folder.glob("chunk-*.bin"), None) is not None for folder in folders)
+            or any((folder / INDEX_FILE).is_file() for folder in folders[1:])
         )
-    for chunk in _read_index(folder)["chunks"]:
-        file = folder / chunk["filename"]
-        size = file.stat().st_size if file.is_file() else None
-        if size is None:
-            raise UserError(f"{file} is missing, though {INDEX_FILE} lists it: prepare the folder again")
-        if size != chunk["chunk_bytes"]:
-            raise UserError(f"{file} has {size} bytes, but must have {chunk['chunk_bytes']}: prepare the folder again")
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    file = folder / INDEX_FILE
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-        if index["config"]["item_loader"] != "TokensLoader":
-            raise UserError(
-                f"{folder} was written for {index['config']['item_loader']}, but TokensLoader is needed: "
-                "give item_loader=TokensLoader() to litdata.optimize"
-            )
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file} cannot be read ({type(error).__name__}: {error}): prepare the folder again") from None
-    return index

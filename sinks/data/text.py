@@ -25,8 +25,8 @@ class Text(TokenData):
     Such a folder without manifest.json is read without checksums, and `bos` must describe it.
 
     Args:
-        sources: .txt, .jsonl and .parquet files and folders of them, or one prepared folder; null: the source files
-            of Python's standard library.
+        sources: .txt, .jsonl and .parquet files (UTF-8) and folders of them, links followed, or one prepared folder;
+            null: the source files of Python's standard library.
         folder: of prepared corpora.
         vocab_size: number of token ids; the tokenizer may end with fewer entries.
         context_length: tokens the model sees.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 BOS = "<bos>"
 BOS_ID = 0
 SMALLEST_VOCABULARY = 257
+LARGEST_VOCABULARY = 2**32
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -53,10 +54,14 @@ class TextTokenizer:
         file = Path(folder) / TOKENIZER_FILE
         if not file.is_file():
             raise UserError(f"{folder} has no {TOKENIZER_FILE}: give a folder that `sinks prepare` wrote")
-        return cls(tokenizers.Tokenizer.from_file(str(file)))
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(file)))
+        except Exception as error:  # tokenizers has no class of its own for a damaged file
+            raise UserError(f"{file} cannot be read ({error}): delete {folder} and prepare it again") from None
 
     def save(self, folder: str | Path) -> None:
-        self.tokenizer.save(str(Path(folder) / TOKENIZER_FILE))
+        # Not by tokenizers, whose error for a full disk is not an OSError.
+        (Path(folder) / TOKENIZER_FILE).write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text).ids
@@ -78,4 +83,9 @@ def check_vocab_size(vocab_size: int) -> None:
         raise UserError(
             f"vocab_size is {vocab_size}, but byte-level BPE needs at least {SMALLEST_VOCABULARY} "
             f"(256 bytes and {BOS}): give {SMALLEST_VOCABULARY} or more"
+        )
+    if vocab_size > LARGEST_VOCABULARY:
+        raise UserError(
+            f"vocab_size is {vocab_size}, but token ids are stored in at most 32 bits: "
+            f"give at most {LARGEST_VOCABULARY}"
         )

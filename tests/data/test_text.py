@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from sinks.data.backcopy import Backcopy
+from sinks.data.index import ID_BYTES
 from sinks.data.manifest import Manifest
 from sinks.data.text import Text
 from sinks.data.tokenizer import BOS_ID, TextTokenizer
@@ -300,6 +302,35 @@ def test_remote_folder_that_does_not_exist(tmp_path, monkeypatch):
     assert message.endswith("give a folder or URL with train/ and val/ in it")
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"chunks": [], "config": {}}', '{"chunks": 3, "config": 1}'])
+def test_remote_folder_with_a_damaged_index(plain, tmp_path, monkeypatch, content):
+    monkeypatch.setattr("litdata.utilities.dataset_utilities._LITDATA_CACHE_DIR", str(tmp_path / "cache"))
+    (plain / "train" / "index.json").write_text(content)
+    assert f"local:{plain}/train cannot be opened (" in error_of(text(f"local:{plain}"))
+
+
+def test_negative_token_ids(plain):
+    chunk = plain / "train" / "chunk-0-0.bin"
+    index = plain / "train" / "index.json"
+    # The same bytes as signed numbers.
+    index.write_text(index.read_text().replace("no_header_numpy:5", "no_header_numpy:1"))
+    data = bytearray(chunk.read_bytes())
+    data[12:14] = b"\xff\xff"
+    chunk.write_bytes(data)
+    with pytest.raises(UserError, match="train has token id -1, but vocab_size is 300: give other data"):
+        text(plain).train_set()[0]
+
+
+def test_bytes_of_token_ids_are_litdatas():
+    from litdata.constants import _NUMPY_DTYPES_MAPPING, _TORCH_DTYPES_MAPPING
+
+    for name, size in ID_BYTES.items():
+        kind, _, number = name.partition(":")
+        dtype = {"no_header_numpy": _NUMPY_DTYPES_MAPPING, "no_header_tensor": _TORCH_DTYPES_MAPPING}[kind][int(number)]
+        assert dtype.itemsize == size
+        assert "int" in str(dtype)
+
+
 @pytest.mark.parametrize("vocab_size", [280, 299])
 def test_token_ids_beyond_the_vocabulary(plain, vocab_size):
     rows = text(plain, vocab_size=vocab_size).train_set()
@@ -365,6 +396,22 @@ def test_chunks_and_text_together(prepared, corpus):
 def test_numbers_below_one_are_rejected(name):
     with pytest.raises(UserError, match=f"data.{name} is 0, but must be at least 1"):
         Text(**{name: 0})
+
+
+@pytest.mark.parametrize("data", [Text, Backcopy])
+@pytest.mark.parametrize("name", ["num_workers", "seed"])
+def test_numbers_below_zero_are_rejected(data, name):
+    with pytest.raises(UserError, match=f"data.{name} is -1, but must be "):
+        data(**{name: -1})
+
+
+def test_seeds_of_which_numpy_would_confuse_several_are_rejected(prepared):
+    """numpy makes a floating-point number of a seed from 2^63."""
+    with pytest.raises(UserError, match=f"data.seed is {2**63}, but must be between 0 and {2**63 - 1}: give"):
+        Backcopy(seed=2**63)
+    largest, next_largest = (Backcopy(seed=2**63 - n).train_set()[0] for n in (1, 2))
+    assert not torch.equal(largest, next_largest)
+    assert not torch.equal(*(batches(text(prepared, seed=2**63 - n), 1) for n in (1, 2)))
 
 
 def test_nothing_is_read_or_written_at_construction(tmp_path):

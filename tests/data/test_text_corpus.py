@@ -30,7 +30,8 @@ def test_standard_library_is_utf8_source_without_site_packages():
     assert all(file.suffix == ".py" for file in corpus.files)
     assert not [file for file in corpus.files if {"site-packages", "__pycache__"} & set(file.parts)]
     assert corpus.files == find_corpus([]).files
-    assert corpus.skipped < 20
+    assert set(corpus.skipped) <= {"empty", "not UTF-8"}
+    assert corpus.skipped["not UTF-8"] < 20
     assert corpus.unit == "text file"
     assert corpus.size > 5e6
 
@@ -41,7 +42,7 @@ def test_folders_are_read_recursively_in_a_fixed_order(tmp_path):
         (tmp_path / name).write_text("" if "empty" in name else name, encoding="utf-8")
     corpus = find_corpus([str(tmp_path)])
     assert [str(file.relative_to(tmp_path)) for file in corpus.files] == ["b.txt", "a/z.txt", "a/b/c.TXT"]
-    assert corpus.skipped == 1
+    assert corpus.skipped == {"empty": 1, "other suffix": 1}
 
 
 def test_lines_and_rows_are_documents(tmp_path):
@@ -49,7 +50,7 @@ def test_lines_and_rows_are_documents(tmp_path):
     lines.write_text('{"text": "one", "body": "uno"}\n\n{"text": "two\\n", "body": "dos"}\n', encoding="utf-8")
     rows = tmp_path / "b.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["three", None, "  "], "body": ["tres", "x", "y"]}), rows)
-    assert documents(lines, rows) == ["one", "two\n", "three"]
+    assert documents(lines, rows) == ["one", "two\n", "three", None, None]
     assert documents(lines, rows, text_field="body") == ["uno", "dos", "tres", "x", "y"]
     assert find_corpus([str(lines), str(rows)]).unit == "line of a .jsonl file, row of a .parquet file"
 
@@ -138,17 +139,36 @@ def write_lines(folder: Path, *lines: str) -> Path:
 def test_line_that_is_no_json(tmp_path):
     file = write_lines(tmp_path, "{oops}")
     message = error_of(file)
-    assert message.startswith(f"{file} line 2 is not JSON (Expecting property name")
+    assert message.startswith(f"{file} line 2 is not a JSON object (Expecting property name")
     assert message.endswith("give one JSON object per line")
 
 
 @pytest.mark.parametrize(
-    ("line", "has"),
-    [('{"body": "x", "a": 1}', "fields a, body"), ('{"text": 3}', "fields text"), ("[1]", "list"), ("{}", "no fields")],
+    ("line", "reason"),
+    [
+        ("[1]", "it is list"),
+        ("null", "it is NoneType"),
+        ("9" * 5000, "Exceeds the limit"),
+        ("[" * 10**5, "maximum recur"),
+    ],
 )
-def test_line_without_the_field(tmp_path, line, has):
+def test_line_that_is_no_object(tmp_path, line, reason):
     file = write_lines(tmp_path, line)
-    assert error_of(file) == f"{file} line 2 has no text in field 'text' (it has {has}): name the field with text_field"
+    assert error_of(file).startswith(f"{file} line 2 is not a JSON object ({reason}")
+
+
+@pytest.mark.parametrize(("value", "kind"), [(3, "int"), (0.5, "float"), (False, "bool"), ([], "list"), ({}, "dict")])
+def test_line_with_something_else_than_text(tmp_path, value, kind):
+    file = write_lines(tmp_path, json.dumps({"text": value}))
+    message = f"{file} line 2 has {kind} in field 'text', but text is needed: name another field with text_field"
+    assert error_of(file) == message
+
+
+def test_lines_of_which_none_has_the_field(tmp_path):
+    file = write_lines(tmp_path)
+    assert error_of(file, text_field="body") == (
+        f"{file} has no text in field 'body' of any line (line 1 has fields text): name the field with text_field"
+    )
 
 
 def test_line_with_half_a_surrogate_pair(tmp_path):
@@ -165,4 +185,4 @@ def test_parquet_without_the_column(tmp_path):
 
 def test_file_that_is_no_parquet(tmp_path):
     (tmp_path / "a.parquet").write_text("hello", encoding="utf-8")
-    assert f"{tmp_path}/a.parquet is not a parquet file (" in error_of(tmp_path / "a.parquet")
+    assert f"{tmp_path}/a.parquet is not a parquet file, or damaged (" in error_of(tmp_path / "a.parquet")

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import tempfile
@@ -14,11 +15,14 @@ import pytest
 import torch
 
 import sinks.data.prepare
+from sinks.cli import main
 from sinks.cli.prepare import prepare
 from sinks.data.chunks import write_chunks
 from sinks.data.document_store import DocumentStore, validation_documents
 from sinks.data.manifest import Manifest, verify
 from sinks.data.prepare import Preparation, prepare_text
+from sinks.data.text import Text
+from sinks.data.tokenizer import TextTokenizer
 from sinks.errors import UserError
 
 FEW = {"vocab_size": 300, "validation_share": 0.2, "processes": 1}
@@ -32,7 +36,8 @@ def test_the_manifest_lists_the_contents(prepared, corpus):
     manifest = verify(prepared)
     assert prepared.name == f"{corpus.name}-{manifest.fingerprint[:8]}"
     assert manifest.sources == [str(corpus)]
-    assert (manifest.files, manifest.skipped_files, manifest.unit) == (120, 0, "text file")
+    assert (manifest.files, manifest.skipped, manifest.unit) == (120, {}, "text file")
+    assert manifest.records_without_text == 0
     assert (manifest.vocab_size, manifest.tokenizer_entries, manifest.bos) == (300, 300, "document")
     train, val = manifest.splits["train"], manifest.splits["val"]
     assert train.documents + val.documents == 120
@@ -107,7 +112,7 @@ def test_an_interrupted_preparation_is_never_taken_for_complete(corpus, prepared
         raise OSError("disk full")
 
     monkeypatch.setattr(Manifest, "write", break_off)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"could not be written \(disk full\): free space"):
         plan.run(1)
     assert hidden_and_visible(tmp_path) == []
     assert not plan.finished
@@ -147,10 +152,14 @@ def die_on_three(item: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "expected"), [(fail_on_three, "ValueError: three"), (die_on_three, "missing in train")]
+    ("tokens", "error", "expected"),
+    [
+        (fail_on_three, RuntimeError, "ValueError: three"),
+        (die_on_three, UserError, "a process was killed while it tokenized .*: give fewer processes"),
+    ],
 )
-def test_a_worker_that_fails_or_dies_is_an_error(tokens, expected, tmp_path):
-    with pytest.raises(RuntimeError, match=expected):
+def test_a_worker_that_fails_or_dies_is_an_error(tokens, error, expected, tmp_path):
+    with pytest.raises(error, match=expected):
         write_chunks(tokens, {tmp_path / "train": list(range(6))}, 2, tmp_path / "scratch", lambda done: None)
 
 
@@ -178,7 +187,7 @@ def damage(folder: Path, what: str) -> Path:
         ("truncated", "{chunk} has 100 bytes, but must have "),
         ("missing", "{chunk} is missing, though manifest.json lists it"),
         ("no manifest", "{folder} has no manifest.json"),
-        ("empty manifest", "{folder}/manifest.json cannot be read (KeyError: 'splits')"),
+        ("empty manifest", "{folder}/manifest.json cannot be read (KeyError: 'fingerprint')"),
     ],
 )
 def test_damage_is_named(prepared, tmp_path, what, expected):
@@ -209,6 +218,104 @@ def test_a_corpus_that_cannot_be_split(tmp_path, text, count):
     with pytest.raises(UserError, match=f"the corpus has {count} but train and validation need one each: give more"):
         prepare_text([str(tmp_path / "a.txt")], tmp_path / "out", **FEW)
     assert hidden_and_visible(tmp_path / "out") == []
+
+
+# -- what cannot be done is one line, and leaves nothing half-written ------------------------------------------
+
+
+def command(source: Path, output: Path | str, *more: str) -> list[str]:
+    return ["prepare", str(source), "--output", str(output), "--vocab_size", "257", "--processes", "1", *more]
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("sinks: error: ")
+    assert error.count("\n") == 1
+    return error.removeprefix("sinks: error: ").rstrip()
+
+
+@pytest.mark.parametrize("processes", ["0", "-2"])
+def test_processes_below_one(corpus, tmp_path, capsys, processes):
+    assert error_of(capsys, *command(corpus, tmp_path / "out", "--processes", processes)) == (
+        f"processes is {processes}, but must be at least 1: leave it out for one for each core"
+    )
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("output", ["file", "file/below", "link"])
+def test_output_that_is_no_folder(corpus, tmp_path, capsys, output):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to("file")
+    message = error_of(capsys, *command(corpus, tmp_path / output))
+    assert message.startswith(f"{tmp_path}/{output}")
+    assert message.endswith("): free space, or give another output folder")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_output_that_is_empty_or_too_long(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert error_of(capsys, *command(corpus, "")) == (
+        "output is empty: give the folder that holds prepared corpora, e.g. data"
+    )
+    assert "could not be written (File name too long)" in error_of(capsys, *command(corpus, "x" * 300))
+    assert os.listdir(tmp_path) == []
+
+
+def test_something_else_in_the_place_of_the_folder(corpus, tmp_path, capsys):
+    folder = Preparation.plan([str(corpus)], tmp_path, 257).folder
+    folder.write_text("kept")
+    assert "could not be written (Not a directory)" in error_of(capsys, *command(corpus, tmp_path))
+    assert hidden_and_visible(tmp_path) == [folder.name]
+    assert folder.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("characters", "limit"),
+    [
+        pytest.param(5000, 3000, id="documents"),
+        pytest.param(5000, 6000, id="tokenizer"),
+        pytest.param(50_000, 70_000, id="chunk"),
+    ],
+)
+def test_a_full_disk(tmp_path, capfd, monkeypatch, characters, limit):
+    """A limit on the size of files ends a write as a full disk does, in whichever process."""
+    monkeypatch.setattr(sinks.data.prepare, "CHUNK_BYTES", 2**20)
+    (tmp_path / "a.txt").write_text("\n\n".join(f"word {n}" for n in range(characters // 10)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        message = error_of(capfd, *command(tmp_path / "a.txt", tmp_path / "out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "could not be written (File too large): free space, or give another output folder" in message
+    assert hidden_and_visible(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.uint32), (2**32, np.uint32)])
+def test_token_ids_are_as_wide_as_the_vocabulary_needs(tmp_path, vocab_size, dtype):
+    (tmp_path / "a.txt").write_text("one two three four\n\n" * 500)
+    folder = prepare_text([str(tmp_path / "a.txt")], tmp_path / "out", vocab_size, processes=1)
+    rows = Text([str(folder)], vocab_size=vocab_size, context_length=16).train_set()
+    chunks = [np.fromfile(folder / "train" / chunk["filename"], dtype, offset=12) for chunk in rows.index["chunks"]]
+    kept = np.concatenate([ids[: len(ids) // 17 * 17] for ids in chunks])
+    assert np.array_equal(np.concatenate([rows[i] for i in range(len(rows))]), kept)
+    assert TextTokenizer.load(folder).decode(kept).startswith("one two three four\n\none")
+
+
+def test_vocabulary_beyond_32_bits():
+    with pytest.raises(UserError, match=f"vocab_size is {2**32 + 1}, but .* 32 bits: give at most {2**32}"):
+        Preparation.plan(None, "out", vocab_size=2**32 + 1)
+
+
+def test_a_folder_from_before_skipped_files_had_reasons(prepared, tmp_path):
+    folder = shutil.copytree(prepared, tmp_path / "copy")
+    values = json.loads((folder / "manifest.json").read_text())
+    del values["skipped"], values["records_without_text"]
+    (folder / "manifest.json").write_text(json.dumps(values | {"skipped_files": 3}))
+    manifest = verify(folder)
+    assert (manifest.skipped, manifest.records_without_text) == ({"empty": 3}, 0)
+    assert manifest.content == Manifest.read(prepared).content
 
 
 def test_split_is_by_content_and_grows_with_the_fraction():
