@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
 from sinks.errors import UserError
 
-# Under another value than these, an epoch ends: its last step is cut short, and the stream of data starts anew.
+# With any other value epochs end, which cuts their last step short and starts the stream of data anew, or count.
 ENDLESS: dict[str, tuple[Any, ...]] = {
     "limit_train_batches": (None, 1.0),
     "overfit_batches": (None, 0, 0.0),
