@@ -24,11 +24,12 @@ class TokensLoader(litdata.TokensLoader):  # litdata compares the name with that
         self, index: int, chunk_index: int, chunk_filepath: str, begin: int, filesize_bytes: int
     ) -> Any:
         while True:
+            with LOCK:
+                if chunk_filepath in self._chunk_filepaths and os.path.isfile(chunk_filepath):
+                    return super().load_item_from_chunk(index, chunk_index, chunk_filepath, begin, filesize_bytes)
             # Without the lock: the chunk may be fetched only once another one is deleted.
             self._wait_until_chunk_ready(chunk_index, chunk_filepath, filesize_bytes)
-            with LOCK:
-                if os.path.isfile(chunk_filepath):
-                    return super().load_item_from_chunk(index, chunk_index, chunk_filepath, begin, filesize_bytes)
+            self._chunk_filepaths[chunk_filepath] = True
 
     def delete(self, chunk_index: int, chunk_filepath: str) -> None:
         with LOCK:
