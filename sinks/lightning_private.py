@@ -19,6 +19,15 @@ def dump_checkpoint(trainer: lightning.Trainer) -> dict[str, Any]:
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
 
+def resume_between_steps(checkpoint: dict[str, Any], accumulated: int) -> None:
+    """Count a checkpoint's micro-batches anew from its optimizer steps: it may have been taken within a step, or with
+    another number of micro-batches in one, and Lightning would cut the first step short."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        surplus = counts["ready"] - checkpoint["global_step"] * accumulated
+        counts.update({name: count - surplus for name, count in counts.items()})
+
+
 def save_now(callback: ModelCheckpoint, trainer: lightning.Trainer) -> None:
     """Make a user's own checkpoint callback save now regardless of its interval, last.ckpt too."""
     candidates = callback._monitor_candidates(trainer)

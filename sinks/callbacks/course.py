@@ -1,6 +1,9 @@
 """Where a trainer is within an optimizer step and between logs."""
 
+from typing import Any
+
 from lightning import Trainer
+from torch import Tensor
 
 
 def last_micro_batch(trainer: Trainer, batch_idx: int) -> bool:
@@ -13,3 +16,17 @@ def due(trainer: Trainer, batch_idx: int) -> bool:
     step = trainer.global_step
     logged = step % trainer.log_every_n_steps == 0 or step == trainer.max_steps
     return logged and last_micro_batch(trainer, batch_idx)
+
+
+class StepLoss:
+    """Loss of an optimizer step, the mean over its micro-batches, which are of equal size; stays on the device."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+
+    def add(self, trainer: Trainer, outputs: Any, batch_idx: int) -> Tensor | None:
+        """Add the outputs of a training step; the loss if this micro-batch was the last one of the optimizer step."""
+        share = outputs["loss"].detach()  # which Lightning has divided by the number of micro-batches
+        first = batch_idx % trainer.accumulate_grad_batches == 0
+        self._sum = share if first or self._sum is None else self._sum + share
+        return self._sum if last_micro_batch(trainer, batch_idx) else None

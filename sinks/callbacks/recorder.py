@@ -9,10 +9,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from sinks.callbacks.course import due
+from sinks.callbacks.course import StepLoss, due
 from sinks.callbacks.stability import Stability
 from sinks.callbacks.statistics import SinkStatistics
 from sinks.callbacks.throughput import Throughput
+from sinks.lightning_private import resume_between_steps
 from sinks.parallel.ranks import data_ranks
 from sinks.record import RunFolder
 from sinks.record.logger import EventLogger, RunFolderLogger, log_to_all
@@ -59,6 +60,7 @@ class RunRecorder(Callback):
         self.rank_flags: list[float] = []
         self.mean_flags: list[float] = []
         self._trainer: Trainer | None = None
+        self._step_loss = StepLoss()
         self._loss: Tensor | None = None
         self._steps_in_loss = 0
         self._last: dict[str, float] = {}
@@ -103,10 +105,16 @@ class RunRecorder(Callback):
                 if isinstance(logger, EventLogger):
                     logger.truncate_after(trainer.global_step)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # A stop that is asked for within an optimizer step, as max_time does, waits for its end.
+        loop = trainer.fit_loop.epoch_loop
+        loop.min_steps = max(loop.min_steps or 0, trainer.global_step + 1)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        loss = outputs["loss"].detach()
-        self._loss = loss if self._loss is None else self._loss + loss
-        self._steps_in_loss += 1
+        loss = self._step_loss.add(trainer, outputs, batch_idx)
+        if loss is not None:
+            self._loss = loss if self._loss is None else self._loss + loss
+            self._steps_in_loss += 1
         if due(trainer, batch_idx):
             self._log(trainer, pl_module)
         # The last step is validated whatever the interval, before the checkpoint, which then holds the whole run.
@@ -130,6 +138,9 @@ class RunRecorder(Callback):
         self.validated_at = trainer.global_step
         self._validation_loss = float(trainer.callback_metrics["validation/loss"])
         log_to_all(trainer, {"validation/loss": self._validation_loss}, trainer.global_step)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        resume_between_steps(checkpoint, trainer.accumulate_grad_batches)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         for logger in trainer.loggers:

@@ -7,7 +7,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from sinks.callbacks.course import last_micro_batch
+from sinks.callbacks.course import StepLoss
 from sinks.record.logger import log_to_all
 from sinks.stats.stability import stability_statistics
 
@@ -26,7 +26,7 @@ class Stability(Callback):
         self.gradient_norm: list[float] = []
         self.latest: dict[str, float] = {}
         self._trainer: Trainer | None = None
-        self._micro_batches: list[Tensor] = []
+        self._step_loss = StepLoss()
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
 
@@ -44,11 +44,10 @@ class Stability(Callback):
         self.latest = state_dict["latest"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._micro_batches.append(outputs["loss"].detach())
-        if last_micro_batch(trainer, batch_idx) and pl_module.gradient_norm is not None:
-            self._losses.append(torch.stack(self._micro_batches).mean())
+        loss = self._step_loss.add(trainer, outputs, batch_idx)
+        if loss is not None and pl_module.gradient_norm is not None:
+            self._losses.append(loss)
             self._norms.append(pl_module.gradient_norm.detach())
-            self._micro_batches = []
         if len(self._losses) >= 1000 or trainer.global_step == trainer.max_steps:
             self._gather(trainer)
 

@@ -24,6 +24,8 @@ GroupName = Literal[
 class SinkStatistics(Callback):
     """Reads the taps on sampled training steps and over every validation, and logs their statistics.
 
+    A sampled step is read as a whole, each of the micro-batches that are accumulated for it.
+
     Accumulators stay on the device and are reduced over ranks in two collectives per logged step; no other step is
     affected. A sampled step runs uncompiled: each site would need a graph of its own, and torch.compile gives up after
     a few, for all other steps too. The sink dimensions of the rescale group are those of the previous logged step, so
@@ -89,6 +91,7 @@ class SinkStatistics(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._attach(pl_module)
+        self.reader.forget()
 
     def _attach(self, pl_module: LightningModule) -> None:
         """Listen at the sites that the patterns name; one that matches nothing is an error."""
@@ -99,8 +102,7 @@ class SinkStatistics(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step + 1  # this step's number once it is done
         in_time = step >= self.start and (self.stop is None or step <= self.stop)
-        sampled = in_time and (step == self.start or step % self.interval == 0)
-        self.sampling = sampled and last_micro_batch(trainer, batch_idx)
+        self.sampling = in_time and (step == self.start or step % self.interval == 0)
         if self.sampling:
             torch.compiler.set_stance("force_eager")
             self.reader.start()
@@ -111,7 +113,7 @@ class SinkStatistics(Callback):
             self.reader.stop()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.sampling:
+        if self.sampling and last_micro_batch(trainer, batch_idx):
             torch.compiler.set_stance("default")  # not before: the backward pass of a checkpointed block runs it again
             self._log(trainer, "train")
 

@@ -121,7 +121,7 @@ def run_side_by_side(runs: Sequence[PlannedRun], jobs: int, launch: str, progres
                     running[process.sentinel] = run, process
                     progress.started(run)
             for sentinel in wait(list(running), timeout=POLL_S):
-                run, process = running.pop(sentinel)  # type: ignore[call-overload]
+                run, process = running.pop(sentinel)  # type: ignore[arg-type]
                 process.join()
                 if process.exitcode == 0 and run.summary.is_file():
                     os.utime(run.summary)  # its configuration files are older now

@@ -26,7 +26,7 @@ class TokenData(Described, lightning.LightningDataModule):
     Args:
         vocab_size: number of token ids; the model takes it from here.
         context_length: tokens T the model sees; the model takes it from here.
-        batch_size: rows per process and step.
+        batch_size: rows per process and micro-batch; trainer.accumulate_grad_batches of them make a step.
         validation_batch_size: rows per process and validation batch; as many as in training if not given.
         seed: data seed, apart from the seed of initialization.
         num_workers: loader processes per rank.
@@ -101,24 +101,12 @@ class TokenData(Described, lightning.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The stream position after the last optimizer step."""
         if self.trainer is None:
-            return {"stream_position": self._start, "step": self._start_step, "accumulate_grad_batches": 1}
+            return {"stream_position": self._start, "step": self._start_step}
         # Counted from the start of this process: before a resume a step may have had another number of rows.
         per_step = self.batch_size * self._ranks()[1] * self.trainer.accumulate_grad_batches
         step = self.trainer.global_step
-        return {
-            "stream_position": self._start + (step - self._start_step) * per_step,
-            "step": step,
-            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
-        }
+        return {"stream_position": self._start + (step - self._start_step) * per_step, "step": step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.trainer is not None:
-            # Lightning counts batches, not steps: with another number the first step would be truncated.
-            stored, own = state_dict["accumulate_grad_batches"], self.trainer.accumulate_grad_batches
-            if stored != own:
-                raise UserError(
-                    f"trainer.accumulate_grad_batches is {own}, but the checkpoint was taken with {stored}: "
-                    f"give {stored}"
-                )
         self._start = int(state_dict["stream_position"])
         self._start_step = int(state_dict["step"])

@@ -26,6 +26,8 @@ class TokenRows(Dataset[torch.Tensor]):
     def __init__(self, location: str, context_length: int, block_bos: bool, vocab_size: int) -> None:
         import litdata
 
+        from sinks.data.tokens_loader import TokensLoader
+
         self.location = location
         self.vocab_size = vocab_size
         self.head = np.full(int(block_bos), BOS_ID, dtype=np.int64)
@@ -33,7 +35,7 @@ class TokenRows(Dataset[torch.Tensor]):
         if not is_remote(location):
             check_local(Path(location))
         try:
-            self.stream = litdata.StreamingDataset(location, item_loader=litdata.TokensLoader(block_size=stored))
+            self.stream = litdata.StreamingDataset(location, item_loader=TokensLoader(block_size=stored))
         except Exception as error:  # a remote folder is what litdata, or the store's client, finds it to be
             raise UserError(
                 f"{location} cannot be opened ({type(error).__name__}: {error}): "

@@ -10,8 +10,8 @@ NOT_FINGERPRINTED = (
     "run", "statistics", "progress", "notes", "checkpoints", "config", "ckpt_path", "weights_only", "verbose",
 )  # fmt: skip
 TRAINER_NOT_FINGERPRINTED = (
-    "accelerator", "devices", "num_nodes", "strategy", "logger", "log_every_n_steps", "callbacks", "default_root_dir",
-    "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "profiler",
+    "accelerator", "devices", "num_nodes", "strategy", "accumulate_grad_batches", "logger", "log_every_n_steps",
+    "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "profiler",
 )  # fmt: skip
 # How a step's rows are distributed and read, and how a block is run, may change when a run resumes.
 HOW_ROWS_ARE_READ = ("batch_size", "validation_batch_size", "num_workers")

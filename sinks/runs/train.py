@@ -39,6 +39,7 @@ from sinks.record.lock import run_lock
 from sinks.record.logger import EventLogger, RunFolderLogger
 from sinks.record.provenance import provenance
 from sinks.runs.failures import failures_reported
+from sinks.runs.steps import validation_in_steps
 from sinks.runs.trainer_options import check_trainer_options
 
 TRAINER_DEFAULTS = {
@@ -61,7 +62,8 @@ ALWAYS: tuple[Callable[[], Callback], ...] = (Stability, Throughput, Divergence,
 def around(
     folder: RunFolder, options: Mapping[str, Any], checkpoints: Callback | None, fitting: bool = True
 ) -> dict[str, Any]:
-    """A trainer's loggers, callbacks and plugins around a run folder, in addition to those in its options.
+    """A trainer's loggers, callbacks and plugins around a run folder, in addition to those in its options, and its
+    options that count in optimizer steps.
 
     Args:
         folder: of the run.
@@ -76,7 +78,8 @@ def around(
         )
     check_trainer_options(options)
     directory, logger = str(folder.path), options.get("logger")
-    found: dict[str, Any] = {}
+    callbacks = _listed(options.get("callbacks"))
+    found: dict[str, Any] = validation_in_steps(options, callbacks) if fitting else {}
     if not fitting:
         found["logger"] = False
     elif logger in (None, True):
@@ -85,7 +88,6 @@ def around(
         found["logger"] = [*events, RunFolderLogger(directory)]
     elif logger is not False:
         found["logger"] = [*_listed(logger), RunFolderLogger(directory)]
-    callbacks = _listed(options.get("callbacks"))
     saved = any(isinstance(c, Checkpoint) for c in callbacks) or options.get("enable_checkpointing") is False
     found["callbacks"] = [*callbacks, *([checkpoints] if fitting and checkpoints is not None and not saved else [])]
     plugins = _listed(options.get("plugins"))

@@ -1,5 +1,6 @@
 """Statistics leave torch.compile its graphs: all blocks share one, and only sampled steps run without it."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from sinks.callbacks import RunRecorder
 from tests.cli.small import fit
 
 LAYERS = 10  # above torch.compile's limit of 8 graphs for a function
+ACCUMULATED = 2
 
 
 def test_every_unsampled_step_runs_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[Any] = []
     calls = 0
-    calls_by_step: dict[int, int] = {}
+    calls_by_step: Counter[int] = Counter()
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
         graphs.append(graph)
@@ -32,16 +34,16 @@ def test_every_unsampled_step_runs_compiled(tmp_path: Path, monkeypatch: pytest.
     def compile_with_counter(self: torch.nn.Module) -> None:
         self._compiled_call_impl = torch.compile(self._call_impl, backend=backend)
 
-    before = 0
+    step = before = 0
     original_start, original_end = RunRecorder.on_train_batch_start, RunRecorder.on_train_batch_end
 
     def start(self: Callback, trainer: Any, *rest: Any) -> None:
-        nonlocal before
-        before = calls
+        nonlocal step, before
+        step, before = trainer.global_step + 1, calls
         original_start(self, trainer, *rest)
 
     def end(self: Callback, trainer: Any, *rest: Any) -> None:
-        calls_by_step[trainer.global_step] = calls - before
+        calls_by_step[step] += calls - before
         original_end(self, trainer, *rest)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_with_counter)
@@ -49,6 +51,7 @@ def test_every_unsampled_step_runs_compiled(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(RunRecorder, "on_train_batch_end", end)
     torch.compiler.reset()
     options = ("--model.execution.compile=true", f"--model.architecture.n_layers={LAYERS}", "--trainer.max_steps=8")
-    fit(tmp_path, *options, "--statistics.interval=4")
-    assert calls_by_step == {1: 0, 2: LAYERS, 3: LAYERS, 4: 0, 5: LAYERS, 6: LAYERS, 7: LAYERS, 8: 0}
+    fit(tmp_path, *options, "--statistics.interval=4", f"--trainer.accumulate_grad_batches={ACCUMULATED}")
+    every = LAYERS * ACCUMULATED
+    assert dict(calls_by_step) == {1: 0, 2: every, 3: every, 4: 0, 5: every, 6: every, 7: every, 8: 0}
     assert len(graphs) == 1

@@ -8,7 +8,6 @@ import pytest
 
 from sinks.data.backcopy import Backcopy
 from sinks.data.order import ShardBatchSampler, StreamBatchSampler, WindowedShuffle, identity_order
-from sinks.errors import UserError
 
 CHUNKS = [7, 5, 0, 11, 3, 8, 6, 9]
 TOTAL = sum(CHUNKS)
@@ -81,10 +80,8 @@ def test_position_counts_rows_over_resumes_at_other_world_sizes():
     assert run(1, 10) == 10 * 4 * 2
     assert run(2, 15) == 80 + 5 * 4 * 2 * 2
     assert run(1, 16) == 160 + 4 * 2
-    state = data.state_dict()
-    data.trainer.accumulate_grad_batches = 1
-    with pytest.raises(UserError, match="accumulate_grad_batches is 1, but the checkpoint was taken with 2"):
-        data.load_state_dict(state)
+    data.trainer.accumulate_grad_batches, data.trainer.global_step = 1, 18
+    assert data.state_dict()["stream_position"] == 168 + 2 * 4
     data.trainer = None
     assert data.state_dict()["stream_position"] == 168
 

@@ -193,11 +193,11 @@ def test_the_grid_rejects_an_unknown_mechanism(
     monkeypatch.chdir(EXPERIMENTS.parent)
     file = tmp_path / "ablation.yaml"
     file.write_text((EXPERIMENTS / "ablations/text.yaml").read_text().replace("mechanism: gated", "mechanism: gate"))
-    assert main(["grid", str(file), f"--runs={tmp_path}", f"--out={tmp_path / 'grid.mk'}"]) == 2
+    assert main(["grid", str(file), f"--runs={tmp_path}/runs"]) == 2
     error = capsys.readouterr().err
     assert f"{file}: variant gated-attention has mechanism 'gate': give" in error
     assert error.count("\n") == 1
-    assert not (tmp_path / "grid.mk").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
