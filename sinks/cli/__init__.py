@@ -72,7 +72,8 @@ def run(arguments: list[str]) -> int:
 
             run_function(getattr(module, command), command, rest)
     except UserError as error:
-        print(f"sinks: error: {error}", file=sys.stderr)
+        # A name of a file or field may have line breaks.
+        print(f"sinks: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of the output has ended, as `head` does; Python would raise again when it flushes.

@@ -120,13 +120,14 @@ def grid(
     except ValueError:
         raise UserError(f"seeds are {seeds!r}, but must be whole numbers with commas between: give e.g. 0,1") from None
     chosen_seeds = [require("a seed", seed, at_least=0, remedy="give e.g. 0,1") for seed in dict.fromkeys(chosen_seeds)]
-    require("steps", steps, at_least=1, remedy=f"leave it out for the file's {content['steps']}")
-    name = content["name"] if steps in (None, content["steps"]) else f"{content['name']}-{steps}steps"
-    text = fragment(content, runs / name, names, chosen_seeds, steps or content["steps"])
+    wanted = content["steps"] if steps is None else steps
+    require("steps", wanted, at_least=1, remedy="give a positive number")
+    name = content["name"] if wanted == content["steps"] else f"{content['name']}-{wanted}steps"
+    text = fragment(content, runs / name, names, chosen_seeds, wanted)
     if out is None:
         print(text, end="")
         return
     write_atomically(out, text)
-    shown = content | {"seeds": chosen_seeds, "steps": steps or content["steps"], "file": str(ablation)}
+    shown = content | {"seeds": chosen_seeds, "steps": wanted, "file": str(ablation)}
     write_atomically(runs / name / "ablation.yaml", yaml.safe_dump(shown, sort_keys=False))
     print(runs / name)
