@@ -8,7 +8,9 @@ from sinks.errors import require
 SMALLEST = {
     "log_every_n_steps": 1,
     "val_check_interval": 1,
+    "check_val_every_n_epoch": 1,
     "accumulate_grad_batches": 1,
+    "limit_train_batches": 1,
     "gradient_clip_val": 0,
     "num_nodes": 1,
 }
