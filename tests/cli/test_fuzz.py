@@ -23,6 +23,7 @@ from tests.cli.mistakes import PLACES, VALUES, Case, cases, feasible
 from tests.cli.small import ROOT, SMALL, fit
 
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
+LONG = (pytest.mark.slow, pytest.mark.timeout(3600))
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
 ANY = st.sampled_from(VALUES) | st.integers().map(str) | st.floats().map(str) | TEXT
 REWRITTEN = ("config.yaml", "provenance.json", "events.out")  # of a run folder by every attempt to continue it
@@ -121,7 +122,7 @@ def options() -> list[Case]:
 OPTION = st.deferred(lambda: st.sampled_from(options()))
 
 
-@pytest.mark.parametrize("number", [6, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [6, pytest.param(1000, marks=LONG)])
 def test_any_value_of_any_option_of_fit(number: int, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but the training itself."""
     monkeypatch.setattr(TrainingCLI, "fit", lambda self, **inputs: None)
@@ -134,7 +135,7 @@ def test_any_value_of_any_option_of_fit(number: int, place: Path, monkeypatch: p
     tried(check, number, option=OPTION, value=ANY)
 
 
-@pytest.mark.parametrize("number", [2, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [2, pytest.param(200, marks=LONG)])
 def test_an_accepted_value_also_trains(number: int, place: Path) -> None:
     """Two steps; numbers are small ones, because large ones that are valid take memory and time."""
 
@@ -150,7 +151,7 @@ def test_an_accepted_value_also_trains(number: int, place: Path) -> None:
     tried(check, number, option=OPTION, value=small | st.sampled_from([v for v in VALUES if len(v) < 8 and v != "."]))
 
 
-@pytest.mark.parametrize("number", [6, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [6, pytest.param(300, marks=LONG)])
 def test_any_value_of_the_other_commands(
     number: int, place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +168,7 @@ def test_any_value_of_the_other_commands(
     tried(check, number, option=st.sampled_from(pairs), value=ANY)
 
 
-@pytest.mark.parametrize("number", [6, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [6, pytest.param(400, marks=LONG)])
 def test_any_damage_to_any_file_that_is_read(number: int, place: Path, whole: Path) -> None:
     files = sorted(
         path.relative_to(whole)
