@@ -81,27 +81,35 @@ def configuration_files(arguments: list[str]) -> dict[int, Path]:
     return files
 
 
-def read_sections(file: Path, known: Collection[str]) -> dict[str, Any]:
+def read_sections(file: Path, options: Collection[str]) -> dict[str, Any]:
     """The sections of a configuration file; jsonargparse ignores an unknown empty one, which may be a typo.
 
+    Args:
+        file: YAML.
+        options: all that there are, dotted.
+
     Raises:
-        UserError: if it is not YAML of known sections, naming the file, the section and the known ones.
+        UserError: if it is not YAML of known sections, or a section is empty, naming the file and the section.
     """
+    known = {name.split(".")[0] for name in options}
+    nested = {name.split(".")[0] for name in options if "." in name}
     content = read_yaml(file)
     if not isinstance(content, dict):
         raise UserError(f"{file} holds {type(content).__name__}, but must hold sections: {', '.join(sorted(known))}")
-    for section in map(str, content):
-        if section.split(".")[0] not in known:
+    for section, entries in content.items():
+        if str(section).split(".")[0] not in known:
             raise UserError(f"{file} has an unknown section {section!r}: known are {', '.join(sorted(known))}")
+        if entries is None and section in nested:
+            raise UserError(f"{file} has an empty section {section!r}: give it an option, or leave it out")
     return content
 
 
 def checked_configs(arguments: list[str], parser: ArgumentParser) -> list[str]:
     """Arguments whose configuration files are validated; that of an older run folder is given as it is now."""
-    known = {name.split(".")[0] for name in parser.get_defaults().keys()}  # noqa: SIM118  (no mapping)
+    options = list(parser.get_defaults().keys())
     checked = list(arguments)
     for place, file in configuration_files(arguments).items():
-        content = read_sections(file, known)
+        content = read_sections(file, options)
         if (file.parent / "provenance.json").is_file() and RunFolder(file.parent).format != FORMAT:
             checked[place] = CONFIG + json.dumps(upgrade(content))
     return checked

@@ -167,6 +167,7 @@ def quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*args parameter is intended to run from within Python.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*Unable to serialize instance.*",  # of an expression that is an error right after
     ):
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # raised by Lightning's own calls

@@ -19,6 +19,8 @@ from sinks.models.norms import Norm, NormSite
 from sinks.models.positions import LearnedPositions, Position
 from sinks.models.taps import Tap
 
+LARGEST = 2**24  # no matrix of this width and height has a size that overflows
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -59,9 +61,10 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_layers", "n_heads", "ffn_hidden"):
-            require(f"architecture.{name}", getattr(self, name), at_least=1, remedy="give a positive number")
+            require(f"architecture.{name}", getattr(self, name), at_least=1, at_most=LARGEST, remedy="give e.g. 128")
         for name in ("n_kv_heads", "head_dim"):
-            require(f"architecture.{name}", getattr(self, name), at_least=1, remedy="leave it out for the default")
+            remedy = "leave it out for the default"
+            require(f"architecture.{name}", getattr(self, name), at_least=1, at_most=LARGEST, remedy=remedy)
         for name in ("init_std", "embedding_std"):
             require(f"architecture.{name}", getattr(self, name), at_least=0, remedy="give e.g. 0.02")
         require("architecture.rope_base", self.rope_base, above=0, remedy="give e.g. 10000")

@@ -44,7 +44,7 @@ def read_file(path: Path, mmap: bool = False) -> dict[str, Any]:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, IsADirectoryError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise unreadable(path, error) from error
 
 

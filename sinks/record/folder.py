@@ -18,11 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from sinks.errors import UserError
 from sinks.record.atomic import remove_leftovers, replacing, with_filename
 from sinks.record.formats import FORMAT, format_of, upgrade
+from sinks.record.yaml_file import read_yaml
+
+# Entries of provenance.json that readers take apart, and their kinds.
+PROVENANCE = {"commit": str, "versions": dict, "command": list, "config_fingerprint": str}
+
+
+class NotRecorded(UserError):
+    """A run folder lacks what is asked for, which is no damage."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +139,13 @@ class RunFolder:
 
     def truncate_after(self, step: int) -> None:
         """Drop what was logged after `step`: called when a run resumes from a checkpoint of that step."""
+        # All is read, and found whole, before anything is written.
+        later = {file: _load(file) for file in self._statistics_files() if int(file.stem.split("-")[1]) > step}
         metrics = self.path / "metrics.jsonl"
         if metrics.is_file():
             kept = [line for line in self.metrics() if line["step"] <= step]
             write_atomically(metrics, "".join(to_json(line) + "\n" for line in kept))
-        for file in self._statistics_files():
-            if int(file.stem.split("-")[1]) <= step:
-                continue
-            arrays, metadata = _load(file)
+        for file, (arrays, metadata) in later.items():
             rows = {stage: arrays[f"{stage}/steps"] <= step for stage in _stages(arrays)}
             cut = {name: array[rows[name.split("/")[0]]] for name, array in arrays.items()}
             if any(kept.any() for kept in rows.values()):
@@ -180,10 +186,26 @@ class RunFolder:
     def _read(self, name: str) -> str:
         try:
             return (self.path / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UserError(
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotRecorded(
                 f"{self.path} has no {name}: give a run folder, written by `sinks fit --run.dir {self.path}`"
             ) from None
+        except UnicodeDecodeError as error:
+            raise self._damaged(name, error) from None
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            content = from_json(self._read(name))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise self._damaged(name, error) from None
+        if not isinstance(content, dict):
+            raise self._damaged(name, "no JSON object")
+        return content
+
+    def _damaged(self, name: str, reason: object) -> UserError:
+        return UserError(
+            f"{self.path / name} is damaged ({reason}): restore it, or choose another run folder and run it again"
+        )
 
     @property
     def format(self) -> int:
@@ -192,29 +214,44 @@ class RunFolder:
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration, its options under their present names."""
-        config = yaml.safe_load(self._read("config.yaml"))
+        self._read("config.yaml")  # an error where there is none
+        config = read_yaml(self.config_file)
+        if not isinstance(config, dict):
+            raise self._damaged("config.yaml", "no mapping")
         return upgrade(config) if self.format == 1 else config
 
     def provenance(self) -> dict[str, Any]:
-        return from_json(self._read("provenance.json"))
+        content = self._read_json("provenance.json")
+        for key, kind in PROVENANCE.items():
+            if content.get(key) is not None and not isinstance(content[key], kind):
+                raise self._damaged("provenance.json", f"{key} is {content[key]!r}")
+        return content
 
     def summary(self) -> dict[str, Any]:
         assert self.format  # rejects an unknown format
-        return from_json(self._read("summary.json"))
+        return self._read_json("summary.json")
 
     def metrics(self) -> list[dict[str, Any]]:
         """One mapping per logged step, in order of steps.
 
         A step written in two lines, because a checkpoint was taken between them, is joined; a last line truncated by a
         crash is dropped.
+
+        Raises:
+            UserError: if another line is damaged.
         """
         steps: dict[int, dict[str, Any]] = {}
-        for line in self._read("metrics.jsonl").splitlines():
+        lines = self._read("metrics.jsonl").splitlines()
+        for number, line in enumerate(lines, 1):
             try:
                 part = from_json(line)
-            except json.JSONDecodeError:
-                break
-            steps.setdefault(part["step"], {}).update(part)
+                if not isinstance(part["step"], int) or any(isinstance(v, (str, list, dict)) for v in part.values()):
+                    raise TypeError
+                steps.setdefault(part["step"], {}).update(part)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                if number == len(lines):
+                    break
+                raise self._damaged("metrics.jsonl", f"line {number} is no JSON object with a step") from None
         return list(steps.values())
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +272,7 @@ class RunFolder:
                 named = {k.removeprefix(f"{stage}/"): v for k, v in arrays.items() if k.startswith(f"{stage}/")}
                 parts.append(Statistics(named.pop("steps"), named, json.loads(metadata["sites"])))
         if not parts:
-            raise UserError(f"{self.path} has no {stage} statistics: train with the statistics callback on")
+            raise NotRecorded(f"{self.path} has no {stage} statistics: train with the statistics callback on")
         return join(parts)
 
 
@@ -244,10 +281,25 @@ def _stages(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _load(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    from safetensors import safe_open
+    """Arrays and metadata of one flush.
 
-    with safe_open(file, framework="numpy") as handle:
-        return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
+    Raises:
+        UserError: if it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as handle:
+            arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            metadata = handle.metadata() or {}
+        json.loads(metadata["sites"])
+        if any(len(array) != len(arrays[f"{name.split('/')[0]}/steps"]) for name, array in arrays.items()):
+            raise ValueError("arrays of different lengths")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file} is damaged ({' '.join(str(error).split())}): restore it, or remove it with the steps it holds"
+        ) from None
+    return arrays, metadata
 
 
 def find_runs(root: str | os.PathLike[str]) -> list[RunFolder]:

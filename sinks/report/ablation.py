@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from sinks.errors import UserError
 from sinks.record import RunFolder, find_runs
+from sinks.record.folder import NotRecorded
 from sinks.record.yaml_file import read_yaml
 
 Side = Literal["none", "attention", "residual", "both", "unknown"]
@@ -71,7 +72,7 @@ class Run:
     def provenance(self) -> Mapping[str, Any]:
         try:
             return self.folder.provenance()
-        except UserError:
+        except NotRecorded:
             return {}
 
 

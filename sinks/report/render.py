@@ -163,22 +163,31 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> tuple[
     """
     comparison = compare(load_ablation(directory))
     target = Path(directory if out is None else out)
+    images: dict[Path, bytes | None] = {}
     drawn: list[dict[str, Any]] = []
     absent: list[str] = []
-    (target / "figures").mkdir(parents=True, exist_ok=True)
     for picture in PICTURES:
-        file = target / "figures" / f"{picture.name}.png"
         figure = picture.draw(comparison)
-        if figure is None:
+        png = None if figure is None else figures.to_png(figure)
+        images[target / "figures" / f"{picture.name}.png"] = png
+        if png is None:
             absent.append(picture.title)
-            file.unlink(missing_ok=True)
             continue
-        png = figures.to_png(figure)
-        file.write_bytes(png)
         encoded = base64.b64encode(png).decode()
         drawn.append({"name": picture.name, "title": picture.title, "caption": picture.caption, "data": encoded})
     content = contents(comparison) | {"pictures": drawn, "absent": absent}
-    write_atomically(target / "report.md", _environment(False).get_template("report.md.j2").render(content))
     html = target / "report.html"
-    write_atomically(html, _environment(True).get_template("report.html.j2").render(content))
+    texts = {
+        target / "report.md": _environment(False).get_template("report.md.j2").render(content),
+        html: _environment(True).get_template("report.html.j2").render(content),
+    }
+    # Written only when everything is made: an error in a run leaves an older report as it is.
+    (target / "figures").mkdir(parents=True, exist_ok=True)
+    for file, png in images.items():
+        if png is None:
+            file.unlink(missing_ok=True)
+        else:
+            file.write_bytes(png)
+    for file, text in texts.items():
+        write_atomically(file, text)
     return comparison, html

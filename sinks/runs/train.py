@@ -251,7 +251,7 @@ def reject_another_run(folder: RunFolder, own: Mapping[str, Any]) -> None:
             f"{folder.path} holds a run of format {folder.format}, which can be reported and validated but not "
             "resumed: choose another --run.dir"
         )
-    fingerprint = existing["config_fingerprint"]
+    fingerprint = existing.get("config_fingerprint")
     if fingerprint != own["config_fingerprint"]:
         raise UserError(
             f"{folder.path} holds a run of another configuration (fingerprint {fingerprint}, "

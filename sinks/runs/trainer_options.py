@@ -7,8 +7,6 @@ from sinks.errors import require
 
 SMALLEST = {
     "log_every_n_steps": 1,
-    "val_check_interval": 1,
-    "accumulate_grad_batches": 1,
     "gradient_clip_val": 0,
     "num_nodes": 1,
 }

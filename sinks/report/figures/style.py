@@ -18,8 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from sinks.errors import UserError
 from sinks.record import RunFolder, Statistics
+from sinks.record.folder import NotRecorded
 from sinks.report.ablation import Ablation, Run, Side, Variant
 
 WIDTH = 9.0  # inches; at 900 pixels of a page, 10 pt text is 14 pixels high
@@ -131,7 +131,7 @@ def statistics_with(run: Run | RunFolder, name: str, stage: str = "validation") 
     folder = run.folder if isinstance(run, Run) else run
     try:
         statistics = folder.statistics(stage)
-    except UserError:
+    except NotRecorded:
         return None
     array = statistics.arrays.get(name)
     return statistics if array is not None and np.isfinite(array[-1:]).any() else None

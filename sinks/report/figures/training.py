@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sinks.errors import UserError
 from sinks.record import RunFolder
+from sinks.record.folder import NotRecorded
 from sinks.report.ablation import Run, Variant
 from sinks.report.figures.style import INK, LEGEND, SIDES, Look, looks, name_of, new_figure, scale_values, styled
 from sinks.report.outcomes import Comparison
@@ -20,7 +20,7 @@ SINK_SCORE = "validation/residual/sink_score"
 def _series(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         return run.folder.series(key)
-    except UserError:
+    except NotRecorded:
         return np.empty(0, dtype=np.int64), np.empty(0)
 
 
