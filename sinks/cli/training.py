@@ -31,6 +31,9 @@ from sinks.record.provenance import provenance
 from sinks.runs.failures import print_unless_disk_full, users_mistake
 from sinks.runs.train import ALWAYS, SECTIONS, TRAINER_DEFAULTS, around, identify, recorder_of, run
 
+# Exit code of a sitting that ended before the run, as sysexits.h has it for "try again".
+UNFINISHED = 75
+
 
 class TrainingParser(OneLineErrors, LightningArgumentParser):
     """Lightning's parser with one-line errors, which name the file and the option, and for a class the known ones."""
@@ -114,22 +117,26 @@ class TrainingCLI(NoCheckpointOptions, LightningCLI):
     def fit(self, model: CausalLM, datamodule: TokenData, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train into the run folder: start, resume an interrupted run, or report that it is finished."""
         config = yaml.safe_load(self._text())
-        run(self.trainer, model, datamodule, config, self._text(skip_link_targets=True), ckpt_path, **kwargs)
+        text = self._text(skip_link_targets=True)
+        if run(self.trainer, model, datamodule, config, text, ckpt_path, **kwargs) is None:
+            raise SystemExit(UNFINISHED)
 
     def validate(self, model: CausalLM, datamodule: TokenData, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Measure a checkpoint (the run folder's last one if none is given) and write validation/<checkpoint>.json."""
+        """Measure a checkpoint (the run folder's last one if none is given) and write it below validation/."""
         path = Path(ckpt_path) if ckpt_path else self.folder.last_checkpoint
-        if not path.exists():
-            raise UserError(f"there is no checkpoint {path}: give --ckpt_path, or --run.dir of a finished run")
+        if path is None or not path.exists():
+            missing = f"no checkpoint {path}" if path else f"no complete checkpoint in {self.folder.checkpoints}"
+            raise UserError(f"there is {missing}: give --ckpt_path, or --run.dir of a finished run")
         datamodule.prepare_data()
         identify(self.trainer, model, datamodule, yaml.safe_load(self._text()))
         self.trainer.validate(model, datamodule=datamodule, ckpt_path=str(path), **kwargs)
         statistics = next(c.latest for c in self.trainer.callbacks if isinstance(c, SinkStatistics))
         loss = float(self.trainer.callback_metrics["validation/loss"])
         identity = recorder_of(self.trainer).identity
-        result = {"checkpoint": str(path), "validation/loss": loss} | statistics | provenance() | identity
+        result = {"validation/loss": loss} | statistics | identity
         if self.trainer.is_global_zero:
-            print(f"validation/loss {loss:.6f}  ->  {self.folder.write_validation(path.stem, result)}")
+            file = self.folder.write_validation(path.resolve(), result, provenance())
+            print(f"validation/loss {loss:.6f}  ->  {file}")
 
 
 def quieten() -> None:

@@ -5,10 +5,11 @@ provenance.json    commit, versions, device, command, fingerprints
 metrics.jsonl      one line per logged step, append-only
 statistics/        arrays over steps: safetensors, one file per flush
 checkpoints/       Lightning's
-validation/        one JSON per `sinks validate`
+validation/        one JSON per checkpoint, data and options of `sinks validate`
 summary.json       final numbers; written last and atomically: its presence means "finished"
 """
 
+import hashlib
 import json
 import math
 import os
@@ -22,6 +23,7 @@ import yaml
 
 from sinks.errors import UserError
 from sinks.record.atomic import remove_leftovers, replacing, with_filename
+from sinks.record.checkpoints import LAST, checkpoint_step, is_complete
 from sinks.record.formats import FORMAT, format_of, upgrade
 
 
@@ -108,8 +110,34 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def last_checkpoint(self) -> Path:
-        return self.checkpoints / "last.ckpt"
+    def last_link(self) -> Path:
+        """The link to the newest checkpoint, which a copy of the folder may lack, or hold as a file."""
+        return self.checkpoints / LAST
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The complete checkpoint that the run resumes from; None if there is none.
+
+        It is the newest by name; `last.ckpt` counts where it is no link to one of these, as another callback writes it.
+        """
+        complete = [path for path in self.checkpoint_files() if is_complete(path)]
+        numbered = [path for path in complete if checkpoint_step(path) is not None]
+        if self.last_link in complete and self.last_link.resolve() not in [path.resolve() for path in numbered]:
+            return self.last_link
+        return max(numbered, key=lambda path: checkpoint_step(path) or 0, default=None)
+
+    def checkpoint_files(self) -> list[Path]:
+        """Checkpoints of any name, complete or not."""
+        return sorted(self.checkpoints.glob("[!.]*.ckpt"))
+
+    @property
+    def has_provenance(self) -> bool:
+        return (self.path / "provenance.json").is_file()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything of a run here that another one could mix with."""
+        return (self.path / "metrics.jsonl").is_file() or bool(self.checkpoint_files())
 
     @property
     def finished(self) -> bool:
@@ -170,9 +198,18 @@ class RunFolder:
         """Write summary.json: after this the run counts as finished."""
         write_atomically(self.path / "summary.json", to_json(summary, indent=2) + "\n")
 
-    def write_validation(self, name: str, result: Mapping[str, Any]) -> Path:
-        file = self.path / "validation" / f"{name}.json"
-        write_atomically(file, to_json(result, indent=2) + "\n")
+    def write_validation(self, checkpoint: Path, result: Mapping[str, Any], provenance: Mapping[str, Any]) -> Path:
+        """Write a validation to a file of its own, unless the same result is stored already, which it replaces.
+
+        Args:
+            checkpoint: that was measured.
+            result: numbers and fingerprints: their hash is part of the name.
+            provenance: of the measurement.
+        """
+        digest = hashlib.sha256(to_json(result).encode()).hexdigest()[:8]
+        file = self.path / "validation" / f"{checkpoint.stem}-{digest}.json"
+        content = {"checkpoint": str(checkpoint), **result, **provenance}
+        write_atomically(file, to_json(content, indent=2) + "\n")
         return file
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -180,15 +217,31 @@ class RunFolder:
     def _read(self, name: str) -> str:
         try:
             return (self.path / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self.path} has no {name}: give a run folder, written by `sinks fit --run.dir {self.path}`"
             ) from None
+        except UnicodeDecodeError as error:
+            raise self._damaged(name, error) from None
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            content = from_json(self._read(name))
+        except json.JSONDecodeError as error:
+            raise self._damaged(name, error) from None
+        if not isinstance(content, dict):
+            raise self._damaged(name, "no JSON object")
+        return content
+
+    def _damaged(self, name: str, reason: object) -> UserError:
+        return UserError(
+            f"{self.path / name} is damaged ({reason}): restore it, or choose another run folder and run it again"
+        )
 
     @property
     def format(self) -> int:
         """Of the folder, validated; 1 where it carries no mark."""
-        return format_of(self.provenance() if (self.path / "provenance.json").is_file() else {}, self.path)
+        return format_of(self.provenance() if self.has_provenance else {}, self.path)
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration, its options under their present names."""
@@ -196,25 +249,31 @@ class RunFolder:
         return upgrade(config) if self.format == 1 else config
 
     def provenance(self) -> dict[str, Any]:
-        return from_json(self._read("provenance.json"))
+        return self._read_json("provenance.json")
 
     def summary(self) -> dict[str, Any]:
         assert self.format  # rejects an unknown format
-        return from_json(self._read("summary.json"))
+        return self._read_json("summary.json")
 
     def metrics(self) -> list[dict[str, Any]]:
         """One mapping per logged step, in order of steps.
 
         A step written in two lines, because a checkpoint was taken between them, is joined; a last line truncated by a
         crash is dropped.
+
+        Raises:
+            UserError: if another line is damaged.
         """
         steps: dict[int, dict[str, Any]] = {}
-        for line in self._read("metrics.jsonl").splitlines():
+        lines = self._read("metrics.jsonl").splitlines()
+        for number, line in enumerate(lines, 1):
             try:
                 part = from_json(line)
-            except json.JSONDecodeError:
-                break
-            steps.setdefault(part["step"], {}).update(part)
+                steps.setdefault(part["step"], {}).update(part)
+            except (ValueError, TypeError, KeyError):
+                if number == len(lines):
+                    break
+                raise self._damaged("metrics.jsonl", f"line {number} is no JSON object with a step") from None
         return list(steps.values())
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
