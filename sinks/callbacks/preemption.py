@@ -48,9 +48,12 @@ class Preemption(Callback):
 
     def __init__(self, max_time: str | timedelta | dict[str, int] | None = None) -> None:
         try:
-            self._clock = Timer(max_time)
+            self.clock = Timer(max_time)
         except MisconfigurationException:
-            raise UserError(f"trainer.max_time is {max_time!r}, but must be days and time: give DD:HH:MM:SS") from None
+            raise UserError(f"trainer.max_time is {max_time!r}, but must be a time: give DD:HH:MM:SS") from None
+        left = self.clock.time_remaining()
+        if left is not None and left <= 0:
+            raise UserError(f"trainer.max_time is {max_time!r}, but must be longer: give DD:HH:MM:SS, or leave it out")
         self._received: signal.Signals | None = None
         self._received_at = 0.0
         self._recorder: RunRecorder | None = None
@@ -64,7 +67,7 @@ class Preemption(Callback):
         self._recorder.rank_flags = self._recorder.mean_flags = [0.0 for _ in REASONS]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._clock.on_train_start(trainer, pl_module)
+        self.clock.on_train_start(trainer, pl_module)
         if threading.current_thread() is threading.main_thread():
             self._previous = {signum: signal.signal(signum, self._on_signal) for signum in SIGNALS}
             self._previous[signal.SIGINT] = signal.getsignal(signal.SIGINT)  # ignored by Lightning after Ctrl-C
@@ -117,7 +120,7 @@ class Preemption(Callback):
 
     def _own_reason(self) -> signal.Signals | str | None:
         """Why this process would end the sitting, if it would."""
-        left = self._clock.time_remaining()
+        left = self.clock.time_remaining()
         return self._received or (TIME_UP if left is not None and left <= 0 else None)
 
     def _agreed(self) -> signal.Signals | str | None:

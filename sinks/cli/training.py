@@ -130,6 +130,8 @@ class TrainingCLI(NoCheckpointOptions, LightningCLI):
         datamodule.prepare_data()
         identify(self.trainer, model, datamodule, yaml.safe_load(self._text()))
         self.trainer.validate(model, datamodule=datamodule, ckpt_path=str(path), **kwargs)
+        if "validation/loss" not in self.trainer.callback_metrics:
+            raise UserError("no row was validated: give a --trainer.limit_val_batches above 0, or leave it out")
         statistics = next(c.latest for c in self.trainer.callbacks if isinstance(c, SinkStatistics))
         loss = float(self.trainer.callback_metrics["validation/loss"])
         identity = recorder_of(self.trainer).identity

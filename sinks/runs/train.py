@@ -79,6 +79,8 @@ def around(
             f"trainer.precision is {options['precision']}, but residual sinks exceed float16's largest number, 65504: "
             "give bf16-mixed"
         )
+    if fitting:
+        reject_epochs(options)
     directory, logger = str(folder.path), options.get("logger")
     found: dict[str, Any] = {}
     if not fitting:
@@ -98,6 +100,20 @@ def around(
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         found["plugins"] = [*plugins, RunCheckpointIO()]
     return found
+
+
+def reject_epochs(options: Mapping[str, Any]) -> None:
+    """Reject options of a trainer that end an epoch: each would read the same rows, but a resumed run those after."""
+    limit, overfit = options.get("limit_train_batches"), options.get("overfit_batches")
+    ends = {
+        "limit_train_batches": limit is not None and not (isinstance(limit, float) and limit == 1.0),
+        "overfit_batches": bool(overfit),
+    }
+    for name, ends_epoch in ends.items():
+        if ends_epoch:
+            raise UserError(
+                f"trainer.{name} is {options[name]}, but training is one endless stream: give --trainer.max_steps"
+            )
 
 
 def _listed(value: Any) -> list[Any]:
