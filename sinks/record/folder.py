@@ -118,13 +118,12 @@ class RunFolder:
     def last_checkpoint(self) -> Path | None:
         """The complete checkpoint that the run resumes from; None if there is none.
 
-        It is the newest by name; `last.ckpt` counts where it is no link to one of these, as another callback writes it.
+        It is the newest by name. Only without any such is it `last.ckpt`, as another callback writes it: after a copy
+        without links or a restored backup, that file may be older.
         """
-        complete = [path for path in self.checkpoint_files() if is_complete(path)]
-        numbered = [path for path in complete if checkpoint_step(path) is not None]
-        if self.last_link in complete and self.last_link.resolve() not in [path.resolve() for path in numbered]:
-            return self.last_link
-        return max(numbered, key=lambda path: checkpoint_step(path) or 0, default=None)
+        numbered = {step: path for path in self.checkpoint_files() if (step := checkpoint_step(path)) is not None}
+        newest_first = [numbered[step] for step in sorted(numbered, reverse=True)]
+        return next(filter(is_complete, [*newest_first, self.last_link]), None)
 
     def checkpoint_files(self) -> list[Path]:
         """Checkpoints of any name, complete or not."""

@@ -199,12 +199,13 @@ class Late(Callback):
 
     Args:
         step: after which.
+        rank: on this process.
     """
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, rank: int = 0) -> None:
+        self.step, self.rank = step, rank
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *rest: Any) -> None:
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
             (preemption,) = (c for c in trainer.callbacks if isinstance(c, Preemption))
             preemption.clock.load_state_dict({"time_elapsed": {"train": 3600.0}})

@@ -68,6 +68,17 @@ def file_for_link(run: RunFolder) -> None:
     shutil.copy(target, run.last_link)
 
 
+def restored_older_file(run: RunFolder) -> None:
+    run.last_link.unlink()
+    shutil.copy(run.checkpoints / "step00000002.ckpt", run.last_link)
+
+
+def another_callbacks(run: RunFolder) -> None:
+    file_for_link(run)
+    for file in run.checkpoints.glob("step*"):
+        file.unlink()
+
+
 def older_link(run: RunFolder) -> None:
     run.last_link.unlink()
     run.last_link.symlink_to("step00000002.ckpt")
@@ -83,7 +94,9 @@ def truncated_copy(run: RunFolder) -> None:
     [
         (no_link, "from step00000004.ckpt (there is no last.ckpt)"),
         (dangling_link, "from step00000004.ckpt (last.ckpt is incomplete)"),
-        (file_for_link, "from last.ckpt"),
+        (file_for_link, "from step00000004.ckpt"),
+        (restored_older_file, "from step00000004.ckpt"),
+        (another_callbacks, "from last.ckpt"),
         (older_link, "from step00000004.ckpt"),
         (truncated_copy, "from step00000002.ckpt (last.ckpt is incomplete, step00000004.ckpt is incomplete)"),
     ],
