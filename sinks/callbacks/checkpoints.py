@@ -1,7 +1,6 @@
 """When a run's state is saved, and which checkpoint it resumes from."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from sinks.errors import require
 from sinks.lightning_private import dump_checkpoint, validation_follows
 from sinks.parallel.checkpoint_io import run_collectively
 from sinks.record.atomic import remove_atomically, temporary_path
-
-NAME = "step{step:08d}.ckpt"
+from sinks.record.checkpoints import checkpoint_name
 
 
 class RunCheckpoints(ModelCheckpoint):
@@ -35,19 +33,26 @@ class RunCheckpoints(ModelCheckpoint):
         super().__init__(every_n_train_steps=interval)
         self.interval, self.keep = interval, keep
         self._saved_step = 0
+        self._written: list[int] = []  # steps whose checkpoints are the run's own, to remove
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._folder = next(c.folder for c in trainer.callbacks if isinstance(c, RunRecorder))
         self.dirpath = str(self._folder.checkpoints)
 
+    @property
+    def state_key(self) -> str:
+        return type(self).__name__  # whatever the interval, which may change when a run resumes
+
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {"written": self._written}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The folder holds the state."""
+        self._written = state_dict.get("written", [])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step  # nothing new to save yet, resumed or not
+        if trainer.ckpt_path is None or Path(trainer.ckpt_path).resolve().parent != self._folder.checkpoints.resolve():
+            self._written = []  # in another folder
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._due(trainer) and not validation_follows(trainer):
@@ -75,16 +80,18 @@ class RunCheckpoints(ModelCheckpoint):
         step = trainer.global_step
         if step == self._saved_step:
             return
-        path = self._folder.checkpoints / NAME.format(step=step)
+        path = self._folder.checkpoints / checkpoint_name(step)
+        self._written = [*(each for each in self._written if each != step), step]
         checkpoint = dump_checkpoint(trainer)
         run_collectively(lambda: trainer.strategy.save_checkpoint(checkpoint, path))
 
         def take_over() -> None:
             if trainer.is_global_zero:
-                point(self._folder.last_checkpoint, path)
-                remove_older(path.parent, step, self.keep)
+                point(self._folder.last_link, path)
+                remove_checkpoints(path.parent, self._written[: -self.keep])
 
         run_collectively(take_over)
+        self._written = self._written[-self.keep :]
         self._saved_step = step
 
 
@@ -98,9 +105,7 @@ def point(link: Path, target: Path) -> None:
     temporary.replace(link)
 
 
-def remove_older(folder: Path, step: int, keep: int) -> None:
-    """Keep the newest checkpoints up to a step; newer ones are of an abandoned continuation."""
-    steps = {path: int(found[1]) for path in folder.iterdir() if (found := re.fullmatch(r"step(\d+)\.ckpt", path.name))}
-    kept = sorted((path for path in steps if steps[path] <= step), key=lambda path: steps[path])[-keep:]
-    for path in steps.keys() - set(kept):
-        remove_atomically(path)
+def remove_checkpoints(folder: Path, steps: list[int]) -> None:
+    """Remove the checkpoints after some optimizer steps; any other file, newer or of the user's own, stays."""
+    for step in steps:
+        remove_atomically(folder / checkpoint_name(step))

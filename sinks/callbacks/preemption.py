@@ -1,28 +1,37 @@
-"""SIGTERM and SIGUSR1 end a run after a step, with a checkpoint from which the same command resumes."""
+"""SIGTERM, SIGUSR1 and `trainer.max_time` end a sitting after a step, with a checkpoint; the same command resumes."""
 
 import os
 import signal
 import subprocess
 import threading
 import time
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from sinks.callbacks.checkpoints import RunCheckpoints
 from sinks.callbacks.recorder import RunRecorder
+from sinks.errors import UserError
 from sinks.lightning_private import leave_signals_alone, save_now
 from sinks.parallel.peer_failure import peer_failure
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+TIME_UP = "trainer.max_time"
+REASONS: tuple[signal.Signals | str, ...] = (*SIGNALS, TIME_UP)
 # Launchers forward signals that their processes may have received already.
 REPEATED_WITHIN_S = 2.0
 
 
 class Stopped(SystemExit):
     """A signal ended the run; the exit code is 128 + its number, as shells count."""
+
+
+class TimeUp(Exception):
+    """A sitting has trained for `trainer.max_time`."""
 
 
 class Preemption(Callback):
@@ -32,9 +41,19 @@ class Preemption(Callback):
     act at the same step without asking each other at every one: they agree when the recorder reduces the loss, every
     `log_every_n_steps` steps. Under SLURM, SIGUSR1 also puts the job back into the queue. A second signal ends the
     process at once. Outside training, the previous handlers apply.
+
+    Args:
+        max_time: a sitting's training time, after which it ends in the same way but raises `TimeUp`; as Lightning's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_time: str | timedelta | dict[str, int] | None = None) -> None:
+        try:
+            self.clock = Timer(max_time)
+        except MisconfigurationException:
+            raise UserError(f"trainer.max_time is {max_time!r}, but must be a time: give DD:HH:MM:SS") from None
+        left = self.clock.time_remaining()
+        if left is not None and left <= 0:
+            raise UserError(f"trainer.max_time is {max_time!r}, but must be longer: give DD:HH:MM:SS, or leave it out")
         self._received: signal.Signals | None = None
         self._received_at = 0.0
         self._recorder: RunRecorder | None = None
@@ -45,9 +64,10 @@ class Preemption(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         leave_signals_alone(trainer)
         self._recorder = next(c for c in trainer.callbacks if isinstance(c, RunRecorder))
-        self._recorder.rank_flags = self._recorder.mean_flags = [0.0 for _ in SIGNALS]
+        self._recorder.rank_flags = self._recorder.mean_flags = [0.0 for _ in REASONS]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clock.on_train_start(trainer, pl_module)
         if threading.current_thread() is threading.main_thread():
             self._previous = {signum: signal.signal(signum, self._on_signal) for signum in SIGNALS}
             self._previous[signal.SIGINT] = signal.getsignal(signal.SIGINT)  # ignored by Lightning after Ctrl-C
@@ -56,7 +76,7 @@ class Preemption(Callback):
         assert self._recorder is not None
         if self._received is None:
             self._received, self._received_at = signal.Signals(signum), time.monotonic()
-            self._recorder.rank_flags = [float(signum == known) for known in SIGNALS]
+            self._recorder.rank_flags = [float(signum == known) for known in REASONS]
         elif time.monotonic() - self._received_at > REPEATED_WITHIN_S:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
@@ -78,8 +98,8 @@ class Preemption(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not at the end of the step before: its validation, if one was due, is part of it.
-        signum = self._received if trainer.world_size == 1 else self._agreed()
-        if signum is None or batch_idx % trainer.accumulate_grad_batches:
+        reason = self._own_reason() if trainer.world_size == 1 else self._agreed()
+        if reason is None or batch_idx % trainer.accumulate_grad_batches:
             return
         progress = trainer.fit_loop.epoch_loop.batch_progress
         for count in (progress.total, progress.current):
@@ -88,18 +108,28 @@ class Preemption(Callback):
         if not save_checkpoint(trainer):
             saved = "nothing saved, because the run keeps no checkpoints"
         if trainer.is_global_zero:
-            print(f"stopped by {signum.name} at step {trainer.global_step}, {saved}", flush=True)
-            if signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
+            name = reason if isinstance(reason, str) else reason.name
+            print(f"stopped by {name} at step {trainer.global_step}, {saved}", flush=True)
+            if reason == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
                 requeue()
         # A launcher ends the other ranks when one exits: not before the job is in the queue again.
         trainer.strategy.barrier("preemption")
-        raise Stopped(128 + signum)
+        if isinstance(reason, str):
+            raise TimeUp
+        raise Stopped(128 + reason)
 
-    def _agreed(self) -> signal.Signals | None:
-        """The first signal that any rank had received at the last log."""
+    def _own_reason(self) -> signal.Signals | str | None:
+        """Why this process would end the sitting, if it would."""
+        left = self.clock.time_remaining()
+        return self._received or (TIME_UP if left is not None and left <= 0 else None)
+
+    def _agreed(self) -> signal.Signals | str | None:
+        """The first reason that any rank had at the last log; this rank's is passed on with the next one."""
         assert self._recorder is not None
-        flags = zip(SIGNALS, self._recorder.mean_flags, strict=True)
-        return next((signum for signum, mean in flags if mean > 0), None)
+        own = self._own_reason()
+        self._recorder.rank_flags = [float(own == known) for known in REASONS]
+        flags = zip(REASONS, self._recorder.mean_flags, strict=True)
+        return next((reason for reason, mean in flags if mean > 0), None)
 
 
 def save_checkpoint(trainer: Trainer) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from sinks.callbacks.course import StepLoss, due
 from sinks.callbacks.stability import Stability
 from sinks.callbacks.statistics import SinkStatistics
 from sinks.callbacks.throughput import Throughput
+from sinks.errors import UserError
 from sinks.lightning_private import resume_between_steps
 from sinks.parallel.ranks import data_ranks
 from sinks.record import RunFolder
@@ -51,12 +53,14 @@ class RunRecorder(Callback):
     """
 
     def __init__(self, dir: str, variant: str | None = None) -> None:
+        if not str(dir).strip() or (Path(dir).exists() and not Path(dir).is_dir()):
+            raise UserError(f"run.dir is {str(dir)!r}, but must name a folder: give one of the run's own")
         self.folder = RunFolder(dir)
         self.variant = variant
         self.identity: dict[str, Any] = {}
         self.diverged = False
         self.validated_at = -1
-        self._validation_loss = math.nan
+        self._validation_loss: float | None = None
         self.rank_flags: list[float] = []
         self.mean_flags: list[float] = []
         self._trainer: Trainer | None = None
@@ -83,7 +87,8 @@ class RunRecorder(Callback):
         self._wall_before = state_dict["wall_s"]
         self._loss, self._steps_in_loss = state_dict["loss"], state_dict["steps_in_loss"]
         self._last = state_dict["last"]
-        self.validated_at, self._validation_loss = state_dict["validated_at"], state_dict["validation_loss"]
+        self.validated_at = state_dict["validated_at"]
+        self._validation_loss = state_dict["validation_loss"] if self.validated_at >= 0 else None
 
     @property
     def wall_s(self) -> float:
@@ -158,10 +163,12 @@ class RunRecorder(Callback):
             "tokens": tokens,
             "wall_s": wall,
             "parameters": sum(p.numel() for p in pl_module.parameters()),
-            "train_loss": self._last.get("train/loss", math.nan),
+            "train_loss": self._last.get("train/loss"),
             "val_loss": self._validation_loss,
-            "diverged": self.diverged or not math.isfinite(self._validation_loss),
         }
+        losses = [loss for loss in (summary["train_loss"], summary["val_loss"]) if loss is not None]
+        summary["diverged"] = self.diverged or not all(map(math.isfinite, losses))
+        summary["stopped_early"] = not summary["diverged"] and trainer.global_step < trainer.max_steps
         summary |= {name: statistics.get(key) for name, key in SUMMARY_KEYS.items()}
         stability = next((c.latest for c in trainer.callbacks if isinstance(c, Stability)), {})
         summary |= {key.removeprefix("train/"): value for key, value in stability.items()}

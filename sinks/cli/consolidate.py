@@ -15,7 +15,10 @@ def consolidate(checkpoint: Path, out: Path | None = None) -> None:
     from sinks.record import RunFolder
 
     folder = RunFolder(checkpoint)
-    source = (folder.last_checkpoint if folder.config_file.is_file() else checkpoint).resolve()
+    last = folder.last_checkpoint if folder.config_file.is_file() else checkpoint
+    if last is None:
+        raise UserError(f"{checkpoint} has no complete checkpoint: restore it, or give a folder of shards")
+    source = last.resolve()
     if not is_sharded(source):
         what = "is one file already" if source.is_file() else "holds no shards"
         raise UserError(f"{source} {what}: give a folder that save_distributed_checkpoint wrote, or a run folder")

@@ -36,6 +36,8 @@ from sinks.runs.precision import cpu_precision
 from sinks.runs.train import ALWAYS, SECTIONS, TRAINER_DEFAULTS, around, identify, recorder_of, run
 
 PARSER_MODE = "omegaconf+"
+# Exit code of a sitting that ended before the run, as sysexits.h has it for "try again".
+UNFINISHED = 75
 
 
 class TrainingParser(OneLineErrors, LightningArgumentParser):
@@ -123,22 +125,28 @@ class TrainingCLI(NoCheckpointOptions, LightningCLI):
     def fit(self, model: CausalLM, datamodule: TokenData, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train into the run folder: start, resume an interrupted run, or report that it is finished."""
         config = yaml.safe_load(self._text())
-        run(self.trainer, model, datamodule, config, self._text(skip_link_targets=True), ckpt_path, **kwargs)
+        text = self._text(skip_link_targets=True)
+        if run(self.trainer, model, datamodule, config, text, ckpt_path, **kwargs) is None:
+            raise SystemExit(UNFINISHED)
 
     def validate(self, model: CausalLM, datamodule: TokenData, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Measure a checkpoint (the run folder's last one if none is given) and write validation/<checkpoint>.json."""
+        """Measure a checkpoint (the run folder's last one if none is given) and write it below validation/."""
         path = Path(ckpt_path) if ckpt_path else self.folder.last_checkpoint
-        if not path.exists():
-            raise UserError(f"there is no checkpoint {path}: give --ckpt_path, or --run.dir of a finished run")
+        if path is None or not path.exists():
+            missing = f"no checkpoint {path}" if path else f"no complete checkpoint in {self.folder.checkpoints}"
+            raise UserError(f"there is {missing}: give --ckpt_path, or --run.dir of a finished run")
         datamodule.prepare_data()
         identify(self.trainer, model, datamodule, yaml.safe_load(self._text()))
         self.trainer.validate(model, datamodule=datamodule, ckpt_path=str(path), **kwargs)
+        if "validation/loss" not in self.trainer.callback_metrics:
+            raise UserError("no row was validated: give a --trainer.limit_val_batches above 0, or leave it out")
         statistics = next(c.latest for c in self.trainer.callbacks if isinstance(c, SinkStatistics))
         loss = float(self.trainer.callback_metrics["validation/loss"])
         identity = recorder_of(self.trainer).identity
-        result = {"checkpoint": str(path), "validation/loss": loss} | statistics | provenance() | identity
+        result = {"validation/loss": loss} | statistics | identity
         if self.trainer.is_global_zero:
-            print(f"validation/loss {loss:.6f}  ->  {self.folder.write_validation(path.stem, result)}")
+            file = self.folder.write_validation(path.resolve(), result, provenance())
+            print(f"validation/loss {loss:.6f}  ->  {file}")
 
 
 @cache

@@ -120,6 +120,10 @@ class Backcopy(TokenData):
         num_workers: int = 0,
     ) -> None:
         super().__init__(len(CHARACTERS) + 1, context_length, batch_size, seed, num_workers, validation_batch_size)
+        if validation_rows < 1:
+            raise UserError(
+                f"data.validation_rows is {validation_rows}, but must be at least 1: give a positive number"
+            )
         self.validation_rows = validation_rows
         self.table = standard_library_bigrams()
 

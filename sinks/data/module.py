@@ -1,8 +1,10 @@
 """What every source of tokens shares: loaders in the suite's order of data, and the position to resume from."""
 
+import copy
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning
 import torch
@@ -13,6 +15,7 @@ from sinks.data.order import ShardBatchSampler, StreamBatchSampler
 from sinks.described import Described
 from sinks.errors import UserError
 from sinks.parallel.ranks import data_ranks
+from sinks.record.fingerprint import DataIdentity
 
 # numpy turns larger ones into floating-point numbers: several seeds would give the same rows.
 LARGEST_SEED = 2**63 - 1
@@ -31,6 +34,9 @@ class TokenData(Described, lightning.LightningDataModule):
         seed: data seed, apart from the seed of initialization.
         num_workers: loader processes per rank.
     """
+
+    # Options that say where the data is stored: a copy elsewhere is the same data.
+    PLACES: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -75,6 +81,13 @@ class TokenData(Described, lightning.LightningDataModule):
     @abstractmethod
     def fingerprint(self) -> str:
         """A short hash of what the rows depend on: runs with different fingerprints are not compared."""
+
+    def identity(self) -> DataIdentity:
+        """What names the data of a run, wherever it is stored."""
+        unseeded = copy.copy(self)
+        unseeded.seed = 0
+        defaults = {name: inspect.signature(type(self)).parameters[name].default for name in self.PLACES}
+        return DataIdentity(self.fingerprint(), unseeded.fingerprint(), defaults)
 
     def _ranks(self) -> tuple[int, int]:
         return data_ranks(self.trainer) if self.trainer is not None else (0, 1)

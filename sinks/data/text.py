@@ -41,6 +41,8 @@ class Text(TokenData):
         window: number of chunks (each about a million tokens) whose rows are mixed.
     """
 
+    PLACES = ("sources", "folder")
+
     def __init__(
         self,
         sources: list[str] | None = None,

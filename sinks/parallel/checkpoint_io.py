@@ -17,10 +17,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from sinks.errors import UserError
 from sinks.parallel.optimizer_states import state_by_index
-from sinks.parallel.safe_shard_reader import INDEX, ShardReader, WholePlainValues, read_shards, unreadable
+from sinks.parallel.safe_shard_reader import ShardReader, WholePlainValues, read_shards, unreadable
 from sinks.record.atomic import disk_full, replacing
-
-REST = "meta.pt"
+from sinks.record.checkpoints import INDEX, REST
 
 
 def is_sharded(path: Path) -> bool:

@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from sinks.errors import UserError
+from sinks.record.checkpoints import INDEX
 
-INDEX = ".metadata"
 # What an index is made of, besides dtypes.
 METADATA_CLASSES = (
     "Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
@@ -33,7 +33,10 @@ INDEX_CLASSES = frozenset(f"torch.distributed.checkpoint.metadata.{name}" for na
 def unreadable(path: Path, error: BaseException) -> UserError:
     """The error for a file that is damaged, no checkpoint, or holds more than tensors and plain values."""
     (reason, *_) = str(error).splitlines() or [type(error).__name__]
-    return UserError(f"{path} cannot be read as a checkpoint ({reason.rstrip('.: ')}): give another --ckpt_path")
+    return UserError(
+        f"{path} cannot be read as a checkpoint ({reason.rstrip('.: ')}): give another --ckpt_path, or "
+        "remove it to resume from an older one"
+    )
 
 
 class _IndexUnpickler(pickle.Unpickler):

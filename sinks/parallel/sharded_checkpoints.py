@@ -15,10 +15,11 @@ from torch.distributed.checkpoint.state_dict import (
 
 from sinks.lightning_private import MeshStrategy
 from sinks.parallel import checkpoint_io as files
-from sinks.parallel.checkpoint_io import REST, is_sharded, read_file, run_collectively, write_file
+from sinks.parallel.checkpoint_io import is_sharded, read_file, run_collectively, write_file
 from sinks.parallel.optimizer_states import state_by_name
 from sinks.parallel.safe_shard_reader import PlainValues, read_shards
 from sinks.record.atomic import disk_full, remove, replace_atomically, temporary_path, with_filename
+from sinks.record.checkpoints import REST
 
 
 def _write_shards(state: dict[str, Any], folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 # Where a run is stored and how it is observed, not what it computes.
@@ -13,6 +14,8 @@ TRAINER_NOT_FINGERPRINTED = (
     "accelerator", "devices", "num_nodes", "strategy", "accumulate_grad_batches", "logger", "log_every_n_steps",
     "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "profiler",
 )  # fmt: skip
+# How long one sitting of a run lasts; their defaults stand for them.
+HOW_LONG_A_SITTING_LASTS = ("max_time", "max_epochs", "min_epochs", "min_steps")
 # How a step's rows are distributed and read, and how a block is run, may change when a run resumes.
 HOW_ROWS_ARE_READ = ("batch_size", "validation_batch_size", "num_workers")
 HOW_BLOCKS_ARE_RUN = ("execution",)
@@ -23,33 +26,60 @@ def config_fingerprint(config: Mapping[str, Any], data_fingerprint: str) -> str:
     relevant = {k: v for k, v in config.items() if k not in NOT_FINGERPRINTED}
     trainer = relevant.get("trainer") or {}
     relevant["trainer"] = {k: v for k, v in trainer.items() if k not in TRAINER_NOT_FINGERPRINTED}
+    relevant["trainer"] |= dict.fromkeys(HOW_LONG_A_SITTING_LASTS)
     relevant["data_fingerprint"] = data_fingerprint
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def identity(config: Mapping[str, Any], variant: str, data_fingerprint: str, rows_per_step: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DataIdentity:
+    """What names the data of a run.
+
+    Args:
+        fingerprint: of the rows in their order.
+        content: of the rows apart from the data seed.
+        places: options that say where the data is stored, which does not count: option -> default, standing for it.
+    """
+
+    fingerprint: str
+    content: str
+    places: Mapping[str, Any] = field(default_factory=dict)
+
+
+def identity(
+    config: Mapping[str, Any],
+    variant: str,
+    data: DataIdentity,
+    rows_per_step: int,
+    stopping: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """What names a run, and distinguishes it from others.
 
     Args:
         config: resolved: `seed_everything`, and `model` and `data` as `class_path` and `init_args`.
         variant: name of the run in reports.
-        data_fingerprint: of the rows.
+        data: identity of the rows.
         rows_per_step: over all processes.
+        stopping: options of the rules by which the run may end before its last step.
 
     Returns:
-        `variant`, `seed`, `config_fingerprint`, `data_fingerprint`, and `variant_fingerprint`, which all seeds share.
+        `variant`, `seed` (None without one), `config_fingerprint`, `data_fingerprint`, and what all seeds share:
+        `variant_fingerprint` and `content_fingerprint`.
     """
-    data = _without(config["data"], *HOW_ROWS_ARE_READ)
-    data["init_args"]["rows_per_step"] = rows_per_step
-    whole = {**config, "model": _without(config["model"], *HOW_BLOCKS_ARE_RUN), "data": data}
+    section = _without(config["data"], *HOW_ROWS_ARE_READ)
+    section["init_args"] |= {**data.places, "rows_per_step": rows_per_step}
+    whole = {**config, "model": _without(config["model"], *HOW_BLOCKS_ARE_RUN), "data": section}
+    whole |= {"stopping": list(stopping)} if stopping else {}
+    seed = config["seed_everything"]
     return {
         "variant": variant,
-        "seed": config["seed_everything"],
-        "config_fingerprint": config_fingerprint(whole, data_fingerprint),
+        "seed": None if seed is False else seed,
+        "config_fingerprint": config_fingerprint(whole, data.fingerprint),
         "variant_fingerprint": config_fingerprint(
-            whole | {"seed_everything": None, "data": _without(data, "seed")}, ""
+            whole | {"seed_everything": None, "data": _without(section, "seed")}, ""
         ),
-        "data_fingerprint": data_fingerprint,
+        "data_fingerprint": data.fingerprint,
+        "content_fingerprint": data.content,
     }
 
 

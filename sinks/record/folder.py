@@ -5,10 +5,11 @@ provenance.json    commit, versions, device, command, fingerprints
 metrics.jsonl      one line per logged step, append-only
 statistics/        arrays over steps: safetensors, one file per flush
 checkpoints/       Lightning's
-validation/        one JSON per `sinks validate`
+validation/        one JSON per checkpoint, data and options of `sinks validate`
 summary.json       final numbers; written last and atomically: its presence means "finished"
 """
 
+import hashlib
 import json
 import math
 import os
@@ -21,6 +22,7 @@ import numpy as np
 
 from sinks.errors import UserError
 from sinks.record.atomic import remove_leftovers, replacing, with_filename
+from sinks.record.checkpoints import LAST, checkpoint_step, is_complete
 from sinks.record.formats import FORMAT, format_of, upgrade
 from sinks.record.yaml_file import read_yaml
 
@@ -115,8 +117,33 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def last_checkpoint(self) -> Path:
-        return self.checkpoints / "last.ckpt"
+    def last_link(self) -> Path:
+        """The link to the newest checkpoint, which a copy of the folder may lack, or hold as a file."""
+        return self.checkpoints / LAST
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The complete checkpoint that the run resumes from; None if there is none.
+
+        It is the newest by name. Only without any such is it `last.ckpt`, as another callback writes it: after a copy
+        without links or a restored backup, that file may be older.
+        """
+        numbered = {step: path for path in self.checkpoint_files() if (step := checkpoint_step(path)) is not None}
+        newest_first = [numbered[step] for step in sorted(numbered, reverse=True)]
+        return next(filter(is_complete, [*newest_first, self.last_link]), None)
+
+    def checkpoint_files(self) -> list[Path]:
+        """Checkpoints of any name, complete or not."""
+        return sorted(self.checkpoints.glob("[!.]*.ckpt"))
+
+    @property
+    def has_provenance(self) -> bool:
+        return (self.path / "provenance.json").is_file()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything of a run here that another one could mix with."""
+        return (self.path / "metrics.jsonl").is_file() or bool(self.checkpoint_files())
 
     @property
     def finished(self) -> bool:
@@ -176,9 +203,18 @@ class RunFolder:
         """Write summary.json: after this the run counts as finished."""
         write_atomically(self.path / "summary.json", to_json(summary, indent=2) + "\n")
 
-    def write_validation(self, name: str, result: Mapping[str, Any]) -> Path:
-        file = self.path / "validation" / f"{name}.json"
-        write_atomically(file, to_json(result, indent=2) + "\n")
+    def write_validation(self, checkpoint: Path, result: Mapping[str, Any], provenance: Mapping[str, Any]) -> Path:
+        """Write a validation to a file of its own, unless the same result is stored already, which it replaces.
+
+        Args:
+            checkpoint: that was measured.
+            result: numbers and fingerprints: their hash is part of the name.
+            provenance: of the measurement.
+        """
+        digest = hashlib.sha256(to_json(result).encode()).hexdigest()[:8]
+        file = self.path / "validation" / f"{checkpoint.stem}-{digest}.json"
+        content = {"checkpoint": str(checkpoint), **result, **provenance}
+        write_atomically(file, to_json(content, indent=2) + "\n")
         return file
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -210,7 +246,7 @@ class RunFolder:
     @property
     def format(self) -> int:
         """Of the folder, validated; 1 where it carries no mark."""
-        return format_of(self.provenance() if (self.path / "provenance.json").is_file() else {}, self.path)
+        return format_of(self.provenance() if self.has_provenance else {}, self.path)
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration, its options under their present names."""

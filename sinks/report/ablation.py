@@ -51,12 +51,12 @@ class Run:
 
     Args:
         folder: its folder.
-        seed: its seed.
+        seed: its seed; None if the run was not seeded.
         summary: summary.json.
     """
 
     folder: RunFolder
-    seed: int
+    seed: int | None
     summary: Mapping[str, Any]
 
     def value(self, key: str) -> float | None:
@@ -66,7 +66,13 @@ class Run:
 
     @property
     def diverged(self) -> bool:
-        return bool(self.summary.get("diverged")) or self.value("val_loss") is None
+        """A run without validation has no loss, or null; an older one states a loss that is not finite."""
+        loss = self.summary.get("val_loss")
+        return bool(self.summary.get("diverged")) or (loss is not None and not math.isfinite(loss))
+
+    @property
+    def seed_name(self) -> str:
+        return "unseeded" if self.seed is None else str(self.seed)
 
     @cached_property
     def provenance(self) -> Mapping[str, Any]:
@@ -146,14 +152,21 @@ class Ablation:
         return [run for variant in self.variants for run in variant.runs + variant.diverged]
 
 
-def _name_and_seed(folder: RunFolder) -> tuple[str, int]:
-    """From `.../<variant>/seed<k>`; from the summary if the folder has another layout."""
+def _name_and_seed(folder: RunFolder) -> tuple[str, int | None]:
+    """From `.../<variant>/seed<k>`; from the summary if the folder has another layout, or the run no seed."""
     path = folder.path.resolve()
-    match = re.fullmatch(r"seed(\d+)", path.name)
-    if match:
-        return path.parent.name, int(match[1])
     summary = folder.summary() if folder.finished else {}
-    return str(summary.get("variant") or path.name), int(summary.get("seed") or 0)
+    match = re.fullmatch(r"seed(\d+)", path.name)
+    name = path.parent.name if match else str(summary.get("variant") or path.name)
+    stated = summary.get("seed", 0)
+    if stated is None or stated is False:
+        return name, None
+    return name, int(match[1] if match else stated)
+
+
+def by_seed(seed: int | None) -> tuple[bool, int]:
+    """Sort key: runs without a seed come last."""
+    return (True, 0) if seed is None else (False, seed)
 
 
 def _validate_same_runs(name: str, runs: list[Run], needs: bool) -> None:
@@ -162,8 +175,9 @@ def _validate_same_runs(name: str, runs: list[Run], needs: bool) -> None:
     A variant that takes a value from another run of the same seed (`needs`, e.g. a clipping threshold) has a
     fingerprint per seed, so only its steps and tokens are compared.
     """
-    for key in ("steps", "tokens") if needs else ("variant_fingerprint", "steps", "tokens"):
-        counted = runs if key == "variant_fingerprint" else [run for run in runs if not run.diverged]
+    for key in ("content_fingerprint", *(() if needs else ("variant_fingerprint",)), "steps", "tokens"):
+        whole = [run for run in runs if not (run.diverged or run.summary.get("stopped_early"))]
+        counted = whole if key in ("steps", "tokens") else runs
         known = [run for run in counted if run.summary.get(key) is not None]
         for first, second in pairwise(known):
             if first.summary[key] != second.summary[key]:
@@ -172,7 +186,7 @@ def _validate_same_runs(name: str, runs: list[Run], needs: bool) -> None:
                     f"({first.summary[key]} and {second.summary[key]}): delete the stale one and run it again, "
                     "or report one ablation at a time"
                 )
-    for first, second in pairwise(sorted(runs, key=lambda run: run.seed)):
+    for first, second in pairwise(sorted((run for run in runs if run.seed is not None), key=lambda run: run.seed or 0)):
         if first.seed == second.seed:
             raise UserError(
                 f"{first.folder.path} and {second.folder.path} are both variant {name} seed {first.seed}: "
@@ -222,7 +236,7 @@ def load_ablation(root: str | Path) -> Ablation:
     file = root / "ablation.yaml"
     content = read_ablation_file(file) if file.is_file() else {}
     described: dict[str, dict[str, Any]] = {str(k): v or {} for k, v in (content.get("variants") or {}).items()}
-    grouped: dict[str, list[tuple[int, RunFolder]]] = {}
+    grouped: dict[str, list[tuple[int | None, RunFolder]]] = {}
     for folder in folders:
         name, seed = _name_and_seed(folder)
         grouped.setdefault(name, []).append((seed, folder))
@@ -250,12 +264,12 @@ def load_ablation(root: str | Path) -> Ablation:
 
 
 def _variant(
-    name: str, folders: list[tuple[int, RunFolder]], description: Mapping[str, Any], seeds: list[int]
+    name: str, folders: list[tuple[int | None, RunFolder]], description: Mapping[str, Any], seeds: list[int]
 ) -> Variant:
     side, mechanisms = stated("ablation.yaml", name, description)
     finished = [
         Run(folder, seed, folder.summary())
-        for seed, folder in sorted(folders, key=lambda pair: (pair[0], str(pair[1].path)))
+        for seed, folder in sorted(folders, key=lambda pair: (by_seed(pair[0]), str(pair[1].path)))
         if folder.finished
     ]
     _validate_same_runs(name, finished, needs="needs" in description)

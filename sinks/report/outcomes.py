@@ -160,7 +160,8 @@ def _result(variant: Variant, expected: Expectation, baseline: VariantResult | N
     base = baseline.spreads if baseline else {}
     difference = paired(variant, baseline.variant) if baseline else None
     changes: dict[str, Change] = {key: _sink_change(key, base.get(key), spreads.get(key)) for key in SINK_FROM}
-    changes[LOSS] = loss_call(difference, base[LOSS], spreads[LOSS]) if difference else "one seed"
+    measured: Change = "one seed" if LOSS in spreads or not variant.runs else "not measured"
+    changes[LOSS] = loss_call(difference, base[LOSS], spreads[LOSS]) if difference else measured
     result = VariantResult(variant, baseline, spreads, difference, changes, expected)
     outcome, reason = judge(result)
     return replace(result, outcome=outcome, reason=reason)
@@ -178,9 +179,12 @@ def paired(variant: Variant, baseline: Variant) -> Spread | None:
     """Loss minus that of the baseline's run of the same seed, data and steps, over the seeds."""
     partners = {run.seed: run for run in baseline.runs}
     return Spread.of(
-        run.summary[LOSS] - partner.summary[LOSS]
+        loss - reference
         for run in variant.runs
-        if (partner := partners.get(run.seed))
+        if run.seed is not None
+        and (partner := partners.get(run.seed))
+        and (loss := run.value(LOSS)) is not None
+        and (reference := partner.value(LOSS)) is not None
         and all(run.summary.get(key) == partner.summary.get(key) for key in ("steps", "data_fingerprint"))
     )
 

@@ -77,10 +77,12 @@ BIG_ACTIVATION = 50
 
 def _lead(ablation: Ablation) -> str:
     runs = ablation.runs
-    seeds = {run.seed for run in runs}
+    seeds = {run.seed for run in runs if run.seed is not None}
+    unseeded = sum(run.seed is None for run in runs)
     shown = sum(1 for variant in ablation.variants if variant.runs or variant.diverged)
     count = f"{len(runs)} finished run{'s' * (len(runs) != 1)} of {shown} variant{'s' * (shown != 1)}"
-    return f"{count}, {len(seeds)} seed{'s' * (len(seeds) != 1)}."
+    seeded = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
+    return f"{count}, {seeded}{f', {unseeded} unseeded' * bool(unseeded)}."
 
 
 def _unfinished(ablation: Ablation) -> list[str]:

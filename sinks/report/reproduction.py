@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from sinks.report.ablation import Ablation, Run
+from sinks.report.ablation import Ablation, Run, by_seed
 
 
 def _one_or_many(label: str, values: Iterable[str]) -> str:
@@ -49,7 +49,7 @@ def lines(ablation: Ablation) -> list[str]:
         _one_or_many("commit", map(_commit, runs)),
         _one_or_many("hardware", map(_hardware, runs)),
         _one_or_many("versions", map(_versions, runs)),
-        f"seeds: {', '.join(map(str, sorted({run.seed for run in runs})))}",
+        f"seeds: {', '.join(dict.fromkeys(run.seed_name for run in sorted(runs, key=lambda run: by_seed(run.seed))))}",
         _one_or_many("steps", (str(run.summary.get("steps", "unknown")) for run in runs if not run.diverged)),
     ]
     steps = {run.summary.get("steps") for run in runs if not run.diverged}
@@ -76,7 +76,7 @@ def again(ablation: Ablation) -> list[str]:
     if ablation.commands:
         commands += ablation.commands
     elif ablation.file:
-        seeds = ",".join(map(str, sorted({run.seed for run in ablation.runs})))
+        seeds = ",".join(map(str, sorted({run.seed for run in ablation.runs if run.seed is not None})))
         steps = f" --steps={ablation.steps}" if ablation.steps else ""
         only = f" --variants={','.join(v.name for v in ablation.variants)}" if ablation.not_run else ""
         commands.append(f"sinks grid {shlex.quote(ablation.file)} --seeds={seeds}{steps}{only} --runs={above}")
@@ -90,7 +90,7 @@ def again(ablation: Ablation) -> list[str]:
 def recorded(ablation: Ablation) -> list[str]:
     """The command that each run recorded."""
     return [
-        f"{variant.label}, seed {run.seed}: {shlex.join(map(str, command))}"
+        f"{variant.label}, seed {run.seed_name}: {shlex.join(map(str, command))}"
         for variant in ablation.variants
         for run in variant.runs + variant.diverged
         if (command := run.provenance.get("command"))

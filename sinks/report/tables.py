@@ -81,7 +81,7 @@ def with_range(spread: Spread | None, digits: int) -> str:
 
 
 def remark(result: VariantResult, loss: bool = True) -> str:
-    """Caveats on the numbers: no effect, diverged, unfinished, loss within noise."""
+    """Caveats on the numbers: no effect, diverged, unfinished, no validation, loss within noise."""
     variant, remarks = result.variant, []
     if result.no_effect:
         remarks.append("no effect")
@@ -91,7 +91,9 @@ def remark(result: VariantResult, loss: bool = True) -> str:
         remarks.append(f"{len(variant.unfinished)} unfinished")
     if variant.missing:
         remarks.append(f"{len(variant.missing)} not run")
-    if loss and result.changes[LOSS] != "one seed":
+    if result.changes[LOSS] == "not measured":
+        remarks.append("no validation")
+    elif loss and result.changes[LOSS] != "one seed":
         remarks.append(f"loss {result.changes[LOSS]}")
     return ", ".join(remarks)
 
@@ -154,7 +156,7 @@ def diverged(comparison: Comparison) -> Table | None:
     rows = [
         [
             result.variant.label,
-            str(run.seed),
+            run.seed_name,
             str(run.summary.get("steps", NONE)),
             *(
                 NONE if (value := run.value(key)) is None else f"{value:.{digits}f}"

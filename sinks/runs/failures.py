@@ -33,7 +33,7 @@ def failures_reported(folder: RunFolder, trainer: lightning.Trainer) -> Iterator
         else:
             raise
         last = folder.last_checkpoint
-        follows = f"resumes from {last.resolve().name}" if last.exists() else "starts again"
+        follows = f"resumes from {last.name}" if last else "starts again"
         raise UserError(f"{problem} same command {follows}") from error
 
 

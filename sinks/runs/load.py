@@ -42,11 +42,12 @@ def load_run(path: str | os.PathLike[str]) -> LoadedRun:
     """
     folder = RunFolder(path)
     config = folder.config()
-    if not folder.last_checkpoint.exists():
-        raise UserError(f"{folder.path} has no checkpoint {folder.last_checkpoint.name}: train it with checkpoints on")
+    last = folder.last_checkpoint
+    if last is None:
+        raise UserError(f"{folder.path} has no complete checkpoint: restore it, or train it with checkpoints on")
     model, data = instantiate(config["model"], config["data"])
     model.configure_model()
-    checkpoint = read_checkpoint(folder.last_checkpoint, weights_alone=True)
+    checkpoint = read_checkpoint(last, weights_alone=True)
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
     return LoadedRun(folder, model.eval(), data)

@@ -10,7 +10,8 @@ from typing import Any
 import lightning
 import yaml
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from sinks.callbacks import (
@@ -26,6 +27,7 @@ from sinks.callbacks import (
     Throughput,
 )
 from sinks.callbacks.divergence import Diverged
+from sinks.callbacks.preemption import TimeUp
 from sinks.data.module import TokenData
 from sinks.described import section_of
 from sinks.errors import UserError
@@ -34,11 +36,11 @@ from sinks.parallel.checkpoint_io import RunCheckpointIO
 from sinks.parallel.ranks import data_ranks
 from sinks.record import RunFolder
 from sinks.record.fingerprint import identity
-from sinks.record.formats import FORMAT
 from sinks.record.lock import run_lock
 from sinks.record.logger import EventLogger, RunFolderLogger
 from sinks.record.provenance import provenance
 from sinks.runs.failures import failures_reported
+from sinks.runs.start import reject_another_run, start_of
 from sinks.runs.steps import validation_in_steps
 from sinks.runs.trainer_options import check_trainer_options
 
@@ -56,7 +58,11 @@ SECTIONS: dict[str, Callable[..., Callback]] = {
     "progress": LineProgress,
     "notes": HealthNotes,
 }
-ALWAYS: tuple[Callable[[], Callback], ...] = (Stability, Throughput, Divergence, Preemption, RandomState)
+# What decides where an early stopping callback ends a run.
+STOPPING_OPTIONS = (
+    "monitor", "mode", "patience", "min_delta", "check_finite", "stopping_threshold", "divergence_threshold",
+)  # fmt: skip
+ALWAYS: tuple[Callable[[], Callback], ...] = (Stability, Throughput, Divergence, RandomState)
 
 
 def around(
@@ -90,6 +96,8 @@ def around(
         found["logger"] = [*_listed(logger), RunFolderLogger(directory)]
     saved = any(isinstance(c, Checkpoint) for c in callbacks) or options.get("enable_checkpointing") is False
     found["callbacks"] = [*callbacks, *([checkpoints] if fitting and checkpoints is not None and not saved else [])]
+    found["callbacks"].append(Preemption(options.get("max_time")))
+    found["max_time"] = None  # Lightning's own limit validates out of turn, and counts the time before a resume
     plugins = _listed(options.get("plugins"))
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         found["plugins"] = [*plugins, RunCheckpointIO()]
@@ -111,7 +119,7 @@ def train(
     trainer: Mapping[str, Any] | None = None,
     sections: Mapping[str, Mapping[str, Any]] | None = None,
     callbacks: Sequence[Callback] = (),
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Train a model into a run folder, as `sinks fit` does: resume what was interrupted, return what is finished.
 
     Args:
@@ -126,7 +134,7 @@ def train(
         callbacks: in addition to the suite's own.
 
     Returns:
-        The numbers of summary.json.
+        The numbers of summary.json; None if the run has not ended, e.g. after `max_time`: call again to resume it.
 
     Raises:
         UserError: if the folder holds another run, or something about the model, the data or the options is wrong.
@@ -158,7 +166,7 @@ def run(
     config_text: str,
     ckpt_path: str | None = None,
     **options: Any,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """The lifecycle of a run: validate, lock the folder, record the provenance, train, validate, summarize.
 
     Args:
@@ -171,14 +179,14 @@ def run(
         options: of `Trainer.fit`.
 
     Returns:
-        The numbers of summary.json, on every process.
+        The numbers of summary.json, on every process; None if the sitting ended before the run.
 
     Raises:
         UserError: as `train`.
     """
     recorder = recorder_of(trainer)
     folder, writes = recorder.folder, trainer.global_rank == 0
-    if ckpt_path is not None and not Path(ckpt_path).exists():
+    if ckpt_path is not None and folder.last_checkpoint is None and not Path(ckpt_path).exists():
         raise UserError(f"there is no checkpoint {ckpt_path}: leave --ckpt_path out to start or resume the run")
     data.prepare_data()
     for read in (data.train_set, data.validation_set):
@@ -190,42 +198,59 @@ def run(
         if writes:
             print(f"{folder.path} is finished: nothing to do (choose another --run.dir to run it again)")
         return folder.summary()
+    interval = next((c.interval for c in trainer.callbacks if isinstance(c, RunCheckpoints)), None)
+    start = start_of(folder, ckpt_path, interval)
     lock = run_lock(folder.path) if writes else nullcontext()
     with failures_reported(folder, trainer), lock:
         if writes:
             folder.remove_leftovers()
-            folder.write_provenance(provenance() | recorder.identity)
+            if start.line is not None:
+                print(start.line)
+            folder.write_provenance(provenance() | recorder.identity | {"began_from": start.began_from})
             folder.write_config(config_text)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_text("config", f"```yaml\n{config_text}\n```")
-        return _train(trainer, model, data, ckpt_path, **options)
+        return _train(trainer, model, data, str(start.checkpoint) if start.checkpoint else None, **options)
 
 
 def _train(
     trainer: lightning.Trainer, model: CausalLM, data: TokenData, ckpt_path: str | None, **options: Any
-) -> dict[str, Any]:
-    """Start or resume, validate at the end, and write the summary."""
+) -> dict[str, Any] | None:
+    """Train from a checkpoint or step 0, validate at the end, and write the summary if that is the end of the run."""
     recorder = recorder_of(trainer)
-    folder = recorder.folder
-    if ckpt_path is None and folder.last_checkpoint.exists():
-        if trainer.global_rank == 0:
-            print(f"resuming {folder.path} from {folder.last_checkpoint.name}")
-        ckpt_path = str(folder.last_checkpoint)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, **options)
     except Diverged:
         recorder.diverged = True
+    except TimeUp:
+        return None
     except SystemExit as ended:
         if isinstance(ended.__context__, KeyboardInterrupt):  # which Lightning turns into exit code 1
             raise KeyboardInterrupt from None
         raise
     else:
+        if not has_ended(trainer):
+            if trainer.global_rank == 0:
+                print(f"stopped at step {trainer.global_step} of {trainer.max_steps}: the same command resumes")
+            return None
         if recorder.validated_at != trainer.global_step:
             trainer.validate(model, datamodule=data, verbose=False)
     for logger in trainer.loggers:
         logger.finalize("success")
     return recorder.finish(trainer, model)
+
+
+def has_ended(trainer: lightning.Trainer) -> bool:
+    """Whether a run is over, not only this sitting: at the last step, or where its own rule has stopped it."""
+    return trainer.global_step >= trainer.max_steps or any(
+        rule.stopping_reason != EarlyStoppingReason.NOT_STOPPED for rule in early_stopping(trainer)
+    )
+
+
+def early_stopping(trainer: lightning.Trainer) -> list[EarlyStopping]:
+    """The rules by which a run may end before its last step."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
 
 
 def recorder_of(trainer: lightning.Trainer) -> RunRecorder:
@@ -237,23 +262,6 @@ def identify(trainer: lightning.Trainer, model: CausalLM, data: TokenData, confi
     """Set the recorder's identity of the run; the data must be prepared."""
     recorder = recorder_of(trainer)
     rows = data.batch_size * data_ranks(trainer)[1] * trainer.accumulate_grad_batches
-    recorder.identity = identity(config, recorder.variant or type(model).__name__, data.fingerprint(), rows)
-
-
-def reject_another_run(folder: RunFolder, own: Mapping[str, Any]) -> None:
-    """Reject a folder that holds a run of another configuration, or of another format."""
-    try:
-        existing = folder.provenance()
-    except UserError:
-        return
-    if folder.format != FORMAT:
-        raise UserError(
-            f"{folder.path} holds a run of format {folder.format}, which can be reported and validated but not "
-            "resumed: choose another --run.dir"
-        )
-    fingerprint = existing.get("config_fingerprint")
-    if fingerprint != own["config_fingerprint"]:
-        raise UserError(
-            f"{folder.path} holds a run of another configuration (fingerprint {fingerprint}, "
-            f"not {own['config_fingerprint']}): choose another --run.dir or remove the folder"
-        )
+    rules = [{name: getattr(rule, name) for name in STOPPING_OPTIONS} for rule in early_stopping(trainer)]
+    variant = recorder.variant or type(model).__name__
+    recorder.identity = identity(config, variant, data.identity(), rows, rules)

@@ -14,9 +14,9 @@ import sinks.callbacks.checkpoints
 import sinks.parallel.checkpoint_io
 from sinks.cli import main
 from sinks.parallel.checkpoint_io import read_checkpoint
-from sinks.parallel.safe_shard_reader import INDEX
 from sinks.record import RunFolder
-from sinks.record.atomic import PARTIAL, remove_atomically, replacing
+from sinks.record.atomic import PARTIAL, remove, remove_atomically, replacing
+from sinks.record.checkpoints import INDEX, checkpoint_step
 from sinks.runs import load_run
 from tests.cli.small import SMALL, fit, weights, without_clocks
 from tests.faults.processes import start_ranks
@@ -42,7 +42,7 @@ def step_of(path: Path) -> int:
 
 def test_the_newest_are_kept_and_the_link_names_the_last(finished: RunFolder, tmp_path: Path) -> None:
     assert names(finished) == {"step00000002.ckpt", "step00000004.ckpt", "step00000006.ckpt", "last.ckpt"}
-    assert os.readlink(finished.last_checkpoint) == "step00000006.ckpt"
+    assert os.readlink(finished.last_link) == "step00000006.ckpt"
     assert [step_of(path) for path in sorted(finished.checkpoints.iterdir())] == [6, 2, 4, 6]
     assert names(fit(tmp_path / "run", *EVERY_2)) == {"step00000006.ckpt", "last.ckpt"}
 
@@ -108,7 +108,7 @@ class Killed(BaseException):
     """Simulates the end of the process."""
 
 
-@pytest.mark.parametrize("function", ["write_file", "point", "remove_older"])
+@pytest.mark.parametrize("function", ["write_file", "point", "remove_checkpoints"])
 def test_a_run_interrupted_anywhere_in_saving_resumes_as_if_it_had_not_been(
     function: str, finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,20 +127,12 @@ def test_a_run_interrupted_anywhere_in_saving_resumes_as_if_it_had_not_been(
         main(["fit", *SMALL, "--run.dir", str(tmp_path / "run"), *EVERY_2])
     monkeypatch.undo()
     run = RunFolder(tmp_path / "run")
-    assert step_of(run.last_checkpoint) == (4 if function == "remove_older" else 2)
+    assert step_of(run.last_checkpoint) == (2 if function == "write_file" else 4)
     (run.checkpoints / f".step00000004.ckpt.1{PARTIAL}").write_text("what a kill leaves")
     resumed = fit(tmp_path / "run", *EVERY_2)
     assert names(resumed) == {"step00000006.ckpt", "last.ckpt"}
     assert without_clocks(resumed.metrics()) == without_clocks(finished.metrics())
     assert all(torch.equal(w, weights(resumed)[name]) for name, w in weights(finished).items())
-
-
-def test_checkpoints_of_an_abandoned_continuation_are_removed(tmp_path: Path) -> None:
-    run = fit(tmp_path / "run", *EVERY_2, "--checkpoints.keep", "2")
-    (run.path / "summary.json").unlink()
-    sinks.callbacks.checkpoints.point(run.last_checkpoint, run.checkpoints / "step00000004.ckpt")
-    (run.checkpoints / "step00000006.ckpt").rename(run.checkpoints / "step00000009.ckpt")
-    assert names(fit(run.path, *EVERY_2)) == {"step00000006.ckpt", "last.ckpt"}
 
 
 # -- unreadable checkpoints -------------------------------------------------------------------------------------
@@ -199,6 +191,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 def interrupted(run: RunFolder, folder: Path, step: int = 4) -> Path:
     """A copy of a run as it was after a step."""
     shutil.copytree(run.path, folder, symlinks=True)
+    for newer in (path for path in RunFolder(folder).checkpoint_files() if (checkpoint_step(path) or 0) > step):
+        remove(newer)
     sinks.callbacks.checkpoints.point(folder / "checkpoints/last.ckpt", Path(f"step{step:08d}.ckpt"))
     (folder / "summary.json").unlink()
     return folder

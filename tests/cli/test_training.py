@@ -102,7 +102,9 @@ def test_the_saved_configuration_repeats_the_run_bit_for_bit(finished: RunFolder
 def test_validate_repeats_the_logged_loss_and_statistics(finished: RunFolder) -> None:
     before = finished.config_file.read_bytes(), finished.metrics()
     assert main(["validate", "-c", str(finished.config_file), "--ckpt_path", str(finished.last_checkpoint)]) == 0
-    result = json.loads((finished.path / "validation" / "last.json").read_text())
+    (file,) = (finished.path / "validation").iterdir()
+    assert file.name.startswith("step00000006-")
+    result = json.loads(file.read_text())
     last = finished.metrics()[-1]
     assert result["validation/loss"] == last["validation/loss"]
     for key in ("attention/first_token_mass", "residual/sink_score", "residual/kurtosis"):

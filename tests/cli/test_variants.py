@@ -20,5 +20,6 @@ def test_config_and_checkpoint_repeat_the_run(variant: str, tmp_path: Path) -> N
     assert all(torch.equal(w, weights(again)[name]) for name, w in weights(run).items())
 
     assert main(["validate", "-c", str(run.config_file)]) == 0
-    measured = json.loads((run.path / "validation/last.json").read_text())
+    (file,) = (run.path / "validation").iterdir()
+    measured = json.loads(file.read_text())
     assert measured["validation/loss"] == run.metrics()[-1]["validation/loss"] == run.summary()["val_loss"]

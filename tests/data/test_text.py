@@ -211,6 +211,18 @@ def test_fingerprint_is_of_tokens_and_of_how_they_are_read(prepared, prepared_wi
     assert len({base, *(other.fingerprint() for other in others)}) == 7
 
 
+def test_identity_is_that_of_the_text_wherever_it_is_and_whatever_the_seed(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    base = text(prepared).identity()
+    assert base == text("elsewhere").identity() == text("elsewhere", folder="other").identity()
+    assert base.places == {"sources": None, "folder": "data"}
+    seed_1 = text(prepared, seed=1).identity()
+    assert seed_1.content == base.content
+    assert seed_1.fingerprint != base.fingerprint
+    assert text(prepared, window=7).identity().content != base.content
+
+
 # -- folders that litdata.optimize wrote -----------------------------------------------------------------------
 
 

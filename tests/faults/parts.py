@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from sinks.callbacks import Preemption
 from sinks.families import CausalLM
 from sinks.models.feed_forward import GELU, FeedForwardConfig
 from sinks.models.norms import RMSNorm
@@ -191,3 +192,20 @@ class Delete(Callback):
         if trainer.global_step == self.step:
             for file in Path(self.folder).glob(self.pattern):
                 file.unlink()
+
+
+class Late(Callback):
+    """Makes it an hour later after an optimizer step.
+
+    Args:
+        step: after which.
+        rank: on this process.
+    """
+
+    def __init__(self, step: int, rank: int = 0) -> None:
+        self.step, self.rank = step, rank
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *rest: Any) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            (preemption,) = (c for c in trainer.callbacks if isinstance(c, Preemption))
+            preemption.clock.load_state_dict({"time_elapsed": {"train": 3600.0}})

@@ -150,6 +150,16 @@ def test_ranks_stop_at_the_same_step_whoever_gets_the_signal(tmp_path: Path) -> 
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
 
 
+def test_ranks_whose_time_is_up_stop_at_the_same_step(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    limited = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_time=00:00:10:00"]
+    late = callbacks(folder, ("Late", {"step": 2, "rank": 1}), every=8)
+    ranks = start_ranks([*ARGUMENTS, *limited, "--run.dir", str(folder), *late], tmp_path / "log")
+    assert [rank.wait() for rank in ranks] == [75, 75], [rank.output for rank in ranks]
+    assert "stopped by trainer.max_time at step 4, checkpoint saved" in ranks[0].output
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+
+
 def test_a_slurm_job_is_requeued_and_resumes(tmp_path: Path) -> None:
     scontrol = tmp_path / "bin/scontrol"
     scontrol.parent.mkdir()

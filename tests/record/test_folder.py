@@ -139,7 +139,30 @@ def test_find_runs(tmp_path: Path) -> None:
     assert find_runs(tmp_path / "nowhere") == []
 
 
-def test_a_validation_has_a_file_of_its_own(tmp_path: Path) -> None:
-    file = RunFolder(tmp_path).write_validation("last", {"validation/loss": 1.5})
-    assert file == tmp_path / "validation/last.json"
-    assert from_json(file.read_text()) == {"validation/loss": 1.5}
+def test_a_validation_is_replaced_by_the_same_result_only(tmp_path: Path) -> None:
+    def written(loss: float, started: str) -> Path:
+        return RunFolder(tmp_path).write_validation(Path("step6.ckpt"), {"validation/loss": loss}, {"started": started})
+
+    first, again, other = written(1.5, "today"), written(1.5, "tomorrow"), written(1.6, "today")
+    assert first == again != other
+    expected = {"checkpoint": "step6.ckpt", "validation/loss": 1.5, "started": "tomorrow"}
+    assert from_json(first.read_text()) == expected
+    assert sorted((tmp_path / "validation").iterdir()) == sorted([first, other])
+
+
+def test_a_damaged_line_is_named_not_skipped_with_those_after_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    for read in (folder.metrics, lambda: folder.truncate_after(1)):
+        with pytest.raises(UserError, match=r"metrics.jsonl is damaged \(line 2 is no JSON object with a step\)"):
+            read()
+    assert '"step": 3' in (tmp_path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\udcff"])
+@pytest.mark.parametrize("name", ["summary", "provenance"])
+def test_a_damaged_file_is_named_in_one_line(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=f"{name}.json is damaged") as error:
+        getattr(RunFolder(tmp_path), name)()
+    assert "\n" not in str(error.value)

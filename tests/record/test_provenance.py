@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sinks.record import provenance as module
-from sinks.record.fingerprint import config_fingerprint
+from sinks.record.fingerprint import DataIdentity, config_fingerprint, identity
 from sinks.record.provenance import provenance
 
 CONFIG: dict[str, Any] = {
@@ -40,6 +40,43 @@ def test_the_data_count_and_the_order_of_keys_does_not() -> None:
     backwards = dict(reversed(CONFIG.items()))
     assert config_fingerprint(backwards, "data") == config_fingerprint(CONFIG, "data")
     assert len(config_fingerprint(CONFIG, "data")) == 16
+
+
+def test_how_long_a_sitting_lasts_does_not_count() -> None:
+    for option in ("max_time", "max_epochs", "min_epochs", "min_steps"):
+        for value in (None, "00:01:00:00"):
+            config = changed("trainer", option, value)
+            assert config_fingerprint(config, "data") == config_fingerprint(CONFIG, "data"), option
+
+
+def identity_of(sources: str, content: str = "text", seed: Any = 0, **more: Any) -> dict[str, Any]:
+    """Of a run on data in a place; the data seed is that of the run."""
+    data = {"class_path": "Text", "init_args": {"sources": sources, "seed": seed}}
+    model = {"class_path": "Baseline", "init_args": {}}
+    found = DataIdentity(f"{content} {seed}", content, {"sources": None})
+    return identity(CONFIG | {"model": model, "data": data, "seed_everything": seed}, "mine", found, 4, **more)
+
+
+def test_where_the_data_is_stored_does_not_count_but_what_it_is() -> None:
+    here, there = identity_of("text"), identity_of("/home/me/text")
+    assert here == there
+    seed_1 = identity_of("/home/me/text", seed=1)
+    differ = {key for key in here if here[key] != seed_1[key]}
+    assert differ == {"seed", "config_fingerprint", "data_fingerprint"}
+    other = identity_of("text", content="other")
+    assert {key for key in here if here[key] != other[key]} == {
+        "config_fingerprint", "data_fingerprint", "content_fingerprint"
+    }  # fmt: skip
+
+
+def test_without_a_seed_there_is_none() -> None:
+    assert identity_of("text", seed=False)["seed"] is None
+    assert identity_of("text", seed=0)["seed"] == 0
+
+
+def test_the_rule_that_ends_a_run_counts() -> None:
+    rules: list[list[dict[str, Any]]] = [[], [{"patience": 1}], [{"patience": 2}]]
+    assert len({identity_of("text", stopping=rule)["config_fingerprint"] for rule in rules}) == 3
 
 
 def test_provenance_is_complete() -> None:

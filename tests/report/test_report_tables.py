@@ -1,5 +1,6 @@
 """Table numbers against hand-computed ones; rejected inputs; remarks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import yaml
 
 from sinks.errors import UserError
 from sinks.record import RunFolder
-from sinks.report import compare, load_ablation, tables, terminal
+from sinks.report import compare, load_ablation, reproduction, tables, terminal
 from sinks.report.render import contents
 from sinks.report.spread import Spread, loss_call, move
 from tests.report.synthetic import BACKCOPY, Levels, write_ablation, write_run
@@ -109,6 +110,48 @@ def test_mixed_runs_of_a_variant_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"differ in steps \(1000 and 77\)") as error:
         load_ablation(root)
     assert "\n" not in str(error.value)
+
+
+def test_runs_of_a_variant_on_other_text_are_rejected(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        content = {"content_fingerprint": f"text {seed}"}
+        write_run(tmp_path / f"gate/seed{seed}", "gate", seed, Levels(), statistics=False, **content)
+    with pytest.raises(UserError, match=r"differ in content_fingerprint \(text 0 and text 1\)"):
+        load_ablation(tmp_path)
+
+
+def test_runs_that_their_own_rule_stopped_may_differ_in_steps(tmp_path: Path) -> None:
+    for seed, steps in ((0, 700), (1, 900)):
+        more = {"steps": steps, "tokens": steps, "stopped_early": True}
+        write_run(tmp_path / f"gate/seed{seed}", "gate", seed, Levels(), statistics=False, **more)
+    assert row(tmp_path, "gate")["seeds"] == "2"
+
+
+@pytest.mark.parametrize("stated", [None, False])
+def test_a_run_without_a_seed_is_not_seed_0(stated: object, tmp_path: Path) -> None:
+    root = two_variants(tmp_path)
+    paired = row(root, "gate")["\u0394 loss, paired"]
+    for name in ("seed0", "again"):
+        run = write_run(root / f"more/gate/{name}", "gate", 0, Levels(), statistics=False, val_loss=9.0)
+        run.finish(run.summary() | {"seed": stated})
+    ablation = load_ablation(root)
+    (gate,) = (variant for variant in ablation.variants if variant.name == "gate")
+    assert [run.seed for run in gate.runs] == [0, 1, 2, None, None]
+    assert row(root, "gate")["\u0394 loss, paired"] == paired
+    assert "seeds: 0, 1, 2, unseeded" in reproduction.lines(ablation)
+    assert "--seeds=0,1,2 " in " ".join(reproduction.again(replace(ablation, file="ablation.yaml"))) + " "
+
+
+def test_a_run_without_validation_has_no_loss_and_has_not_diverged(tmp_path: Path) -> None:
+    root = two_variants(tmp_path)
+    for seed in (0, 1):
+        write_run(root / f"fast/seed{seed}", "fast", seed, Levels(), statistics=False, val_loss=None)
+    fast = row(root, "fast")
+    assert (fast["seeds"], fast["validation loss"], fast["\u0394 loss, paired"]) == ("2", "-", "-")
+    assert fast["remark"] == "no validation"
+    assert "fast" in tables.terminal(compare(load_ablation(root)))
+    write_run(root / "fast/seed0", "fast", 0, Levels(), statistics=False, val_loss=float("nan"))
+    assert row(root, "fast")["remark"].startswith("1 diverged")
 
 
 def test_a_variant_that_needs_another_run_has_a_fingerprint_per_seed(tmp_path: Path) -> None:

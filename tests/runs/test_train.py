@@ -100,3 +100,20 @@ def test_what_no_configuration_can_hold_is_rejected() -> None:
         UserError, match=r"norm is .*, which config.yaml cannot hold: give a class, or functools.partial"
     ):
         section_of(model)
+
+
+def test_a_callback_that_stops_training_ends_a_sitting_and_not_the_run(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import lightning
+
+    class Enough(lightning.Callback):
+        def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+            trainer.should_stop |= trainer.global_step == 3
+
+    model = Gated(data().vocab_size, 12, architecture=TINY, norm_rank=3)
+    assert train(model, data(), tmp_path, max_steps=6, seed=3, trainer=OPTIONS, callbacks=[Enough()]) is None
+    assert "stopped at step 3 of 6: the same command resumes\n" in capsys.readouterr().out
+    assert not RunFolder(tmp_path).finished
+    assert start(tmp_path, seed=3, variant="mine")["steps"] == 6
+    assert RunFolder(tmp_path).summary()["val_loss"] == run.summary()["val_loss"]

@@ -48,7 +48,7 @@ def first_token_maps(comparison: Comparison) -> Figure | None:
     Heads of different seeds do not correspond, so seeds are shown side by side if there is room (up to four heads);
     otherwise the first seed represents the variant.
     """
-    panels: list[tuple[Variant, list[tuple[int, np.ndarray]]]] = []
+    panels: list[tuple[Variant, list[tuple[int | None, np.ndarray]]]] = []
     for variant in comparison.ablation.variants:
         maps = [
             (run.seed, statistics.arrays[FIRST_TOKEN_MASS_BY_HEAD][-1])
@@ -80,7 +80,7 @@ def first_token_maps(comparison: Comparison) -> Figure | None:
             axis.axvline(n * per_seed - 0.5, color="white", linewidth=4)
         if len(maps) > 1:
             ticks = [n * per_seed + (per_seed - 1) / 2 for n in range(len(maps))]
-            axis.set_xticks(ticks, [f"seed {seed}" for seed, _ in maps], fontsize=8)
+            axis.set_xticks(ticks, ["unseeded" if seed is None else f"seed {seed}" for seed, _ in maps], fontsize=8)
         else:
             axis.set_xlabel("head", fontsize=9)
     for axis in axes[:, 0]:
