@@ -84,7 +84,7 @@ def name_of(model: str, compiled: bool, dtype: torch.dtype) -> str:
 
 def steps_of(model: str, built: Callable[[bool], tuple[nn.Module, Callable[[Tensor], Tensor]]]) -> dict[str, Step]:
     """Steps of a model, eager and compiled, in both precisions; `built(compiled)` returns it and its loss."""
-    steps = {}
+    steps: dict[str, Step] = {}
     for compiled in (False, True):
         module, loss = built(compiled)
         steps |= {name_of(model, compiled, dtype): stepper(module, loss, CPU, dtype) for dtype in DTYPES}
