@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 CHUNK = 2**18  # logits, 1 MiB in float32
 
@@ -45,10 +44,12 @@ class _Chunked(torch.autograd.Function):
         return torch.stack(sums).sum() / len(targets)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         logits, targets = ctx.saved_tensors
         scale = gradient / len(targets)
+        if torch.is_grad_enabled():  # the gradient will be differentiated: `create_graph`
+            difference = torch.softmax(logits, dim=-1, dtype=_wide(logits)) - F.one_hot(targets, logits.shape[1])
+            return (difference * scale).to(logits.dtype), None
         result = torch.empty_like(logits)
         for part, own, out in _chunks(logits, targets[:, None], result):
             difference = torch.softmax(part, dim=-1, dtype=_wide(part))

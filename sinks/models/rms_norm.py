@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -22,21 +21,26 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    return torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]
-        inverse = mean_square.add_(eps).rsqrt_()
-        normalized = x * inverse
-        ctx.save_for_backward(normalized, inverse, weight)
-        return normalized * weight
+        inverse = _inverse_rms(x, eps)
+        ctx.save_for_backward(x, weight, inverse)
+        ctx.eps = eps
+        return (x * inverse).mul_(weight)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        normalized, inverse, weight = ctx.saved_tensors
+        x, weight, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient will be differentiated: `create_graph`
+            inverse = _inverse_rms(x, ctx.eps)
+        normalized = x * inverse
         product = gradient * normalized
         # The mean of `product * weight` is the part of the gradient that changes only the RMS.
         mean = (product * weight).mean(-1, keepdim=True)
-        to_x = torch.addcmul(gradient * weight, normalized, mean, value=-1).mul_(inverse)
+        to_x = torch.addcmul(gradient * weight, normalized, mean, value=-1) * inverse
         return to_x, product.flatten(0, -2).sum(0), None

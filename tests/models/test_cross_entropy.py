@@ -119,3 +119,8 @@ def test_compiled_as_a_whole_it_is_one_graph() -> None:
     torch.testing.assert_close(loss.double(), expected)
     torch.testing.assert_close(logits.grad.double(), gradient)
     torch._dynamo.reset()
+
+
+def test_the_second_derivative_is_that_of_finite_differences() -> None:
+    logits, targets = made(torch.float64)
+    assert torch.autograd.gradgradcheck(lambda x: cross_entropy(x, targets), (logits,))

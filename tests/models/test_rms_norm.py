@@ -67,3 +67,8 @@ def test_non_finite_values_stay_non_finite() -> None:
         assert not y[1, 2].isfinite().all()
         assert not to_x[1, 2].isfinite().all()
         assert y[0].isfinite().all()
+
+
+def test_the_second_derivative_is_that_of_finite_differences() -> None:
+    x, weight, _ = made()
+    assert torch.autograd.gradgradcheck(lambda *given: rms_norm(*given, EPS), (x, weight))
