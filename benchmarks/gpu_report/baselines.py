@@ -31,6 +31,10 @@ class BaselineModel:
     logits: Callable[[Tensor], Tensor]
     layers: Iterable[nn.Module] = ()
 
+    def loss(self, rows: Tensor) -> Tensor:
+        """Mean next-token cross-entropy of rows [B, T + 1], by torch."""
+        return F.cross_entropy(self.logits(rows[:, :-1]).flatten(0, 1).float(), rows[:, 1:].flatten())
+
     def compile(self, **options: Any) -> str:
         """Compile it with torch.compile's options; return what was compiled."""
         for part in self.layers or [self.model]:
@@ -98,14 +102,23 @@ def litgpt(shape: Architecture, vocab_size: int, context_length: int) -> Baselin
 BASELINE_MODELS = {"Hugging Face Llama, SDPA": llama, "litgpt GPT": litgpt}
 
 
-def stepper(model: nn.Module, logits: Callable[[Tensor], Tensor], device: torch.device) -> Step:
-    """One optimizer step on rows [B, T + 1] in bfloat16 autocast, clipping included."""
+def stepper(
+    model: nn.Module, loss: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> Step:
+    """One optimizer step on rows [B, T + 1], clipping included.
+
+    Args:
+        model: with the parameters.
+        loss: rows -> mean next-token cross-entropy.
+        device: of the model.
+        dtype: of autocast; float32 for none.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step(rows: Tensor) -> None:
-        with torch.autocast(device.type, torch.bfloat16):
-            predicted = logits(rows[:, :-1])
-        F.cross_entropy(predicted.flatten(0, 1).float(), rows[:, 1:].flatten()).backward()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            value = loss(rows)
+        value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

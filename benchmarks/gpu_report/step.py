@@ -128,7 +128,7 @@ class Runner:
         """A step of one of our models; its parameters are created on the device."""
         with self.device:
             model.configure_model()
-        return stepper(model.to(self.device), model, self.device)
+        return stepper(model.to(self.device), model.loss, self.device)
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -267,7 +267,7 @@ def _baseline_model(
         other = BASELINE_MODELS[name](width.shape, width.vocab_size, width.context_length)
     model = other.model
     label = name + (f", {other.compile()}" if compiled else "")
-    step = stepper(model, other.logits, runner.device)
+    step = stepper(model, other.loss, runner.device)
     row = _row(runner, result, label, model, (baseline, step), flops, before)
     return row | {"baseline_model": True, "compiled": compiled}
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -29,6 +28,7 @@ from sinks.models.attention_config import AttentionConfig
 from sinks.models.attention_gates import AttentionGate, NoGate
 from sinks.models.clips import NoClip, ResidualClip
 from sinks.models.counting import Flops
+from sinks.models.cross_entropy import cross_entropy
 from sinks.models.decoder import Architecture, Components, Decoder
 from sinks.models.execution import Execution
 from sinks.models.feed_forward import FeedForwardConfig, SwiGLU
@@ -168,7 +168,7 @@ class CausalLM(Described, lightning.LightningModule):
     def loss(self, rows: Tensor) -> Tensor:
         """Mean next-token cross-entropy of rows [B, T + 1]."""
         logits = self(rows[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
+        return cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss = self.loss(batch)

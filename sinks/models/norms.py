@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sinks.errors import require
+from sinks.models.rms_norm import rms_norm
 from sinks.models.taps import Report, Tap, taps_of
 
 
@@ -59,7 +59,7 @@ class RMSNorm(Norm):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.rms_norm(x, (self.d_model,), self.weight, self.eps)
+        y = rms_norm(x, self.weight, self.eps)
         if self.internals is not None:
             self.internals |= {"gain": self.weight, "divided": x, "weight": self.weight, "normalized": y}
         return y

@@ -296,7 +296,7 @@ def test_a_run_that_its_own_rule_stops_is_finished_there(tmp_path: Path, capsys:
     ("option", "value"), [("limit_train_batches", 1), ("limit_train_batches", 0.5), ("overfit_batches", 4)]
 )
 def test_epochs_are_rejected(option: str, value: float) -> None:
-    expected = f"trainer.{option} is {value}, but training is one endless stream: give --trainer.max_steps"
+    expected = f"trainer.{option} is {value}, but training is one endless stream of steps: leave it out"
     with pytest.raises(UserError, match=expected):
         around(RunFolder("run"), {option: value}, None)
     around(RunFolder("run"), {"limit_train_batches": 1.0, "overfit_batches": 0.0}, None)

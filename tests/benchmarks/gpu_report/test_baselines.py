@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 
-from benchmarks.gpu_report.baselines import BaselineModel, llama
+from benchmarks.gpu_report.baselines import BaselineModel, llama, stepper
 from sinks.models.decoder import Architecture
 
 pytest.importorskip("transformers")
@@ -41,3 +41,14 @@ def test_another_model_is_compiled_as_a_whole() -> None:
     assert BaselineModel(model, model).compile(backend=counter) == "compiled"
     model(torch.ones(1, 4))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_is_taken_in_the_named_precision(dtype: torch.dtype, tiny: BaselineModel) -> None:
+    seen = []
+    before = [p.detach().clone() for p in tiny.model.parameters()]
+    projection = next(m for m in tiny.model.modules() if isinstance(m, torch.nn.Linear))
+    projection.register_forward_hook(lambda *given: seen.append(given[2].dtype))
+    stepper(tiny.model, tiny.loss, torch.device("cpu"), dtype)(torch.randint(0, 32, (2, 9)))
+    assert seen == [dtype]
+    assert not all(torch.equal(a, b) for a, b in zip(before, tiny.model.parameters(), strict=True))

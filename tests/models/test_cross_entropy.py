@@ -1,0 +1,126 @@
+"""Value, gradient and memory of the chunked cross-entropy."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sinks.models import cross_entropy as module
+from sinks.models.cross_entropy import cross_entropy
+
+ROWS, VOCAB_SIZE = 37, 19
+
+
+@pytest.fixture(autouse=True)
+def _five_rows_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 5 * VOCAB_SIZE)
+
+
+def made(dtype: torch.dtype, spread: float = 3.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = spread * torch.randn(ROWS, VOCAB_SIZE, generator=generator)
+    return logits.to(dtype).requires_grad_(), torch.randint(0, VOCAB_SIZE, (ROWS,), generator=generator)
+
+
+def oracle(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and gradient in float64."""
+    wide = logits.detach().double().requires_grad_()
+    loss = F.cross_entropy(wide, targets)
+    loss.backward()
+    assert wide.grad is not None
+    return loss.detach(), wide.grad
+
+
+@pytest.mark.parametrize("spread", [3.0, 1e4])
+@pytest.mark.parametrize(
+    ("dtype", "loss_rtol", "gradient_rtol"),
+    [(torch.float64, 1e-12, 1e-12), (torch.float32, 1e-6, 1e-5), (torch.bfloat16, 1e-6, 2**-8)],
+)
+def test_loss_and_gradient_are_those_in_float64(
+    dtype: torch.dtype, loss_rtol: float, gradient_rtol: float, spread: float
+) -> None:
+    logits, targets = made(dtype, spread)
+    expected, gradient = oracle(logits, targets)
+    loss = cross_entropy(logits, targets)
+    (3 * loss).backward()
+    assert loss.dtype == torch.promote_types(dtype, torch.float32)
+    assert logits.grad is not None
+    assert logits.grad.dtype == dtype
+    torch.testing.assert_close(loss.double(), expected, rtol=loss_rtol, atol=0)
+    torch.testing.assert_close(logits.grad.double(), 3 * gradient, rtol=gradient_rtol, atol=1e-7)
+
+
+def test_logits_of_a_projection_transposed_and_used_twice() -> None:
+    logits, targets = made(torch.float64)
+    _, gradient = oracle(logits, targets)
+    transposed = logits.detach().t().contiguous().t().requires_grad_()
+    loss = cross_entropy(transposed, targets)
+    (loss + cross_entropy(transposed, targets) + transposed.sum()).backward(retain_graph=True)
+    assert transposed.grad is not None
+    torch.testing.assert_close(transposed.grad, 2 * gradient + 1)
+    loss.backward()
+    torch.testing.assert_close(transposed.grad, 3 * gradient + 1)
+    torch.testing.assert_close(transposed.detach(), logits.detach(), rtol=0, atol=0)
+
+
+def test_non_finite_logits_and_gradients_stay_non_finite() -> None:
+    logits, targets = made(torch.float32)
+    (torch.nan * cross_entropy(logits, targets)).backward()
+    assert logits.grad is not None
+    assert logits.grad.isnan().all()
+    poisoned = logits.detach().clone()
+    poisoned[ROWS - 1, 0] = torch.inf
+    assert not cross_entropy(poisoned, targets).isfinite()
+
+
+def test_a_target_outside_the_vocabulary_is_an_error() -> None:
+    logits, targets = made(torch.float32)
+    targets[-1] = VOCAB_SIZE
+    with pytest.raises(IndexError, match="out of bounds"):
+        cross_entropy(logits, targets)
+
+
+class _Largest(TorchDispatchMode):
+    """Counts the new tensors as large as the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.numel() >= ROWS * VOCAB_SIZE:
+                self.found.add(leaf.untyped_storage().data_ptr())
+        return result
+
+
+def test_the_gradient_is_the_only_new_tensor_as_large_as_the_logits() -> None:
+    logits, targets = made(torch.float32)
+    with _Largest() as forward:
+        loss = cross_entropy(logits, targets)
+    assert not forward.found
+    with _Largest() as backward:
+        loss.backward()
+    assert logits.grad is not None
+    assert backward.found == {logits.grad.untyped_storage().data_ptr()}
+
+
+def test_compiled_as_a_whole_it_is_one_graph() -> None:
+    logits, targets = made(torch.float32)
+    torch._dynamo.reset()
+    compiled = torch.compile(cross_entropy, backend="aot_eager", fullgraph=True)
+    loss = compiled(logits, targets)
+    loss.backward()
+    expected, gradient = oracle(logits, targets)
+    assert logits.grad is not None
+    torch.testing.assert_close(loss.double(), expected)
+    torch.testing.assert_close(logits.grad.double(), gradient)
+    torch._dynamo.reset()
+
+
+def test_the_second_derivative_is_that_of_finite_differences() -> None:
+    logits, targets = made(torch.float64)
+    assert torch.autograd.gradgradcheck(lambda x: cross_entropy(x, targets), (logits,))
