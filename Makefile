@@ -50,11 +50,14 @@ ablation-text: $(VENV)/.installed  ## the same on real text (too few tokens for 
 sweep-dyt: $(VENV)/.installed  ## how DyT's slope, embedding scale and learning rate were chosen
 	$(call run_ablation,experiments/ablations/dyt-sweep.yaml)
 
+# A file of tests at a time on each core, one thread each: more threads than cores wait for one another.
+run_tests = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),auto) --dist loadfile
+
 test: $(VENV)/.installed  ## the tests (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(run_tests) -m "not slow"
 
 test-all: $(VENV)/.installed  ## the tests, the slow ones included
-	$(BIN)/python -m pytest -q
+	$(run_tests)
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check .
