@@ -124,6 +124,8 @@ def grid(
     require("steps", wanted, at_least=1, remedy="give a positive number")
     name = content["name"] if wanted == content["steps"] else f"{content['name']}-{wanted}steps"
     text = fragment(content, runs / name, names, chosen_seeds, wanted)
+    if out is not None and out.is_dir():
+        raise UserError(f"{out} is a folder: give --out a file")
     if out is None:
         print(text, end="")
         return

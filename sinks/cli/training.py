@@ -82,7 +82,8 @@ class TrainingCLI(NoCheckpointOptions, LightningCLI):
         super().parse_arguments(parser, checked_configs(args, subparser_of(self, args, parser)))
         for section in (self.config, self.config.get(self.config.get("subcommand"))):
             seed = section and section.get("seed_everything")
-            require("seed_everything", seed, at_least=0, at_most=2**32 - 1, remedy="give e.g. 0")
+            if seed is not None:
+                require("seed_everything", seed, at_least=0, at_most=2**32 - 1, remedy="give e.g. 0")
 
     # -- the trainer around the run folder ----------------------------------------------------------------------
 
