@@ -4,7 +4,7 @@ import math
 import operator
 from typing import TypeVar
 
-Number = TypeVar("Number", bound=float | None)
+Number = TypeVar("Number", bound=float)
 
 
 class UserError(ValueError):
@@ -24,7 +24,7 @@ def require(
     below: float | None = None,
     remedy: str,
 ) -> Number:
-    """A number that is finite and within its limits; None, an option that is left out, is within any.
+    """A number that is finite and within its limits; a null in a configuration is neither.
 
     Args:
         name: of the option, as the user writes it.
@@ -43,8 +43,8 @@ def require(
     """
     limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     given = {words: limit for words, limit in limits.items() if limit is not None}
-    finite = value is None or isinstance(value, int) or math.isfinite(value)
-    if value is None or (finite and all(_HOLDS[words](value, limit) for words, limit in given.items())):
+    finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if finite and all(_HOLDS[words](value, limit) for words, limit in given.items()):
         return value
     wanted = " and ".join(f"{words} {limit}" for words, limit in given.items())
     raise UserError(f"{name} is {value}, but must be {wanted if finite and wanted else 'finite'}: {remedy}")

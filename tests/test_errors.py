@@ -29,7 +29,8 @@ def test_the_message_has_value_limits_and_remedy() -> None:
 
 def test_limits_are_inclusive_or_not_as_named() -> None:
     assert require("x", 0, at_least=0, at_most=0, remedy="") == 0
-    assert require("x", None, above=0, remedy="") is None
+    with pytest.raises(UserError, match="x is None, but must be finite: give 1"):
+        require("x", None, above=0, remedy="give 1")  # type: ignore[type-var]
     assert require("x", 10**400, above=0, remedy="") == 10**400  # an integer that no float holds
     for limits in ({"above": 0}, {"below": 0}, {"at_least": 1}, {"at_most": -1}):
         with pytest.raises(UserError):

@@ -55,7 +55,8 @@ class SinkStatistics(Callback):
     ) -> None:
         for name, value in (("interval", interval), ("start", start), ("sink_dimensions", sink_dimensions)):
             require(f"statistics.{name}", value, at_least=1, remedy="give a positive number")
-        require("statistics.stop", stop, at_least=start, remedy="leave it out for no end")
+        if stop is not None:
+            require("statistics.stop", stop, at_least=start, remedy="leave it out for no end")
         for name in leave_out:
             if name not in GROUPS:
                 raise UserError(f"statistics.leave_out has {name!r}, but groups are {', '.join(GROUPS)}")

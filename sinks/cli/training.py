@@ -1,13 +1,15 @@
 """`sinks fit` and `sinks validate`: LightningCLI over the families and data modules, around one run folder."""
 
+import inspect
 import logging
 import os
 import re
 import threading
 import warnings
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, get_args
 
 import lightning
 import torch
@@ -57,6 +59,25 @@ class TrainingParser(OneLineErrors, LightningArgumentParser):
         super().error(message, ex)
 
 
+def reject_nulls(section: str, given: Any) -> None:
+    """jsonargparse takes a null for any option of a class; reject it where the option's type has none.
+
+    Args:
+        section: `model` or `data`.
+        given: its `class_path` and `init_args`, as parsed.
+    """
+    options = given.get("init_args") if given else None
+    nulls = {name for name, value in vars(options).items() if value is None} if options else set()
+    if not nulls:
+        return
+    module, _, name = given.class_path.rpartition(".")
+    for kind in getattr(import_module(module), name).__mro__[:-1]:
+        for name, option in inspect.signature(kind).parameters.items():
+            typed = option.default is not option.empty and type(None) not in get_args(option.annotation)
+            if name in nulls and typed and option.default is not None:
+                raise UserError(f"{section}.{name} is null, but its type has none: leave it out for the default")
+
+
 def subclasses(base: type) -> set[type]:
     """All imported subclasses, recursively."""
     children: list[type] = base.__subclasses__()
@@ -85,8 +106,11 @@ class TrainingCLI(NoCheckpointOptions, LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, checked_configs(args, subparser_of(self, args, parser)))
         for section in (self.config, self.config.get(self.config.get("subcommand"))):
+            for name in ("model", "data") if section else ():
+                reject_nulls(name, section.get(name))
             seed = section and section.get("seed_everything")
-            require("seed_everything", seed, at_least=0, at_most=2**32 - 1, remedy="give e.g. 0")
+            if seed is not None:
+                require("seed_everything", seed, at_least=0, at_most=2**32 - 1, remedy="give e.g. 0")
 
     # -- the trainer around the run folder ----------------------------------------------------------------------
 

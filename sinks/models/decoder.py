@@ -63,8 +63,9 @@ class Architecture:
         for name in ("d_model", "n_layers", "n_heads", "ffn_hidden"):
             require(f"architecture.{name}", getattr(self, name), at_least=1, at_most=LARGEST, remedy="give e.g. 128")
         for name in ("n_kv_heads", "head_dim"):
-            remedy = "leave it out for the default"
-            require(f"architecture.{name}", getattr(self, name), at_least=1, at_most=LARGEST, remedy=remedy)
+            value, remedy = getattr(self, name), "leave it out for the default"
+            if value is not None:
+                require(f"architecture.{name}", value, at_least=1, at_most=LARGEST, remedy=remedy)
         for name in ("init_std", "embedding_std"):
             require(f"architecture.{name}", getattr(self, name), at_least=0, remedy="give e.g. 0.02")
         require("architecture.rope_base", self.rope_base, above=0, remedy="give e.g. 10000")

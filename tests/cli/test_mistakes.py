@@ -110,6 +110,12 @@ def test_a_file_in_place_of_a_folder_is_one_line(
     assert state(finished) == before
 
 
+@pytest.mark.parametrize("option", ["model.norm_gate", "model.norm_rank", "data.batch_size"])
+def test_a_null_where_the_type_has_none_is_one_line(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = one_line(["fit", *SMALL, "--run.dir=unused", "--model=Gated", f"--{option}=null"], capsys)
+    assert f"{option} is null, but its type has none: leave it out for the default" in error
+
+
 @pytest.mark.parametrize("seed", ["-1", "4294967296"])
 def test_a_seed_that_numpy_does_not_take_is_one_line(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
     error = one_line(["fit", *SMALL, "--run.dir=unused", f"--seed_everything={seed}"], capsys)
