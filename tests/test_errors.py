@@ -71,10 +71,6 @@ OUTSIDE: list[tuple[Any, str, list[float]]] = [
     (SinkStatistics, "sink_dimensions", [0]),
     (RunCheckpoints, "keep", [0]),
     (lambda **options: check_trainer_options(options), "log_every_n_steps", [0, -1]),
-    (lambda **options: check_trainer_options(options), "val_check_interval", [0, 0.0]),
-    (lambda **options: check_trainer_options(options), "accumulate_grad_batches", [0]),
-    (lambda **options: check_trainer_options(options), "check_val_every_n_epoch", [0]),
-    (lambda **options: check_trainer_options(options), "limit_train_batches", [0, 0.0]),
     (lambda **options: check_trainer_options(options), "gradient_clip_val", [-1, math.nan, math.inf]),
 ]
 

@@ -158,9 +158,9 @@ def grid(
     except ValueError:
         raise UserError(f"seeds are {seeds!r}, but must be whole numbers with commas between: give e.g. 0,1") from None
     chosen_seeds = [require("a seed", seed, at_least=0, remedy="give e.g. 0,1") for seed in dict.fromkeys(chosen_seeds)]
-    length = content["steps"] if steps is None else steps
+    length: int = content["steps"] if steps is None else steps
     require("steps", length, at_least=1, remedy="give a positive number")
-    require("jobs", jobs, at_least=1, remedy="leave it out for one per core")
+    require("jobs", cores() if jobs is None else jobs, at_least=1, remedy="leave it out for one per core")
     root = runs / (content["name"] if length == content["steps"] else f"{content['name']}-{length}steps")
     plan = planned(content, root, names, chosen_seeds, length)
     if commands:

@@ -185,9 +185,9 @@ def test_a_checkpoint_taken_within_a_step_resumes_at_its_start(at_once: RunFolde
 
 def test_a_stop_waits_for_the_end_of_the_step(tmp_path: Path) -> None:
     more = ["--run.dir", str(tmp_path / "run"), *within(tmp_path, step=5, act="stop")]
-    assert main(["fit", *small("gated-both"), *split(4), *more]) == 0
+    with pytest.raises(SystemExit, match="75"):  # a sitting that ended before the run
+        main(["fit", *small("gated-both"), *split(4), *more])
     run = RunFolder(tmp_path / "run")
-    assert run.series("validation/loss")[0].tolist() == [3, 5]
     checkpoint = torch.load(run.last_checkpoint, weights_only=True)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
     assert (checkpoint["global_step"], progress["completed"]) == (5, 5 * 4)

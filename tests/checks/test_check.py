@@ -63,15 +63,6 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "leaks the future": ({"mixer": user.LeakingMean}, {"causal": "changed from there on", "prefix": "alone give"}),
     "a prefix alone differs": ({"mixer": user.LengthScaled}, {"prefix": "alone give"}),
     "ignores a parameter": ({"norm": user.IdleNorm}, {"every parameter learns": "attention_norm.norm.unused"}),
-    "a parameter in no group": (
-        {"optimizer": user.ForgetfulAdamW},
-        {
-            "every parameter in one group": "let it take every group",
-            "first steps": "",
-            "save and load": "",
-            SHARDED: "",
-        },
-    ),
     "a norm of another formula": (
         {"norm": user.MisreportingNorm},
         {"norms are as reported": "calls normalized"},
@@ -98,6 +89,11 @@ def test_an_injected_fault_is_named(name: str) -> None:
 def test_nan_at_the_first_step_is_named() -> None:
     found = failures(lambda: user.small(attention_gate=user.ExplodingGate))
     assert "step 1 is not finite" in found["first steps"]
+
+
+def test_an_optimizer_that_leaves_parameters_out_is_rejected_at_construction() -> None:
+    with pytest.raises(UserError, match=r"ForgetfulAdamW updates \d+ of the model's \d+ parameters: let it take every"):
+        user.small(optimizer=user.ForgetfulAdamW)
 
 
 def test_overriding_attend_is_rejected_at_construction() -> None:

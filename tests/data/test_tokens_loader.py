@@ -13,6 +13,7 @@ import torch
 
 from sinks.data.rows import TokenRows
 from sinks.data.tokens_loader import TokensLoader
+from sinks.errors import UserError
 
 PATIENCE_S = 0.2  # for what must not happen
 
@@ -78,7 +79,7 @@ def test_a_chunk_that_is_mapped_while_it_is_closed(kind: type, chunks: Path, mon
     loader = loader_of(rows)
     loader._mmaps = MappedAgain(loader._mmaps, lambda chunk: loader.pre_load_chunk(chunk, file_of(rows, chunk)))
     if kind is litdata.TokensLoader:
-        with pytest.raises(KeyError):  # or litdata needs no workaround any more
+        with pytest.raises(UserError, match="KeyError"):  # or litdata needs no workaround any more
             _ = rows[4]
     else:
         assert [rows[i].tolist() for i in (4, 0, 8)] == [[*range(10 * i, 10 * i + 10)] for i in (4, 0, 8)]
