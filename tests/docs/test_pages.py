@@ -156,3 +156,14 @@ def test_no_package_is_higher_than_its_imports_demand() -> None:
     # Nothing is imported from the commands, the entry point and the benchmarks: they are on top wherever they could be.
     free = {"sinks.cli", "sinks.__main__", "benchmarks"}
     assert {p: lowest[p] for p in level if p not in free} == {p: n for p, n in level.items() if p not in free}
+
+
+def test_every_fault_of_a_library_names_a_test_that_exists() -> None:
+    rows = [line.split(" | ")[-1] for line in text_of("docs/upstream.md").splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for cell in rows:
+        file, _, name = re.sub(r"[`| ]", "", cell).partition("::")
+        if file.startswith("tests/"):
+            assert not name or f"def {name}(" in text_of(file), cell
+        else:
+            assert file == "makebench" or (ROOT / file).is_file(), cell
