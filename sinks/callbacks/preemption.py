@@ -105,7 +105,9 @@ class Preemption(Callback):
         for count in (progress.total, progress.current):
             count.ready -= 1  # this batch is read again after the resume
         saved = "checkpoint saved: the same command resumes"
-        if not save_checkpoint(trainer):
+        if trainer.global_step == 0:
+            saved = "before there was anything to save"
+        elif not save_checkpoint(trainer):
             saved = "nothing saved, because the run keeps no checkpoints"
         if trainer.is_global_zero:
             name = reason if isinstance(reason, str) else reason.name

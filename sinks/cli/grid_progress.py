@@ -9,6 +9,10 @@ from tqdm import tqdm
 from sinks.cli.schedule import PlannedRun, last_step
 
 
+# Of the steps to do, so many must be done before their pace says when the others will be.
+PACE_FROM = 0.03
+
+
 def duration(seconds: float) -> str:
     """In the unit that a reader would use."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
@@ -68,7 +72,7 @@ class GridProgress:
         self._read(self._running)
         done = sum(self._steps.values())
         left = ""
-        if self._first < done < self._bar_total:
+        if done < self._bar_total and done - self._first > PACE_FROM * (self._bar_total - self._first):
             pace = (done - self._first) / (time.monotonic() - self._since)
             left = f", {duration((self._bar_total - done) / pace)} left"
         return f"run {min(self._ended + 1, len(self.runs))} of {len(self.runs)}{left}"
