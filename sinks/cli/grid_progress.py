@@ -8,7 +8,6 @@ from tqdm import tqdm
 
 from sinks.cli.schedule import PlannedRun, last_step
 
-
 # Of the steps to do, so many must be done before their pace says when the others will be.
 PACE_FROM = 0.03
 
