@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -112,6 +113,7 @@ def test_make_ablation_in_full(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_every_sinks_command_in_full(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(user / "runs", ignore_errors=True)  # of the reduced commands
     for line in SINKS:
         if "sinks fit" in line and ON_GPUS.search(line):
             continue

@@ -51,8 +51,18 @@ class RunCheckpoints(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step  # nothing new to save yet, resumed or not
-        if trainer.ckpt_path is None or Path(trainer.ckpt_path).resolve().parent != self._folder.checkpoints.resolve():
+        if not self._resumed(trainer):
             self._written = []  # in another folder
+
+    def _resumed(self, trainer: Trainer) -> bool:
+        """Whether the run goes on from a checkpoint of its own."""
+        path = trainer.ckpt_path
+        return path is not None and Path(path).resolve().parent == self._folder.checkpoints.resolve()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run killed between its last checkpoint and the removal of the one before has nothing to train.
+        if self._resumed(trainer) and trainer.is_global_zero:
+            remove_checkpoints(self._folder.checkpoints, self._written[: -self.keep])
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._due(trainer) and not validation_follows(trainer):

@@ -327,3 +327,16 @@ def test_shards_that_would_run_code_do_not(
     assert "cannot be read as a checkpoint" in error
     assert error.count("\n") == 1
     assert not Path("run-by-a-checkpoint").exists()
+
+
+def test_a_run_killed_before_it_removed_an_older_checkpoint_removes_it(tmp_path: Path) -> None:
+    folder = fit(tmp_path / "run", "--checkpoints.interval=3")
+    newest, older = folder.checkpoints / "step00000006.ckpt", folder.checkpoints / "step00000003.ckpt"
+    users = folder.checkpoints / "step00000002.ckpt"
+    assert not older.exists()
+    for file in (older, users):
+        shutil.copy(newest, file)
+    (folder.path / "summary.json").unlink()
+    fit(tmp_path / "run", "--checkpoints.interval=3")
+    assert folder.finished
+    assert sorted(file.name for file in folder.checkpoints.iterdir()) == ["last.ckpt", users.name, newest.name]

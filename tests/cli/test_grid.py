@@ -76,13 +76,6 @@ def test_a_package_without_the_repository_says_where_the_ablations_are(
     assert "experiments/models/backcopy.yaml, which does not exist: paths start in the project's root" in error
 
 
-@pytest.mark.usefixtures("in_the_root")
-@pytest.mark.parametrize("out", ["", ".", "tests"])
-def test_a_folder_is_no_file_for_the_fragment(out: str, capsys: pytest.CaptureFixture[str]) -> None:
-    error = one_line(["grid", "experiments/ablations/backcopy.yaml", f"--out={out}"], capsys)
-    assert "is a folder: give --out a file" in error
-
-
 WHOLE = {"name": "a", "configs": ["c.yaml"], "steps": 1, "seeds": [0], "variants": {"b": {"config": "c.yaml"}}}
 
 
