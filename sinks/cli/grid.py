@@ -64,13 +64,29 @@ def chosen(kind: str, wanted: str | None, offered: list[str]) -> list[str]:
     return [name for name in offered if name in names]
 
 
+def with_needed(ablation: dict[str, Any], names: list[str]) -> list[str]:
+    """The variants and those that they need, each after the one it needs.
+
+    Raises:
+        UserError: if a variant needs itself, through others or not.
+    """
+    ordered: dict[str, None] = {}
+    for name in names:
+        chain = [name]
+        while (needs := ablation["variants"][chain[-1]].get("needs")) is not None:
+            if needs in chain:
+                raise UserError(f"variant {needs} needs itself ({' needs '.join([*chain, needs])}): remove one needs")
+            chain.append(needs)
+        ordered |= dict.fromkeys(reversed(chain))
+    return list(ordered)
+
+
 def planned(
     ablation: dict[str, Any], root: Path, variants: list[str], seeds: list[int], steps: int
 ) -> list[PlannedRun]:
-    """The runs of an ablation in the order of its variants, what others need first."""
+    """The runs of some variants and of those that they need, each after the one it needs."""
     runs = []
-    needed = {ablation["variants"][name].get("needs") for name in variants}
-    for name in sorted(variants, key=lambda name: name not in needed):
+    for name in with_needed(ablation, variants):
         variant = ablation["variants"][name]
         configs = [variant["config"], *ablation["configs"]]
         for seed in seeds:
@@ -150,9 +166,7 @@ def grid(
         commands: print the commands instead, in an order in which they can run.
     """
     content = read_ablation(ablation)
-    names = chosen("variant", variants, list(content["variants"]))
-    needed = {content["variants"][name].get("needs") for name in names} - {None}
-    names = [name for name in content["variants"] if name in {*names, *needed}]
+    names = with_needed(content, chosen("variant", variants, list(content["variants"])))
     try:
         chosen_seeds = [int(seed) for seed in seeds.split(",")] if seeds else content["seeds"]
     except ValueError:
@@ -160,18 +174,18 @@ def grid(
     chosen_seeds = [require("a seed", seed, at_least=0, remedy="give e.g. 0,1") for seed in dict.fromkeys(chosen_seeds)]
     length: int = content["steps"] if steps is None else steps
     require("steps", length, at_least=1, remedy="give a positive number")
-    require("jobs", cores() if jobs is None else jobs, at_least=1, remedy="leave it out for one per core")
+    at_once: int = cores() if jobs is None else jobs
+    require("jobs", at_once, at_least=1, remedy="leave it out for one per core")
     root = runs / (content["name"] if length == content["steps"] else f"{content['name']}-{length}steps")
     plan = planned(content, root, names, chosen_seeds, length)
     if commands:
         print("\n".join(map(shell_command, plan)))
         return
-    jobs = jobs or cores()
     done = sum(run.done for run in plan)
     state = f", {done} of them finished" if done else ""
     print(
         f"{len(plan)} runs of {length} steps ({len(names)} variants x {len(chosen_seeds)} seeds) in {root}{state}; "
-        f"{jobs} at a time",
+        f"{at_once} at a time",
         file=sys.stderr,
     )
     shown = content | {"seeds": chosen_seeds, "steps": length, "file": str(ablation)}
@@ -179,11 +193,11 @@ def grid(
     failed = []
     if done < len(plan):
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per run
-        print(where(content, plan, jobs), file=sys.stderr)
+        print(where(content, plan, at_once), file=sys.stderr)
         quiet = [replace(run, arguments=[*run.arguments, *QUIET]) for run in plan]
         progress = GridProgress(quiet)
         try:
-            failed = run_side_by_side(quiet, jobs, launch, progress)
+            failed = run_side_by_side(quiet, at_once, launch, progress)
         finally:
             progress.close()
     print(root)

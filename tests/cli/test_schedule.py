@@ -11,10 +11,11 @@ import torch
 import yaml
 
 from sinks.cli import grid_progress
-from sinks.cli.grid import planned, shell_command, where
+from sinks.cli.grid import planned, shell_command, where, with_needed
 from sinks.cli.grid_progress import GridProgress, duration
 from sinks.cli.schedule import PlannedRun, last_step, run_side_by_side
 from sinks.cli.training import command_line
+from sinks.errors import UserError
 from sinks.record import RunFolder
 from sinks.runs.precision import cpu_precision, has_bfloat16
 from tests.cli.small import SMALL, small
@@ -109,6 +110,13 @@ def test_what_others_need_comes_first() -> None:
     assert [r.name for r in runs] == ["a seed 0", "a seed 1", "b seed 0", "b seed 1"]
     assert runs[2].needs == runs[0].folder
     assert shell_command(runs[3]).endswith('--model.x="$(sinks value runs/a/seed1 k --times=2.0)"')
+
+
+def test_what_is_needed_is_added_however_far_and_a_circle_is_rejected() -> None:
+    chain = {"a": {}, "b": {"needs": "a"}, "c": {"needs": "b"}, "d": {}}
+    assert with_needed({"variants": chain}, ["c", "d"]) == ["a", "b", "c", "d"]
+    with pytest.raises(UserError, match="variant c needs itself"):
+        with_needed({"variants": chain | {"a": {"needs": "c"}}}, ["c"])
 
 
 @pytest.mark.parametrize(("fast", "told"), [(True, "bf16-mixed, as the CPU has bfloat16"), (False, "no bfloat16")])
