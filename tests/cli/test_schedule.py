@@ -79,8 +79,11 @@ def test_a_run_whose_configuration_changed_is_tried_again(tmp_path: Path) -> Non
     made.folder.mkdir()
     made.summary.write_text("{}")
     assert made.done
-    os.utime(config, (2e9, 2e9))
+    os.utime(made.summary, (1e9, 1e9))
     assert not made.done
+    # Here `true` stands for a command that finds the run finished and of the same configuration.
+    assert run_side_by_side([made], 1, "true", Log()) == []
+    assert made.done
 
 
 def test_launch_is_in_front_of_the_command(tmp_path: Path) -> None:
