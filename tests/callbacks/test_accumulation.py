@@ -44,6 +44,15 @@ def accumulated(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return fit(tmp_path_factory.mktemp("accumulated"), *split(4), variant="gated-both")
 
 
+@pytest.fixture(scope="module")
+def over_two_processes(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("two-processes")
+    arguments = [*small("gated-both"), *split(2, processes=2), "--trainer.devices=2", "--trainer.strategy=ddp"]
+    for rank in start_ranks(["fit", *arguments, "--run.dir", str(folder / "run")], folder / "log"):
+        assert rank.wait() == 0, rank.output
+    return RunFolder(folder / "run")
+
+
 def assert_close(found: Any, expected: Any, name: str) -> None:
     # A correlation near zero is as exact as one near one.
     scale = 1.0 if "correlation" in name else np.nanmax(np.abs(np.asarray(expected, dtype=float)), initial=1e-30)
@@ -92,19 +101,18 @@ def test_every_number_is_that_of_the_step_at_once(accumulated: RunFolder, at_onc
     assert (options["val_check_interval"], options["accumulate_grad_batches"]) == (3, 4)
 
 
-def test_every_number_is_that_of_two_processes(at_once: RunFolder, tmp_path: Path) -> None:
-    arguments = [*small("gated-both"), *split(2, processes=2), "--trainer.devices=2", "--trainer.strategy=ddp"]
-    for rank in start_ranks(["fit", *arguments, "--run.dir", str(tmp_path / "run")], tmp_path / "log"):
-        assert rank.wait() == 0, rank.output
-    assert_same(RunFolder(tmp_path / "run"), at_once)
+def test_every_number_is_that_of_two_processes(over_two_processes: RunFolder, at_once: RunFolder) -> None:
+    assert_same(over_two_processes, at_once)
 
 
-def test_tensorboard_has_the_same_numbers(accumulated: RunFolder, at_once: RunFolder) -> None:
-    ours, theirs = (EventAccumulator(str(run.path)).Reload() for run in (accumulated, at_once))
+@pytest.mark.parametrize("other", ["accumulated", "over_two_processes"])
+def test_tensorboard_has_the_same_numbers(other: str, at_once: RunFolder, request: pytest.FixtureRequest) -> None:
+    runs = request.getfixturevalue(other), at_once
+    ours, theirs = (EventAccumulator(str(run.path)).Reload() for run in runs)
     assert ours.Tags()["scalars"] == theirs.Tags()["scalars"]
     for tag in set(theirs.Tags()["scalars"]) - ON_CLOCKS:
-        one, other = ([(event.step, event.value) for event in events.Scalars(tag)] for events in (ours, theirs))
-        assert_close(one, other, tag)
+        found, expected = ([(event.step, event.value) for event in events.Scalars(tag)] for events in (ours, theirs))
+        assert_close(found, expected, tag)
 
 
 def test_a_recomputed_forward_pass_is_not_counted_again(
