@@ -17,7 +17,7 @@ from sinks.record.logger import RunFolderLogger, log_to_all
 
 GroupName = Literal[
     "residual", "massive", "kurtosis", "energy", "rescale", "bound", "gain", "norm_gate", "gate_magnitude",
-    "norm_clip", "stream_clip", "mass", "rows", "keys", "values", "contribution", "attention_gate",
+    "norm_clip", "stream_clip", "update", "mass", "rows", "keys", "values", "contribution", "attention_gate",
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from sinks.models.layers import Embedding, Linear
 from sinks.models.mixers import FeedForward, SequenceMixer
 from sinks.models.norms import Norm, NormSite
 from sinks.models.positions import LearnedPositions, Position
+from sinks.models.residual import ResidualAdd
 from sinks.models.taps import Tap
 
 LARGEST = 2**24  # no matrix of this width and height has a size that overflows
@@ -130,10 +131,12 @@ class Block(nn.Module):
         config = architecture.attention_config(f"{site}.attention", context_length)
         self.attention_norm = NormSite(f"{site}.attention.norm", components.norm(architecture.d_model))
         self.attention = components.mixer(config)
+        self.attention_add = ResidualAdd(f"{site}.attention.update")
         self.attention_clip = components.residual_clip(f"{site}.residual.mid.clip")
         self.mid = Tap(f"{site}.residual.mid")
         self.feed_forward_norm = NormSite(f"{site}.feed_forward.norm", components.norm(architecture.d_model))
         self.feed_forward = components.feed_forward(architecture.feed_forward_config(f"{site}.feed_forward"))
+        self.feed_forward_add = ResidualAdd(f"{site}.feed_forward.update")
         self.feed_forward_clip = components.residual_clip(f"{site}.residual.out.clip")
         self.residual = Tap(f"{site}.residual.out")
 
@@ -144,8 +147,9 @@ class Block(nn.Module):
             |                                                 |            |                                 |
             +-------------------------------------------------+            +---------------------------------+
         """
-        x = self.mid(self.attention_clip(x + self.attention(self.attention_norm(x))))
-        return self.residual(self.feed_forward_clip(x + self.feed_forward(self.feed_forward_norm(x))))
+        x = self.mid(self.attention_clip(self.attention_add(x, self.attention(self.attention_norm(x)))))
+        x = self.feed_forward_clip(self.feed_forward_add(x, self.feed_forward(self.feed_forward_norm(x))))
+        return self.residual(x)
 
 
 class Head(Linear):

@@ -1,7 +1,7 @@
 """Reading a model while it runs: its sites, what each reports, and the statistics computed from it."""
 
 from sinks.observe.reader import Reader
-from sinks.observe.records import AttentionRecord, ClipRecord, NormRecord
+from sinks.observe.records import AttentionRecord, ClipRecord, NormRecord, Record, UpdateRecord
 from sinks.observe.sites import Site, sites_of
 
-__all__ = ["AttentionRecord", "ClipRecord", "NormRecord", "Reader", "Site", "sites_of"]
+__all__ = ["AttentionRecord", "ClipRecord", "NormRecord", "Reader", "Record", "Site", "UpdateRecord", "sites_of"]

@@ -105,6 +105,8 @@ GROUPS = {group.name: group for group in (
           lambda r, d: functional.gate_magnitude_accumulators(r.gate, r.normed), functional.gate_magnitude_statistics),
     Group("norm_clip", "norm", "residual", ("clipped",), _clip_accumulators, _clip_statistics),
     Group("stream_clip", "clip", "residual", (), _clip_accumulators, _clip_statistics),
+    Group("update", "update", "update", (), lambda r, d: functional.update_accumulators(r.residual, r.update),
+          functional.update_statistics),
     Group("mass", "attention", "attention", ("first_token_mass", "learned_sink_mass"),
           lambda r, d: functional.attention_accumulators(r.first_token_mass, r.learned_sink_mass),
           functional.attention_statistics),

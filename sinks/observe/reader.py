@@ -1,10 +1,10 @@
 """The engine that reads sites: records into accumulators, accumulators of batches and ranks into statistics."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from sinks.errors import UserError
 from sinks.observe.groups import GROUPS, Group
+from sinks.observe.records import Record
 from sinks.observe.sites import Kind, Site
 from sinks.observe.summary import Key, summarize
 from sinks.record import Statistics
@@ -34,6 +35,7 @@ class Reader:
         groups: names of the groups to read; all by default.
         sink_dimensions: how many dimensions count as the residual sink of a site.
         patterns: of the names of the sites to read, e.g. "blocks.0.*"; all by default.
+        listener: also gets the name of the site and the record, of every record that is read.
 
     Raises:
         UserError: if a group is unknown, a pattern matches no site, or the model has no site.
@@ -45,6 +47,7 @@ class Reader:
         groups: Collection[str] | None = None,
         sink_dimensions: int = 1,
         patterns: Sequence[str] = ("*",),
+        listener: Callable[[str, Record], None] | None = None,
     ) -> None:
         for name in groups or ():
             if name not in GROUPS:
@@ -60,12 +63,13 @@ class Reader:
         self.histograms: dict[str, Tensor] = {}  # of |h| at each norm site, of the last summary
         self.groups = [group for group in GROUPS.values() if groups is None or group.name in groups]
         self._sites = [site for site in sites if any(fnmatchcase(site.name, pattern) for pattern in patterns)]
+        self._listener = listener
         self._accumulators: dict[Key, Accumulators] = {}
 
     @property
     def names(self) -> dict[Kind, list[str]]:
         """Names of the sites of each kind, in order."""
-        kinds: dict[Kind, list[str]] = {"norm": [], "attention": [], "clip": []}
+        kinds: dict[Kind, list[str]] = {kind: [] for kind in get_args(Kind)}
         for site in self._sites:
             kinds[site.kind].append(site.name)
         return kinds
@@ -96,6 +100,8 @@ class Reader:
             self.stop()
 
     def _take(self, site: str, groups: list[Group], record: Any) -> None:
+        if self._listener is not None:
+            self._listener(site, record)
         dimensions = self.dimensions.get(site)
         if dimensions is not None and dimensions.device != record.input.device:
             dimensions = self.dimensions[site] = dimensions.to(record.input.device)

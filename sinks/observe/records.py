@@ -99,4 +99,17 @@ class ClipRecord:
     clipped: Tensor
 
 
-Record = NormRecord | AttentionRecord | ClipRecord
+@dataclass
+class UpdateRecord:
+    """Of a sublayer's addition to the residual stream.
+
+    Args:
+        residual: what the update is added to [B, T, D].
+        update: the sublayer's output [B, T, D].
+    """
+
+    residual: Tensor
+    update: Tensor
+
+
+Record = NormRecord | AttentionRecord | ClipRecord | UpdateRecord

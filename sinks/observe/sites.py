@@ -8,9 +8,10 @@ from torch import nn
 from sinks.models.attention import Attention
 from sinks.models.clips import ResidualClip
 from sinks.models.norms import NormSite
-from sinks.observe.records import AttentionRecord, ClipRecord, NormRecord
+from sinks.models.residual import ResidualAdd
+from sinks.observe.records import AttentionRecord, ClipRecord, NormRecord, UpdateRecord
 
-Kind = Literal["norm", "attention", "clip"]
+Kind = Literal["norm", "attention", "update", "clip"]
 Listener = Callable[[Any], None]  # of a record of the site's kind
 # Row statistics of `sink_kernels.attention`, by the field they fill.
 ROW_STATISTICS = {
@@ -38,7 +39,7 @@ class Site(Protocol):
 
 
 class _ReportSite:
-    def __init__(self, kind: Kind, module: NormSite | ResidualClip, record: Callable[..., Any]) -> None:
+    def __init__(self, kind: Kind, module: NormSite | ResidualAdd | ResidualClip, record: Callable[..., Any]) -> None:
         self.kind, self.name, self._report, self._record = kind, module.site, module.report, record
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
@@ -80,6 +81,8 @@ def sites_of(model: nn.Module) -> list[Site]:
             found.append(_ReportSite("norm", module, NormRecord))
         elif isinstance(module, Attention):
             found.append(_AttentionSite(module))
+        elif isinstance(module, ResidualAdd):
+            found.append(_ReportSite("update", module, UpdateRecord))
         elif isinstance(module, ResidualClip) and module.cuts:
             found.append(_ReportSite("clip", module, ClipRecord))
     return found

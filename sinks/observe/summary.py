@@ -70,6 +70,10 @@ SCALARS = {
     "residual/rescale_contribute_index": Scalar("residual/rescale_contribute_index", "strongest"),
     "residual/clipped_share": Scalar("residual/clipped_share", "mean"),
     "residual/nonfinite": Scalar("residual/nonfinite", "sum"),
+    "update/ratio": Scalar("update/ratio", "mean"),
+    "update/ratio_first_token": Scalar("update/ratio_first_token", "max"),
+    "update/cosine": Scalar("update/cosine", "mean"),
+    "update/cosine_first_token": Scalar("update/cosine_first_token", "mean"),
     "norm/bound": Scalar("norm/bound_max", "max"),
     "norm/gate_mean": Scalar("norm/gate_mean", "mean"),
     "norm/gate_correlation": Scalar("norm/gate_correlation", "mean"),
@@ -113,6 +117,7 @@ def summarize(
         "residual": [f"{site}.input" for site in sites["norm"]],
         "norm": sites["norm"],
         "attention": sites["attention"],
+        "update": sites["update"],
     }
     return (
         {name: float(value) for name, value in scalars.items()},

@@ -46,6 +46,11 @@ def two_residuals(batch: int, length: int, generator: torch.Generator) -> tuple[
     return h, torch.nn.functional.rms_norm(h, (CHANNELS,), GAIN)
 
 
+def updates(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    (h,) = residual(batch, length, generator)
+    return h, torch.randn(batch, length, CHANNELS, generator=generator)
+
+
 def weights(batch: int, heads: int, length: int, generator: torch.Generator) -> Tensor:
     """Causal attention weights with a learned sink in the last column [B, H, T, T + 1], float64."""
     logits = 2 * torch.randn(batch, heads, length, length + 1, generator=generator, dtype=torch.float64)
@@ -118,6 +123,7 @@ CASES = {
     ),
     "residual": Case(functional.residual_accumulators, functional.residual_statistics, residual),
     "massive": Case(functional.massive_accumulators, functional.massive_statistics, residual),
+    "update": Case(functional.update_accumulators, functional.update_statistics, updates),
     "kurtosis": Case(functional.kurtosis_accumulators, functional.kurtosis_statistics, residual),
     "energy": Case(functional.energy_accumulators, functional.energy_statistics, residual),
     "sink_dimension": Case(

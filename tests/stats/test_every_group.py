@@ -90,6 +90,8 @@ UNTOUCHED = {
     ("contribution", 1): {"contribution_share", "mass_share", "contribution_over_mass", "undefined_rows"},
     ("contribution", 2): {"mass_share", "projected_norm_ratio", "undefined_rows"},
     ("attention_gate", 0): {"gate_first"},
+    ("update", 0): {"ratio_first_token", "cosine_first_token"},
+    ("update", 1): {"ratio_first_token", "cosine_first_token"},
 }
 
 

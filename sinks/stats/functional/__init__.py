@@ -67,3 +67,4 @@ from sinks.stats.functional.sink_dimensions import (
     sink_dimension_accumulators,
     sink_dimension_statistics,
 )
+from sinks.stats.functional.update import update_accumulators, update_statistics
