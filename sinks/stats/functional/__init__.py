@@ -48,7 +48,7 @@ from sinks.stats.functional.histogram import (
     magnitude_histogram,
 )
 from sinks.stats.functional.kurtosis import kurtosis_accumulators, kurtosis_statistics, token_kurtosis
-from sinks.stats.functional.massive import RELATIVE_CRITERIA, massive_accumulators, massive_statistics
+from sinks.stats.functional.massive import RELATIVE_CRITERIA, massive_accumulators, massive_statistics, massive_tokens
 from sinks.stats.functional.residual import (
     choose_sink_dimensions,
     persistence_statistics,

@@ -19,6 +19,17 @@ def _largest(x: Tensor) -> Tensor:
     return F.pad(x.topk(count, dim=-1).values, (0, TOP - count), value=torch.nan)
 
 
+def massive_tokens(h: Tensor, median: Tensor | None = None) -> Tensor:
+    """Which tokens [B, T] of h [B, T, D] have a massive activation, by the token's median; never a non-finite one.
+
+    Args:
+        h: the residual stream.
+        median: `token_median(h)`, if already computed.
+    """
+    magnitude = h.float().abs()
+    return _count(magnitude, magnitude.amax(-1), token_median(h) if median is None else median) > 0
+
+
 def _count(magnitude: Tensor, peak: Tensor, median: Tensor) -> Tensor:
     """Values of each row [..., N] above both of Sun's thresholds; NaN where the row's largest is NaN or infinite."""
     threshold = (MASSIVE_RELATIVE * median).clamp_min(MASSIVE_ABSOLUTE)
