@@ -123,7 +123,7 @@ class Detection:
 
     def _take_stream(self, site: str, record: NormRecord) -> None:
         assert self._tokens is not None
-        massive = functional.massive_tokens(record.input, record.median).cpu()
+        massive = functional.massive_tokens(record.input).cpu()
         peak = record.input.float().abs().amax(-1).cpu()
         stream = self._streams.setdefault(site, _Stream())
         for row, position in massive.nonzero().tolist():

@@ -97,7 +97,7 @@ def _unfinished(ablation: Ablation) -> list[str]:
 
 def _sentences(template: str, **values: Any) -> list[str]:
     """The lines of a prose template."""
-    return _environment(False).get_template(template).render(values).splitlines()
+    return environment(False).get_template(template).render(values).splitlines()
 
 
 def contents(comparison: Comparison) -> dict[str, Any]:
@@ -128,7 +128,8 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _environment(html: bool) -> jinja2.Environment:
+def environment(html: bool) -> jinja2.Environment:
+    """The templates of this folder; values are escaped in HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=html,
@@ -180,8 +181,8 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> tuple[
     content = contents(comparison) | {"pictures": drawn, "absent": absent}
     html = target / "report.html"
     texts = {
-        target / "report.md": _environment(False).get_template("report.md.j2").render(content),
-        html: _environment(True).get_template("report.html.j2").render(content),
+        target / "report.md": environment(False).get_template("report.md.j2").render(content),
+        html: environment(True).get_template("report.html.j2").render(content),
     }
     # Written only when everything is made: an error in a run leaves an older report as it is.
     (target / "figures").mkdir(parents=True, exist_ok=True)

@@ -19,15 +19,13 @@ def _largest(x: Tensor) -> Tensor:
     return F.pad(x.topk(count, dim=-1).values, (0, TOP - count), value=torch.nan)
 
 
-def massive_tokens(h: Tensor, median: Tensor | None = None) -> Tensor:
-    """Which tokens [B, T] of h [B, T, D] have a massive activation, by the token's median; never a non-finite one.
+def massive_tokens(h: Tensor) -> Tensor:
+    """Which tokens [B, T] of h [B, T, D] have a massive activation, by the sample's median as in the authors' code.
 
-    Args:
-        h: the residual stream.
-        median: `token_median(h)`, if already computed.
+    A token with a non-finite value has none.
     """
     magnitude = h.float().abs()
-    return _count(magnitude, magnitude.amax(-1), token_median(h) if median is None else median) > 0
+    return _count(magnitude, magnitude.amax(-1), lower_median(magnitude.flatten(1))[:, None]) > 0
 
 
 def _count(magnitude: Tensor, peak: Tensor, median: Tensor) -> Tensor:
