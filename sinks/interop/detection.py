@@ -178,7 +178,8 @@ class Detection:
         Returns:
             epsilon, rows: threshold of alpha, and number of rows.
             sinks: fractions over (layer, head, row): `with_sink`, `strongest_first` and `strongest_other` (position of
-                the strongest key); the ten most common `positions` and `tokens`, `count` over (layer, head, row, key);
+                the strongest key); `count` of (layer, head, row, key) that are a sink, and of these the ten most
+                common `positions` and `tokens`;
                 `layers`: per attention site the fractions, and the keys that are a sink of some head there: how many,
                 for how many it is the first such layer (`begins`), and the last (`ends`).
             massive: per norm site the number of massive tokens, the ten most common by position and token, and the
@@ -203,6 +204,7 @@ class Detection:
         names = _Layer.__dataclass_fields__
         whole = _Layer(**{name: sum(getattr(layer, name) for layer in self._layers.values()) for name in names})
         return _fractions(whole) | {
+            "count": self._positions.total(),
             "positions": [{"position": p, "count": n} for p, n in self._positions.most_common(TOP)],
             "tokens": [{"id": i, "token": decode(i), "count": n} for i, n in self._sink_tokens.most_common(TOP)],
             "layers": [

@@ -9,6 +9,7 @@ from sinks.report.analysis import Analysis
 from sinks.report.svg import Axis, Series, axis_over, heat_map, line_chart
 
 SUBLAYERS = {"attention": ".attention", "feed-forward": ".feed_forward"}
+SAMPLE_RANGE = 1e4  # of the colors: medians are far below the largest, and differ little
 LAYER, FEED_FORWARD = "layer", "feed-forward sites are half a layer further"
 
 
@@ -73,7 +74,8 @@ def largest_values(analyses: Sequence[Analysis]) -> Figure:
 def by_dimension_and_token(analyses: Sequence[Analysis]) -> Figure:
     samples = [one.detection.get("sample") for one in analyses]
     known = [np.array(sample["values"], dtype=float) for sample in samples if sample]
-    scale = axis_over("|h|", known, log=True)
+    largest = axis_over("", known, log=True).high
+    scale = Axis("|h|; what is smaller has the color of the lower end", largest / SAMPLE_RANGE, largest, log=True)
 
     def panel(one: Analysis) -> str | None:
         sample = one.detection.get("sample")

@@ -28,8 +28,8 @@ def _attention(one: Analysis) -> str | None:
     place = f"{one.depths('attention')[1][layer]:g}"
     above = _percent(float((mass > SINK_THRESHOLDS[0]).mean()))
     return (
-        f"Heads give token 0 a mean attention of {brief(mean)}{beside}; {above} of them more than "
-        f"{SINK_THRESHOLDS[0]}, and head {head} of layer {place} the most, {brief(mass[layer, head])}."
+        f"Heads give token 0 a mean attention of {mean:.2f}{beside}; {above} of them more than "
+        f"{SINK_THRESHOLDS[0]}, and head {head} of layer {place} the most, {mass[layer, head]:.2f}."
     )
 
 
@@ -43,7 +43,6 @@ def _detected(one: Analysis) -> str | None:
             f"No key receives a mean attention above {threshold} in any head: by detection there is no attention sink."
         )
     positions = sinks["positions"]
-    total = sum(entry["count"] for entry in positions)
     elsewhere = [entry for entry in positions if entry["position"] != 0]
     first = sinks["with_first"] / sinks["with_sink"]
     births = max(sinks["layers"], key=lambda layer: layer["begins"])
@@ -53,7 +52,7 @@ def _detected(one: Analysis) -> str | None:
     )
     if elsewhere:
         text += f", and the most common other position is {elsewhere[0]['position']}"
-        text += f" ({_percent(elsewhere[0]['count'] / total)} of sinks at the {len(positions)} most common positions)"
+        text += f" ({_percent(elsewhere[0]['count'] / sinks['count'])} of all sinks)"
     return text + "."
 
 

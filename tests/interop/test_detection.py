@@ -59,6 +59,7 @@ def test_planted_sinks_are_found_by_position_and_token(tokens: torch.Tensor) -> 
     assert (found["epsilon"], found["rows"]) == (0.3, 6)
     sinks = found["sinks"]
     assert sinks["positions"] == [{"position": 0, "count": 18}, {"position": 5, "count": 12}]
+    assert sinks["count"] == 30
     assert {t["token"]: t["count"] for t in sinks["tokens"]} == {"<100>": 12, "<7>": 12, "<8>": 6}
     assert sinks["tokens"][-1] == {"id": 8, "token": "<8>", "count": 6}
     # (layer, head): 0,0 and 1,0 have position 0; 1,1 both; 2,1 position 5; 0,1 and 2,0 none.

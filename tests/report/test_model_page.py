@@ -52,7 +52,7 @@ DETECTION = {
     "epsilon": 0.3,
     "rows": 2,
     "sinks": {
-        "with_sink": 0.5, "with_first": 0.4, "strongest_first": 0.7, "strongest_other": 0.3,
+        "with_sink": 0.5, "with_first": 0.4, "strongest_first": 0.7, "strongest_other": 0.3, "count": 12,
         "positions": [{"position": 0, "count": 9}, {"position": 5, "count": 3}],
         "tokens": [{"id": 7, "token": "</script><b>", "count": 12}],
         "layers": [{"site": f"blocks.{i}.attention", "keys": 2, "begins": int(i == 1), "ends": int(i == 3),
@@ -118,12 +118,12 @@ def test_the_page_is_html_and_has_the_numbers(tmp_path: Path) -> None:
     found, text = page(tmp_path, write(tmp_path / "run", bos=1))
     for said in (
         "tiny (4 layers, 3 heads, 16 channels, 12,345 parameters), on 2 rows of 12 tokens of some.txt, BOS 1",
-        "head 1 of layer 2 the most, 0.876",
+        "head 1 of layer 2 the most, 0.88",
         "dimension 5 from layer 1 to 4",
         "norms before attention suppress it (gain 0.25 of the median)",
         "The largest |h| is 4,321 at token 0 (layer 4) and 50 elsewhere",
         "Jaccard index of 0.5",
-        "most sink keys begin in layer 1",
+        "most sink keys begin in layer 1, and the most common other position is 5 (25\u00a0% of all sinks)",
         "layer 2, head 1: 0.8761",
         "massive tokens, not token 0, layer 2: 2,222",
         "attention, token 0, layer 3: 77",
