@@ -199,7 +199,7 @@ def _layer_names(one: Analysis) -> list[str]:
     return [f"{place:g}" for place in one.depths("attention")[1]]
 
 
-def _visible(token: str, width: int = 10) -> str:
-    """A token in a few visible letters."""
-    shown = token.replace("\n", "\\n").replace("\t", "\\t").strip() or "(space)"
+def _visible(token: object, width: int = 10) -> str:
+    """A token in a few visible letters; `inf` and `nan` come out of the JSON as numbers."""
+    shown = str(token).replace("\n", "\\n").replace("\t", "\\t").strip() or "(space)"
     return shown if len(shown) <= width else shown[: width - 2] + ".."

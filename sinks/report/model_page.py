@@ -113,7 +113,7 @@ def tables(names: list[str], analyses: list[Analysis]) -> list[Table]:
         beside = f", {name}" if len(names) > 1 else ""
         suffix = f"-{names.index(name)}" if len(names) > 1 else ""
         sinks = one.detection.get("sinks", {})
-        tokens = [[repr(t["token"]), t["id"], t["count"]] for t in sinks.get("tokens", [])]
+        tokens = [[repr(str(t["token"])), t["id"], t["count"]] for t in sinks.get("tokens", [])]
         found.append(Table(f"sink-tokens{suffix}", f"Tokens that are sinks{beside}",
                            ["token", "id", "count over layers, heads and rows"], tokens, open=True))  # fmt: skip
         positions = [[p["position"], p["count"]] for p in sinks.get("positions", [])]
@@ -125,7 +125,7 @@ def tables(names: list[str], analyses: list[Analysis]) -> list[Table]:
         layers = [[layer.get(key) for key in columns] for layer in sinks.get("layers", [])]
         found.append(Table(f"sink-layers{suffix}", f"Sinks by layer{beside}", list(columns.values()), layers))
         massive = [
-            [m["site"], t["position"], repr(t["token"]), t["id"], t["count"], t["max_abs"]]
+            [m["site"], t["position"], repr(str(t["token"])), t["id"], t["count"], t["max_abs"]]
             for m in one.detection.get("massive", [])
             for t in m["top"]
         ]

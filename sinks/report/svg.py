@@ -18,7 +18,7 @@ SERIES = [("#0072B2", "#56B4E9"), ("#D55E00", "#F59E5B"), ("#00805E", "#3FCBA0")
 MARKERS = "osD^"
 MAP = matplotlib.colormaps["cividis"]
 WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 46
+LEFT, RIGHT, TOP, BOTTOM = 74, 22, 12, 46
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def heat_map(
         cell: (row, column) -> what is shown on hover before the value.
         height: of a row, in pixels.
     """
-    left = max(LEFT, 22 + 7 * max(map(len, rows)))
+    left = max(LEFT, 34 + 7 * max(map(len, rows)))
     count_rows, count = values.shape
     inner, tall = WIDTH - left - RIGHT, height * count_rows
     step = inner / count

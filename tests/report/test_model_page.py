@@ -154,6 +154,17 @@ def test_what_a_model_is_called_is_text(tmp_path: Path) -> None:
     assert "i" not in found.tags
 
 
+def test_tokens_that_look_like_numbers_are_shown_as_text(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run")
+    content = RunFolder(folder).analysis()
+    content["detection"]["sinks"]["tokens"][0]["token"] = "nan"
+    content["detection"]["sample"]["tokens"][0] = "inf"
+    RunFolder(folder).write_analysis(content)
+    found, _ = page(tmp_path, folder)
+    assert "'nan'" in found.text
+    assert "token 0 inf, dimension 5: 500" in found.text
+
+
 FIGURES = {
     "first-token-mass": ("attention/first_token_mass",),
     "largest-values": ("residual/max_abs",),
