@@ -1,0 +1,334 @@
+"""Attention of a transformers model through `sink_kernels`, on the model's own, unedited code.
+
+transformers lets a model's attention modules call any registered function with q, k and v, after projections, norms and
+positions. "sinks" is such a function. A `Seam` switches a model to it while somebody listens, and back afterward.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from sink_kernels import attention, key_mass
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from sinks.errors import UserError
+
+NAME = "sinks"
+IMPLEMENTATION = "_attn_implementation"  # of a configuration; transformers has no public name to read it
+Listener = Callable[["AttentionCall", dict[str, Tensor]], None]
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """Causal attention as a model asks for it.
+
+    Args:
+        q: queries [B, H, T, d], positions applied.
+        k: keys [B, Hkv, T, d], positions applied.
+        v: values [B, Hkv, T, dv]; dv may differ from d, as in multi-head latent attention.
+        scale: factor of q . k; d ** -0.5 by default.
+        window: number of keys a query sees, including its own; all by default.
+        softcap: limit of the scaled logits.
+        sink: learned logit per head [H].
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    sink: Tensor | None = None
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        scale = self.q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        return {
+            "normalizer": "softmax" if self.sink is None else "learnable_sink",
+            "scale": scale, "window": self.window, "softcap": self.softcap,
+        }  # fmt: skip
+
+    def run(self, stats: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """Output [B, H, T, dv], and the named row statistics of `sink_kernels.attention` [B, H, T]."""
+        width = max(self.q.shape[-1], self.v.shape[-1])
+        q, k, v = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (self.q, self.k, self.v))
+        sink = None if self.sink is None else self.sink.float()
+        if not stats:
+            return attention(q, k, v, sink=sink, **self._options)[..., : self.v.shape[-1]], {}
+        out, rows = attention(q, k, v, sink=sink, stats=tuple(stats), **self._options)  # type: ignore[arg-type]
+        return out[..., : self.v.shape[-1]], rows
+
+    def detached(self) -> "AttentionCall":
+        """The same without gradients."""
+        sink = None if self.sink is None else self.sink.detach()
+        q, k, v = (x.detach() for x in (self.q, self.k, self.v))
+        return AttentionCall(q, k, v, self.scale, self.window, self.softcap, sink)
+
+    def attend(self, values: Tensor) -> Tensor:
+        """Sums [B, H, T, dv] of other values [B, Hkv, T, dv] by the same weights, in float32."""
+        other = AttentionCall(self.q.float(), self.k.float(), values, self.scale, self.window, self.softcap, self.sink)
+        return other.run()[0]
+
+    def key_mass(self, lse: Tensor) -> Tensor:
+        """Mass each key receives from all queries [B, H, T] float32."""
+        return key_mass(self.q, self.k, lse, **self._options)
+
+
+@dataclass(frozen=True)
+class _Listening:
+    stats: tuple[str, ...]
+    listener: Listener
+
+
+# Module that calls the function -> who listens there. Of all models, because transformers registers one function.
+_listening: WeakKeyDictionary[nn.Module, _Listening] = WeakKeyDictionary()
+
+
+def sinks_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function `sinks`: causal, whole rows.
+
+    Returns:
+        Output [B, T, H, dv]; no weights.
+
+    Raises:
+        UserError: on a mask, packed rows, a cache, dropout, or attention that is not causal.
+    """
+    where = f"{type(module).__name__} {getattr(module, 'layer_idx', '')}".strip()
+    if attention_mask is not None:
+        raise UserError(f"{where} got a mask {tuple(attention_mask.shape)}, but only causal rows are read: give none")
+    if cu_seq_lens_q is not None:
+        raise UserError(f"{where} got packed rows (cu_seq_lens_q), but only whole rows are read: give one text a row")
+    if query.shape[2] != key.shape[2]:
+        raise UserError(
+            f"{where} got {query.shape[2]} queries and {key.shape[2]} keys, but only whole rows are read: "
+            "run them without a cache, and do not generate"
+        )
+    if dropout > 0:
+        raise UserError(f"{where} drops {dropout:g} of its weights, but must drop none: set attention dropout to 0")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise UserError(f"{where} is not causal, but only causal attention is read: give a causal language model")
+    call = AttentionCall(query, key, value, scaling, sliding_window, softcap, s_aux)
+    if _Pass.current is not None:
+        _Pass.current.windows_used.add(sliding_window)
+    listening = None if _Pass.current is None else _listening.get(module)
+    out, rows = call.run(() if listening is None else listening.stats)
+    if listening is not None:
+        with torch.no_grad():
+            listening.listener(call, rows)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def causal_or_error(
+    attention_mask: Tensor | None = None,
+    allow_is_causal_skip: bool = True,
+    local_size: int | None = None,
+    q_length: int | None = None,
+    kv_length: int | None = None,
+    config: Any = None,
+    **kwargs: Any,
+) -> None:
+    """The mask function `sinks`: no mask, because the attention function is causal by itself.
+
+    Raises:
+        UserError: on padding, packed rows, a cache, or anything else that is not a whole causal row.
+    """
+    require_no_padding(attention_mask)
+    if q_length != kv_length:
+        raise UserError(
+            f"the model got {q_length} queries and {kv_length} keys, but only whole rows are read: "
+            "run them without a cache, and do not generate"
+        )
+    if not allow_is_causal_skip:
+        raise UserError(
+            f"{type(config).__name__} asks for a mask of its own, or the rows are packed, but only whole causal rows "
+            "are read: give one text a row, or huggingface_sites an Adapter with `attention` and `call`"
+        )
+    if _Pass.current is not None and local_size is not None and kv_length is not None and local_size < kv_length:
+        _Pass.current.windows_masked.add(local_size)
+
+
+AttentionInterface.register(NAME, sinks_attention)
+AttentionMaskInterface.register(NAME, causal_or_error)
+
+
+class _Pass:
+    """One forward pass through the seam: windows that were asked for, by masks and in calls."""
+
+    current: "_Pass | None" = None
+
+    def __init__(self) -> None:
+        self.windows_masked: set[int] = set()
+        self.windows_used: set[int | None] = set()
+
+    def finish(self) -> None:
+        if lost := self.windows_masked - self.windows_used:
+            raise UserError(
+                f"the model limits attention to {min(lost)} tokens by a mask alone, e.g. in chunks, which cannot be "
+                f"read: give rows of at most {min(lost)} tokens"
+            )
+
+
+class Seam:
+    """Switches a model to the attention function `sinks` while a site is open.
+
+    The switch happens at the start of a forward pass. With gradients it lasts until the backward pass ends, because
+    checkpointed blocks are computed again there and must run what they ran before. They are not read again: `reading`
+    is true inside a forward pass only.
+
+    Args:
+        stack: the module that runs the blocks, once per forward pass; it gets `position_ids`.
+        switches: whether its attention calls transformers' interface; otherwise the implementation is left alone.
+    """
+
+    def __init__(self, stack: nn.Module, switches: bool = True) -> None:
+        self.stack, self._switches = stack, switches
+        self._open: set[str] = set()
+        self._own: list[tuple[Any, str | None]] = []  # configurations, and the implementations they had
+        self._handles: list[Any] = []
+        self._backward_pending = False
+        self._pass: _Pass | None = None
+
+    @property
+    def reading(self) -> bool:
+        """Whether the model is in a forward pass that is to be read."""
+        return self._pass is not None and self._pass is _Pass.current
+
+    def open(self, site: str) -> None:
+        """Read forward passes from now on, for a site."""
+        self._open.add(site)
+        if not self._handles:
+            self._handles = [
+                self.stack.register_forward_pre_hook(self._before, with_kwargs=True),
+                self.stack.register_forward_hook(self._after),
+            ]
+
+    def close(self, site: str) -> None:
+        """Read no more for a site; without any, the model's own attention implementation is set again."""
+        self._open.discard(site)
+        if not self._open and not self._backward_pending:
+            self._detach()
+
+    def listen(self, module: nn.Module, listener: Listener | None, stats: Collection[str] = ()) -> None:
+        """Pass each call of an attention module and its row statistics to a listener; None to stop."""
+        if listener is None:
+            _listening.pop(module, None)
+        else:
+            _listening[module] = _Listening(tuple(stats), listener)
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._pass = [], None
+        self._restore()
+
+    def _before(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._backward_pending, self._pass = False, None
+        if not self._open:
+            self._detach()
+            return
+        require_whole_rows(stack, args, kwargs)
+        if self._switches:
+            self._switch()
+        self._pass = _Pass.current = _Pass()
+
+    def _after(self, stack: nn.Module, args: Any, output: Any) -> None:
+        if self.reading and self._pass is not None:
+            finished, self._pass, _Pass.current = self._pass, None, None
+            finished.finish()
+            result = first_tensor(output)
+            if result is not None and result.requires_grad:
+                self._backward_pending = True
+                result.register_hook(self._on_backward)
+
+    def _on_backward(self, grad: Tensor) -> None:
+        # torch has no public hook for the end of a backward pass; its own FSDP and DDP use this one.
+        torch.autograd.Variable._execution_engine.queue_callback(self._after_backward)
+
+    def _after_backward(self) -> None:
+        self._backward_pending = False
+        if not self._open:
+            self._detach()
+
+    def _switch(self) -> None:
+        if not self._own:
+            self._own = [(config, getattr(config, IMPLEMENTATION)) for config in configurations(self.stack)]
+        for config, _ in self._own:
+            setattr(config, IMPLEMENTATION, NAME)
+
+    def _restore(self) -> None:
+        for config, own in self._own:
+            if getattr(config, IMPLEMENTATION) == NAME:
+                setattr(config, IMPLEMENTATION, own)
+        self._own = []
+
+
+def first_tensor(*places: Any) -> Tensor | None:
+    """The first tensor of arguments, keywords or a result."""
+    for place in places:
+        if isinstance(place, Tensor):
+            return place
+        values = place.values() if isinstance(place, Mapping) else place if isinstance(place, tuple | list) else ()
+        for value in values:
+            if isinstance(value, Tensor):
+                return value
+    return None
+
+
+def configurations(model: nn.Module) -> list[Any]:
+    """Every configuration from which a module of the model takes its attention implementation."""
+    held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    return list({id(config): config for config in held if hasattr(config, IMPLEMENTATION)}.values())
+
+
+def require_no_padding(attention_mask: Tensor | None) -> None:
+    """Check that a mask [B, T] excludes no token: one host sync, and none without a mask.
+
+    Raises:
+        UserError: naming how many it excludes.
+    """
+    if attention_mask is not None and not bool(attention_mask.all()):
+        padded = int((~attention_mask.bool()).sum())
+        raise UserError(f"attention_mask excludes {padded} tokens, but only rows without padding are read: cut them")
+
+
+def require_whole_rows(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Check the mask, cache and positions that a caller gives: a host sync for a mask, and one for positions.
+
+    Raises:
+        UserError: if tokens are excluded, the cache is not empty, or the positions are not 0, 1, 2, ...
+    """
+    try:
+        given = inspect.signature(stack.forward).bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        return  # not a call of forward: it raises its own error
+    given |= given.get("kwargs", {})
+    cached = getattr(given.get("past_key_values"), "get_seq_length", lambda: 0)()
+    if cached:
+        raise UserError(f"the cache holds {cached} tokens, but only whole rows are read: run without, do not generate")
+    mask = given.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        require_no_padding(mask)
+    positions = given.get("position_ids")
+    if isinstance(positions, Tensor):
+        expected = torch.arange(positions.shape[-1], device=positions.device)
+        if not bool((positions == expected).all()):
+            raise UserError("position_ids are not 0, 1, 2, ..., but only whole rows are read: give one text a row")
