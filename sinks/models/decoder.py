@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +17,13 @@ from sinks.models.feed_forward import FeedForwardConfig
 from sinks.models.layers import Embedding, Linear
 from sinks.models.mixers import FeedForward, SequenceMixer
 from sinks.models.norms import Norm, NormSite
-from sinks.models.positions import LearnedPositions, Position
-from sinks.models.rope import Rope
+from sinks.models.positions import LearnedPositions, Position, Rope
+from sinks.models.rope import Frequencies
 from sinks.models.taps import Tap
 
+# Which projections have biases: all, none, those to queries, keys and values, all of attention's, or the feed-forward's.
+Biases = bool | Literal["qkv", "attention", "feed_forward"]
 LARGEST = 2**24  # no matrix of this width and height has a size that overflows
-
-
-@dataclass(frozen=True)
-class Biases:
-    """Which projections have biases.
-
-    Args:
-        qkv: those to queries, keys and values.
-        out: the output projection of attention.
-        feed_forward: those of the feed-forward sublayer.
-    """
-
-    qkv: bool = False
-    out: bool = False
-    feed_forward: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,13 +59,14 @@ class Architecture:
         ffn_hidden: width of the feed-forward hidden layer.
         position: rotary, learned absolute, or no positions.
         rope_base: wavelength base of rotary positions.
-        rope: fraction of each head that rotates, and scaling of the frequencies.
+        rope_fraction: of each head that rotates: its first channels.
+        rope_frequencies: of the rotation, plain or stretched for a longer context.
         layer_pattern: options of the first layers' attention, repeated over all layers; without it all have the same.
         attention_scale: factor of the logits q . k; head_dim ** -0.5 if not given.
         qk_norm: whether queries and keys are normed per head.
         qk_norm_eps: eps of these norms; the eps of other norms is an option of theirs.
         tied_embeddings: whether the head is the embedding.
-        bias: whether projections have biases: all, none, or some.
+        bias: which projections have biases: all, none, or only some of them.
         init_std: standard deviation of initial projections.
         embedding_std: standard deviation of initial embeddings.
     """
@@ -90,13 +79,14 @@ class Architecture:
     ffn_hidden: int = 480
     position: Position = "rope"
     rope_base: float = 10000.0
-    rope: Rope = Rope()
+    rope_fraction: float = 1.0
+    rope_frequencies: Callable[[int, float], Frequencies] = Frequencies
     layer_pattern: tuple[LayerOptions, ...] = ()
     attention_scale: float | None = None
     qk_norm: bool = False
     qk_norm_eps: float = 1e-6
     tied_embeddings: bool = False
-    bias: bool | Biases = False
+    bias: Biases = False
     init_std: float = 0.02
     embedding_std: float = 0.02
 
@@ -110,6 +100,7 @@ class Architecture:
         for name in ("init_std", "embedding_std"):
             require(f"architecture.{name}", getattr(self, name), at_least=0, remedy="give e.g. 0.02")
         require("architecture.rope_base", self.rope_base, above=0, remedy="give e.g. 10000")
+        require("architecture.rope_fraction", self.rope_fraction, above=0, at_most=1, remedy="give 1 for whole heads")
         require("architecture.qk_norm_eps", self.qk_norm_eps, at_least=0, remedy="give e.g. 1e-6")
         if self.attention_scale is not None:
             remedy = "leave it out for the default"
@@ -124,16 +115,13 @@ class Architecture:
     def output_std(self) -> float:
         return self.init_std / (2 * self.n_layers) ** 0.5
 
-    @property
-    def biases(self) -> Biases:
-        return self.bias if isinstance(self.bias, Biases) else Biases(self.bias, self.bias, self.bias)
-
     def layer(self, index: int) -> LayerOptions:
         """Options of a layer's attention."""
         return self.layer_pattern[index % len(self.layer_pattern)] if self.layer_pattern else LayerOptions()
 
     def attention_config(self, site: str, context_length: int, layer: int = 0) -> AttentionConfig:
         options = self.layer(layer)
+        rope = Rope(self.rope_base, self.rope_fraction, self.rope_frequencies)
         return AttentionConfig(
             site=site,
             d_model=self.d_model,
@@ -143,18 +131,17 @@ class Architecture:
             context_length=context_length,
             init_std=self.init_std,
             output_std=self.output_std,
-            bias=self.biases.qkv,
+            bias=self.bias in (True, "attention", "qkv"),
             qk_norm=self.qk_norm,
-            rope_base=self.rope_base if self.position == "rope" and options.rope else None,
-            out_bias=self.biases.out,
+            rope=rope if self.position == "rope" and options.rope else None,
+            out_bias=self.bias in (True, "attention"),
             qk_norm_eps=self.qk_norm_eps,
-            rope=self.rope,
             scale=self.attention_scale,
             window=options.window,
         )
 
     def feed_forward_config(self, site: str) -> FeedForwardConfig:
-        bias = self.biases.feed_forward
+        bias = self.bias in (True, "feed_forward")
         return FeedForwardConfig(site, self.d_model, self.ffn_hidden, self.init_std, self.output_std, bias)
 
 

@@ -1,5 +1,7 @@
 """Positions of tokens: rotary angles on queries and keys, learned rows on the embedding, or nothing."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 
 from sinks.errors import UserError
 from sinks.models.layers import Embedding
-from sinks.models.rope import Rope
+from sinks.models.rope import Frequencies
 
 Position = Literal["rope", "learned", "none"]
 
@@ -16,28 +18,26 @@ class Rotary(nn.Module):
     """Rotates the two halves of each head vector by an angle that grows with position (arXiv:2104.09864).
 
     Args:
-        width: number of channels that rotate; must be even.
         context_length: number of positions.
-        base: wavelength base.
-        rope: how frequencies are stretched.
+        frequencies: of the channels that rotate.
     """
 
     cosine: Tensor
     sine: Tensor
 
-    def __init__(self, width: int, context_length: int, base: float, rope: Rope = Rope()) -> None:
+    def __init__(self, context_length: int, frequencies: Frequencies) -> None:
         super().__init__()
-        self.width, self.context_length, self.base, self.rope = width, context_length, base, rope
-        self.register_buffer("cosine", torch.empty(context_length, width), persistent=False)
-        self.register_buffer("sine", torch.empty(context_length, width), persistent=False)
+        self.context_length, self.frequencies, self.width = context_length, frequencies, frequencies.width
+        self.register_buffer("cosine", torch.empty(context_length, self.width), persistent=False)
+        self.register_buffer("sine", torch.empty(context_length, self.width), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         position = torch.arange(self.context_length, dtype=torch.float64)
-        angle = torch.outer(position, self.rope.frequencies(self.width, self.base))
+        angle = torch.outer(position, self.frequencies.values())
         angle = torch.cat([angle, angle], dim=-1)
-        self.cosine.copy_(angle.cos() * self.rope.attention_factor)
-        self.sine.copy_(angle.sin() * self.rope.attention_factor)
+        self.cosine.copy_(angle.cos() * self.frequencies.attention_factor)
+        self.sine.copy_(angle.sin() * self.frequencies.attention_factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, T, width] -> the same."""
@@ -55,21 +55,36 @@ class PartialRotary(Rotary):
         return torch.cat([super().forward(x[..., : self.width]), x[..., self.width :]], dim=-1)
 
 
-def rotary(head_dim: int, context_length: int, base: float, rope: Rope = Rope()) -> Rotary:
-    """Rotary positions of heads of a width.
+@dataclass(frozen=True)
+class Rope:
+    """What rotary positions are built from.
 
-    Raises:
-        UserError: if the number of channels that rotate is odd.
+    Args:
+        base: wavelength base.
+        fraction: of each head that rotates: its first channels.
+        frequencies: of the rotation, plain or stretched.
     """
-    width = int(head_dim * rope.fraction)
-    if width % 2 or not width:
-        raise UserError(
-            f"head_dim is {head_dim}, of which {width} channels rotate, but rotary positions need an even number of "
-            f"them: give head_dim {head_dim + 1}, or another rope.fraction"
-            if rope.fraction < 1
-            else f"head_dim is {head_dim}, but rotary positions need an even one: give {head_dim + 1}"
-        )
-    return (Rotary if width == head_dim else PartialRotary)(width, context_length, base, rope)
+
+    base: float = 10000.0
+    fraction: float = 1.0
+    frequencies: Callable[[int, float], Frequencies] = Frequencies
+
+    def rotary(self, head_dim: int, context_length: int) -> Rotary:
+        """The module for heads of a width.
+
+        Raises:
+            UserError: if the number of channels that rotate is odd.
+        """
+        width = int(head_dim * self.fraction)
+        if width == head_dim and width % 2:
+            raise UserError(f"head_dim is {head_dim}, but rotary positions need an even one: give {head_dim + 1}")
+        if width % 2 or not width:
+            raise UserError(
+                f"rope_fraction {self.fraction} of head_dim {head_dim} is {width} channels, but rotary positions need "
+                "an even number of them: give another fraction"
+            )
+        kind = Rotary if width == head_dim else PartialRotary
+        return kind(context_length, self.frequencies(width, self.base))
 
 
 class LearnedPositions(nn.Module):

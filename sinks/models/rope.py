@@ -1,8 +1,9 @@
-"""What rotary positions are built from: how much of a head rotates, and how frequencies are stretched."""
+"""Frequencies of rotary positions, and how they are stretched for a longer context.
+
+A class of frequencies is built from `width` and `base`; its other constructor arguments are its options.
+"""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,137 +11,117 @@ from torch import Tensor
 from sinks.errors import require
 
 
-@dataclass(frozen=True)
-class LinearScaling:
+class Frequencies:
+    """base^(-2 i / width) radians per token for each pair i of channels (arXiv:2104.09864).
+
+    Args:
+        width: number R of channels that rotate.
+        base: wavelength base.
+    """
+
+    attention_factor = 1.0  # on rotated queries and on rotated keys
+
+    def __init__(self, width: int, base: float) -> None:
+        self.width, self.base = width, base
+
+    def plain(self) -> Tensor:
+        """[R / 2] float64, not stretched."""
+        exponent = torch.arange(0, self.width, 2, dtype=torch.float64) / self.width
+        return self.base**-exponent
+
+    def values(self) -> Tensor:
+        """Radians per token [R / 2] float64."""
+        return self.plain()
+
+
+class Linear(Frequencies):
     """All frequencies divided by one factor: positions are interpolated (arXiv:2306.15595).
 
     Args:
+        width: number R of channels that rotate.
+        base: wavelength base.
         factor: how many times longer the context becomes.
-        kind: names this scaling in a configuration.
     """
 
-    factor: float
-    kind: Literal["linear"] = "linear"
+    def __init__(self, width: int, base: float, factor: float) -> None:
+        super().__init__(width, base)
+        self.factor = require("rope factor", factor, above=0, remedy="give e.g. 4")
 
-    def __post_init__(self) -> None:
-        require("rope.scaling.factor", self.factor, above=0, remedy="give e.g. 4")
-
-    attention_factor = 1.0
-
-    def scale(self, frequencies: Tensor, base: float) -> Tensor:
-        """Radians per token [R / 2], stretched."""
-        return frequencies / self.factor
+    def values(self) -> Tensor:
+        return self.plain() / self.factor
 
 
-@dataclass(frozen=True)
-class Llama3Scaling:
+class Llama3(Frequencies):
     """Low frequencies divided by a factor, high ones kept, those between interpolated, as in Llama 3.1.
 
     Args:
+        width: number R of channels that rotate.
+        base: wavelength base.
         factor: how many times longer the context becomes.
         original_context: tokens of the first training.
-        low_frequency_factor: full turns within the original context below which a frequency is divided.
-        high_frequency_factor: turns above which it is kept.
-        kind: names this scaling in a configuration.
+        low: full turns within the original context below which a frequency is divided.
+        high: full turns above which it is kept.
     """
 
-    factor: float
-    original_context: int
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    kind: Literal["llama3"] = "llama3"
+    def __init__(
+        self, width: int, base: float, factor: float, original_context: int, low: float = 1.0, high: float = 4.0
+    ) -> None:
+        super().__init__(width, base)
+        self.factor = require("rope factor", factor, above=0, remedy="give e.g. 8")
+        self.context = require("rope original_context", original_context, at_least=1, remedy="give e.g. 8192")
+        self.low = require("rope low", low, above=0, remedy="give e.g. 1")
+        self.high = require("rope high", high, above=low, remedy="give e.g. 4")
 
-    def __post_init__(self) -> None:
-        require("rope.scaling.factor", self.factor, above=0, remedy="give e.g. 8")
-        require("rope.scaling.original_context", self.original_context, at_least=1, remedy="give e.g. 8192")
-        low, high = self.low_frequency_factor, self.high_frequency_factor
-        require("rope.scaling.low_frequency_factor", low, above=0, remedy="give e.g. 1")
-        require("rope.scaling.high_frequency_factor", high, above=low, remedy="give e.g. 4")
-
-    attention_factor = 1.0
-
-    def scale(self, frequencies: Tensor, base: float) -> Tensor:
-        """Radians per token [R / 2], stretched."""
-        turns = self.original_context * frequencies / (2 * math.pi)
-        low, high = self.low_frequency_factor, self.high_frequency_factor
-        kept = ((turns - low) / (high - low)).clamp(0, 1)
-        return frequencies * (kept + (1 - kept) / self.factor)
+    def values(self) -> Tensor:
+        turns = self.context * self.plain() / (2 * math.pi)
+        kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return self.plain() * (kept + (1 - kept) / self.factor)
 
 
-@dataclass(frozen=True)
-class YarnScaling:
+class Yarn(Frequencies):
     """YaRN: low frequencies divided by a factor, and queries and keys made longer (arXiv:2309.00071, section 3).
 
     Args:
+        width: number R of channels that rotate.
+        base: wavelength base.
         factor: how many times longer the context becomes.
         original_context: tokens of the first training.
-        beta_fast: full turns within the original context above which a frequency is kept.
-        beta_slow: turns below which it is divided by the factor; a ramp over dimensions lies between.
-        attention: factor on rotated queries and on rotated keys; 0.1 ln(factor) + 1 if not given.
+        fast: full turns within the original context above which a frequency is kept.
+        slow: full turns below which it is divided; a ramp over dimensions lies between.
+        attention_factor: on rotated queries and on rotated keys; 0.1 ln(factor) + 1 if not given.
         truncate: whether the ends of the ramp are rounded to whole dimensions.
-        kind: names this scaling in a configuration.
     """
 
-    factor: float
-    original_context: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention: float | None = None
-    truncate: bool = True
-    kind: Literal["yarn"] = "yarn"
+    def __init__(
+        self,
+        width: int,
+        base: float,
+        factor: float,
+        original_context: int,
+        fast: float = 32.0,
+        slow: float = 1.0,
+        attention_factor: float | None = None,
+        truncate: bool = True,
+    ) -> None:
+        super().__init__(width, base)
+        self.factor = require("rope factor", factor, above=0, remedy="give e.g. 32")
+        self.context = require("rope original_context", original_context, at_least=1, remedy="give e.g. 4096")
+        self.slow = require("rope slow", slow, above=0, remedy="give e.g. 1")
+        self.fast = require("rope fast", fast, at_least=slow, remedy="give e.g. 32")
+        self.truncate = truncate
+        if attention_factor is None:
+            attention_factor = 0.1 * math.log(max(factor, 1.0)) + 1.0
+        self.attention_factor = require("rope attention_factor", attention_factor, above=0, remedy="give e.g. 1")
 
-    def __post_init__(self) -> None:
-        require("rope.scaling.factor", self.factor, above=0, remedy="give e.g. 32")
-        require("rope.scaling.original_context", self.original_context, at_least=1, remedy="give e.g. 4096")
-        require("rope.scaling.beta_slow", self.beta_slow, above=0, remedy="give e.g. 1")
-        require("rope.scaling.beta_fast", self.beta_fast, at_least=self.beta_slow, remedy="give e.g. 32")
-        if self.attention is not None:
-            require("rope.scaling.attention", self.attention, above=0, remedy="leave it out for the default")
+    def _dimension(self, turns: float) -> float:
+        """The pair of channels that makes so many full turns within the original context."""
+        return self.width * math.log(self.context / (turns * 2 * math.pi)) / (2 * math.log(self.base))
 
-    @property
-    def attention_factor(self) -> float:
-        if self.attention is not None:
-            return self.attention
-        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
-
-    def scale(self, frequencies: Tensor, base: float) -> Tensor:
-        """Radians per token [R / 2], stretched."""
-        half = len(frequencies)
-        # The dimension whose frequency base^(-dimension / half) makes so many turns within the original context.
-        first, last = (
-            half * math.log(self.original_context / (turns * 2 * math.pi)) / math.log(base)
-            for turns in (self.beta_fast, self.beta_slow)
-        )
+    def values(self) -> Tensor:
+        first, last = self._dimension(self.fast), self._dimension(self.slow)
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
-        first, last = max(first, 0), min(last, 2 * half - 1)
-        width = last - first or 0.001  # a step where the ends meet
-        divided = ((torch.arange(half, dtype=frequencies.dtype) - first) / width).clamp(0, 1)
-        return frequencies * (1 - divided + divided / self.factor)
-
-
-@dataclass(frozen=True)
-class Rope:
-    """What rotary positions are, apart from the wavelength base.
-
-    Args:
-        fraction: of each head that rotates: its first channels.
-        scaling: how frequencies are stretched for a longer context.
-    """
-
-    fraction: float = 1.0
-    scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
-
-    def __post_init__(self) -> None:
-        require("rope.fraction", self.fraction, above=0, at_most=1, remedy="give 1 to rotate whole heads")
-
-    @property
-    def attention_factor(self) -> float:
-        """Factor on rotated queries and keys."""
-        return 1.0 if self.scaling is None else self.scaling.attention_factor
-
-    def frequencies(self, width: int, base: float) -> Tensor:
-        """Radians per token of each pair of channels [R / 2], float64, of R rotated channels."""
-        exponent = torch.arange(0, width, 2, dtype=torch.float64) / width
-        frequencies = base**-exponent
-        return frequencies if self.scaling is None else self.scaling.scale(frequencies, base)
+        first, last = max(first, 0), min(last, self.width - 1)
+        pairs = torch.arange(self.width // 2, dtype=torch.float64)
+        divided = ((pairs - first) / (last - first or 0.001)).clamp(0, 1)  # a step where the ends meet
+        return self.plain() * (1 - divided + divided / self.factor)
