@@ -68,12 +68,12 @@ class Llama3(Frequencies):
     ) -> None:
         super().__init__(width, base)
         self.factor = require("rope factor", factor, above=0, remedy="give e.g. 8")
-        self.context = require("rope original_context", original_context, at_least=1, remedy="give e.g. 8192")
+        self.original_context = require("rope original_context", original_context, at_least=1, remedy="give e.g. 8192")
         self.low = require("rope low", low, above=0, remedy="give e.g. 1")
         self.high = require("rope high", high, above=low, remedy="give e.g. 4")
 
     def values(self) -> Tensor:
-        turns = self.context * self.plain() / (2 * math.pi)
+        turns = self.original_context * self.plain() / (2 * math.pi)
         kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
         return self.plain() * (kept + (1 - kept) / self.factor)
 
@@ -105,7 +105,7 @@ class Yarn(Frequencies):
     ) -> None:
         super().__init__(width, base)
         self.factor = require("rope factor", factor, above=0, remedy="give e.g. 32")
-        self.context = require("rope original_context", original_context, at_least=1, remedy="give e.g. 4096")
+        self.original_context = require("rope original_context", original_context, at_least=1, remedy="give e.g. 4096")
         self.slow = require("rope slow", slow, above=0, remedy="give e.g. 1")
         self.fast = require("rope fast", fast, at_least=slow, remedy="give e.g. 32")
         self.truncate = truncate
@@ -115,7 +115,7 @@ class Yarn(Frequencies):
 
     def _dimension(self, turns: float) -> float:
         """The pair of channels that makes so many full turns within the original context."""
-        return self.width * math.log(self.context / (turns * 2 * math.pi)) / (2 * math.log(self.base))
+        return self.width * math.log(self.original_context / (turns * 2 * math.pi)) / (2 * math.log(self.base))
 
     def values(self) -> Tensor:
         first, last = self._dimension(self.fast), self._dimension(self.slow)
