@@ -52,7 +52,11 @@ def explain(message: str, arguments: Sequence[str]) -> str:
 
 
 def _types(expected: str) -> str:
-    return re.sub(r"Expected (an? )?|<class '|'>|\]$", "", expected).replace("typing.Literal[", "one of ").replace("NoneType", "null")
+    return (
+        re.sub(r"Expected (an? )?|<class '|'>|\]$", "", expected)
+        .replace("typing.Literal[", "one of ")
+        .replace("NoneType", "null")
+    )
 
 
 def _where(path: str, arguments: Sequence[str]) -> str:

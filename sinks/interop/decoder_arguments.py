@@ -16,7 +16,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_oss")
 
 
 def arguments_of(config: Options) -> dict[str, Any]:
-    """Arguments of `CausalLM`, but for vocabulary and context, of the model that a transformers configuration describes.
+    """Arguments of `CausalLM`, but for vocabulary and context, that give the model of a transformers configuration.
 
     Args:
         config: `to_dict()` of a transformers configuration, defaults included.
@@ -99,8 +99,8 @@ def _pattern(layers: Sequence[LayerOptions]) -> tuple[LayerOptions, ...]:
 def _rope_of(config: Options) -> dict[str, Any]:
     rope = dict(config.get("rope_parameters") or {})
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        factor = rope["partial_rotary_factor"]
-        raise UserError(f"partial_rotary_factor is {factor}, but models of type {config['model_type']} rotate heads whole")
+        family, factor = config["model_type"], rope["partial_rotary_factor"]
+        raise UserError(f"partial_rotary_factor is {factor}, but heads of {family!r} models rotate whole: give 1")
     return rope
 
 

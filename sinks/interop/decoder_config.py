@@ -1,6 +1,6 @@
 """The transformers configuration of a decoder: the inverse of `decoder_arguments`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sinks.errors import UserError
@@ -42,14 +42,16 @@ class Family(NamedTuple):
     windows: tuple[str, ...]
 
 
-DENSE = (Softmax, SwiGLU)
+GPT_OSS_WINDOW = 128
+DENSE, SPARSE = (Softmax, SwiGLU), (LearnableSink, Experts)
+ANY_WINDOWS = ("none", "all", "some")
 FAMILIES = (
     Family("llama", "LlamaForCausalLM", DENSE, False, (False, True, "attention", "feed_forward"), ("none",)),
     Family("mistral", "MistralForCausalLM", DENSE, False, (False,), ("all",)),
-    Family("qwen2", "Qwen2ForCausalLM", DENSE, False, ("qkv",), ("none", "all", "some")),
-    Family("qwen3", "Qwen3ForCausalLM", DENSE, True, (False, "attention"), ("none", "all", "some")),
-    Family("gpt_oss", "GptOssForCausalLM", (LearnableSink, Experts), False, (False, "attention"), ("none", "all", "some")),
-)  # fmt: skip
+    Family("qwen2", "Qwen2ForCausalLM", DENSE, False, ("qkv",), ANY_WINDOWS),
+    Family("qwen3", "Qwen3ForCausalLM", DENSE, True, (False, "attention"), ANY_WINDOWS),
+    Family("gpt_oss", "GptOssForCausalLM", SPARSE, False, (False, "attention"), ANY_WINDOWS),
+)
 
 
 def config_of(decoder: Decoder, architecture: Architecture) -> dict[str, Any]:
@@ -136,8 +138,8 @@ def _family(attention: Any, feed_forward: Any, architecture: Architecture, windo
         if fits and architecture.bias in family.biases and spread in family.windows:
             return family
     raise NoCounterpart(
-        f"{parts[0].__name__}, {parts[1].__name__}, qk_norm {architecture.qk_norm}, bias {architecture.bias} and windows "
-        f"in {spread} of its layers"
+        f"{parts[0].__name__}, {parts[1].__name__}, qk_norm {architecture.qk_norm}, bias {architecture.bias} and "
+        f"windows in {spread} of its layers"
     )
 
 
@@ -151,7 +153,7 @@ def _eps(decoder: Decoder) -> float:
     return found[0]
 
 
-def _rope(frequencies: Frequencies) -> Mapping[str, Any]:
+def _rope(frequencies: Frequencies) -> dict[str, Any]:
     """rope_parameters of the frequencies, but for the base."""
     if type(frequencies) is Frequencies:
         return {"rope_type": "default"}
@@ -176,5 +178,6 @@ def _windows(model_type: str, windows: Sequence[int | None]) -> dict[str, Any]:
     if model_type == "mistral":
         return {"sliding_window": width}
     kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
-    used = {} if model_type == "gpt_oss" else {"use_sliding_window": width is not None}
-    return {"sliding_window": width, "layer_types": kinds} | used
+    if model_type == "gpt_oss":  # which needs a width where no layer has a window too
+        return {"sliding_window": width or GPT_OSS_WINDOW, "layer_types": kinds}
+    return {"sliding_window": width, "layer_types": kinds, "use_sliding_window": width is not None}

@@ -48,9 +48,10 @@ def read_config(source: str | os.PathLike[str] | nn.Module) -> dict[str, Any]:
         UserError: if there is none that transformers knows.
     """
     if isinstance(source, nn.Module):
-        if not hasattr(getattr(source, "config", None), "to_dict"):
+        config: Any = getattr(source, "config", None)
+        if not hasattr(config, "to_dict"):
             raise UserError(f"{type(source).__name__} has no transformers configuration: give a transformers model")
-        return source.config.to_dict()
+        return dict(config.to_dict())
     from transformers import AutoConfig
 
     if not (Path(source) / "config.json").is_file():
@@ -58,8 +59,8 @@ def read_config(source: str | os.PathLike[str] | nn.Module) -> dict[str, Any]:
     try:
         return AutoConfig.from_pretrained(source, local_files_only=True).to_dict()
     except (ValueError, KeyError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{Path(source) / 'config.json'} cannot be read by transformers ({reason}): repair it") from None
+        file, reason = Path(source) / "config.json", " ".join(str(error).split())[:200]
+        raise UserError(f"{file} cannot be read by transformers ({reason}): repair it") from None
 
 
 def load_weights(model: CausalLM, source: str | os.PathLike[str] | nn.Module) -> None:
@@ -101,7 +102,8 @@ class Stored(NamedTuple):
 
 
 def _of_module(module: nn.Module) -> dict[str, Stored]:
-    return {name: Stored(tuple(tensor.shape), lambda tensor=tensor: tensor) for name, tensor in module.state_dict().items()}
+    state = module.state_dict()
+    return {name: Stored(tuple(tensor.shape), partial(state.__getitem__, name)) for name, tensor in state.items()}
 
 
 def _of_folder(folder: Path, opened: ExitStack) -> dict[str, Stored]:

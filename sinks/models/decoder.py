@@ -21,7 +21,7 @@ from sinks.models.positions import LearnedPositions, Position, Rope
 from sinks.models.rope import Frequencies
 from sinks.models.taps import Tap
 
-# Which projections have biases: all, none, those to queries, keys and values, all of attention's, or the feed-forward's.
+# Which projections have biases: all, none, or only those to queries, keys and values, of attention, of the feed-forward.
 Biases = bool | Literal["qkv", "attention", "feed_forward"]
 LARGEST = 2**24  # no matrix of this width and height has a size that overflows
 

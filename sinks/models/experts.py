@@ -41,7 +41,7 @@ class Experts(FeedForward):
         self.gate_up_bias = nn.Parameter(torch.empty(experts, 2 * config.hidden))
         self.down = nn.Parameter(torch.empty(experts, config.hidden, config.d_model))
         self.down_bias = nn.Parameter(torch.empty(experts, config.d_model))
-        self.reset_parameters()  # before other modules are built: `sinks.models.decoder.reset_parameters` has this order
+        self.reset_parameters()  # before the router is built: a module is reset before those in it
         self.router = Linear(config.d_model, experts, config.init_std, bias=True)
         self.down_input = Tap(f"{config.site}.down.input")  # [B * T * chosen, hidden], sorted by expert
 

@@ -188,7 +188,9 @@ class KeyValueBias(Normalizer):
         q, k, v, gate = self._prepend(q, k, v, gate)
         if not stats:
             return attention(q, k, v, gate=gate, scale=self.config.scale)[:, :, 1:], {}
-        out, found = attention(q, k, v, gate=gate, scale=self.config.scale, stats=tuple({*stats, "lse", "first_key_mass"}))
+        out, found = attention(
+            q, k, v, gate=gate, scale=self.config.scale, stats=tuple({*stats, "lse", "first_key_mass"})
+        )
         with torch.no_grad():
             # The first key is the learned one, the second the first token.
             first_token = k[:, :, 1].repeat_interleave(self.config.n_heads // self.config.n_kv_heads, dim=1)

@@ -20,6 +20,17 @@ HOW_LONG_A_SITTING_LASTS = ("max_time", "max_epochs", "min_epochs", "min_steps")
 HOW_ROWS_ARE_READ = ("batch_size", "validation_batch_size", "num_workers")
 HOW_BLOCKS_ARE_RUN = ("execution",)
 
+# Options of `model.architecture` that were added later, and the value that stands for what was there before: at it a
+# run is the same run as before.
+PLAIN_FREQUENCIES = {"class_path": "sinks.models.rope.Frequencies"}
+ADDED_TO_ARCHITECTURE = {
+    "rope_fraction": 1.0,
+    "rope_frequencies": PLAIN_FREQUENCIES,
+    "layer_pattern": [],
+    "attention_scale": None,
+    "qk_norm_eps": 1e-6,
+}
+
 
 def config_fingerprint(config: Mapping[str, Any], data_fingerprint: str) -> str:
     """Sixteen hex digits of everything in a resolved configuration that the results depend on."""
@@ -27,8 +38,20 @@ def config_fingerprint(config: Mapping[str, Any], data_fingerprint: str) -> str:
     trainer = relevant.get("trainer") or {}
     relevant["trainer"] = {k: v for k, v in trainer.items() if k not in TRAINER_NOT_FINGERPRINTED}
     relevant["trainer"] |= dict.fromkeys(HOW_LONG_A_SITTING_LASTS)
+    relevant |= {"model": _as_before(relevant["model"])} if "model" in relevant else {}
     relevant["data_fingerprint"] = data_fingerprint
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _as_before(model: Any) -> Any:
+    """A model section without later options at their defaults."""
+    options = model.get("init_args") if isinstance(model, Mapping) else None
+    architecture = options.get("architecture") if isinstance(options, Mapping) else None
+    if not isinstance(architecture, Mapping):
+        return model
+    added = ADDED_TO_ARCHITECTURE
+    kept = {k: v for k, v in architecture.items() if k not in added or v != added[k]}
+    return {**model, "init_args": {**options, "architecture": kept}}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sinks.models.experts import Experts
 from sinks.models.normalizers import LearnableSink, OffByOne
 from sinks.models.norms import PreAffine, RMSNorm
 from tests.families.variants import SMALL
-from tests.interop.tiny import SHAPES, assert_same_logits, tiny, tokens, transformers
+from tests.interop.tiny import assert_same_logits, tiny, tokens, transformers
 
 
 def opened(folder: Path) -> Any:
@@ -28,7 +28,11 @@ def opened(folder: Path) -> Any:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", SHAPES)
+ROUND = ("llama-tied", "llama-one-kv-head", "llama-mlp-biases", "llama-linear", "llama-llama3", "llama-yarn-attention",
+         "mistral", "qwen2-windows", "qwen3-windows-biases", "gpt-oss")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUND)
 @torch.no_grad()
 def test_a_round_trip_is_bitwise(name: str, tmp_path: Path) -> None:
     original = tiny(name)

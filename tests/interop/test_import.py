@@ -12,18 +12,24 @@ from sinks.errors import UserError
 from sinks.interop.decoder_import import import_model
 from sinks.observe import Reader, sites_of
 from sinks.runs.load import instantiate
-from tests.interop.tiny import SHAPES, SIZES, YARN, assert_same_logits, tiny, tokens
+from tests.interop.tiny import SHAPES, SIZES, YARN, assert_same_logits, tiny, tokens, transformers
 
 
 @pytest.mark.parametrize("name", SHAPES)
 @torch.no_grad()
-def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+def test_logits_are_those_of_transformers(name: str) -> None:
     original = tiny(name)
-    expected = original(tokens()).logits
-    assert_same_logits(import_model(original)(tokens()), expected)
-    original.save_pretrained(tmp_path, max_shard_size="20KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert_same_logits(import_model(tmp_path)(tokens()), expected)
+    assert_same_logits(import_model(original)(tokens()), original(tokens()).logits)
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt-oss"])
+@pytest.mark.parametrize("shard_size", ["20KB", "1GB"])
+@torch.no_grad()
+def test_a_folder_gives_what_the_model_in_memory_gives(name: str, shard_size: str, tmp_path: Path) -> None:
+    original = tiny(name)
+    original.save_pretrained(tmp_path, max_shard_size=shard_size)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_size == "20KB")
+    assert torch.equal(import_model(tmp_path)(tokens()), import_model(original)(tokens()))
 
 
 @torch.no_grad()
@@ -32,7 +38,7 @@ def test_a_window_and_scaling_matter() -> None:
     plain = import_model(tiny("mistral-no-window"))(tokens())
     assert not torch.allclose(import_model(tiny("mistral"))(tokens()), plain, atol=1e-2)
     llama = import_model(tiny("llama"))(tokens())
-    for name in ("llama-linear", "llama-llama3", "llama-yarn", "llama-yarn-attention"):
+    for name in ("llama-linear", "llama-llama3", "llama-yarn"):
         assert not torch.allclose(import_model(tiny(name))(tokens()), llama, atol=1e-2), name
 
 
@@ -49,10 +55,10 @@ def test_statistics_are_those_of_eager_attention(name: str) -> None:
     _, arrays = reader.summarize()
     mass = torch.from_numpy(arrays.arrays["attention/first_token_mass"])[0].double()
     torch.testing.assert_close(mass, maps[..., 1:, 0].mean((1, 3)), atol=2e-6, rtol=1e-5)
-    where = [arrays.sites["residual"].index(f"blocks.{layer}.attention.norm") for layer in range(4)]
-    largest = torch.from_numpy(arrays.arrays["residual/max_abs"])[0, where].double()
-    expected = torch.stack([hidden.abs().max() for hidden in output.hidden_states[:4]]).double()
-    torch.testing.assert_close(largest.flatten(), expected, atol=0, rtol=1e-5)
+    where = [arrays.sites["residual"].index(f"blocks.{layer}.attention.norm.input") for layer in range(3)]
+    largest = torch.from_numpy(arrays.arrays["residual/max_abs"])[0, where].double().amax(-1)
+    expected = torch.stack([hidden.abs().max() for hidden in output.hidden_states[:3]]).double()
+    torch.testing.assert_close(largest, expected, atol=0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama-llama3", "qwen3-windows-biases", "gpt-oss"])
@@ -61,19 +67,23 @@ def test_the_model_can_be_written_as_a_configuration(name: str) -> None:
     """Built from its section, it takes the weights and gives the same logits."""
     model = import_model(tiny(name), context_length=64)
     section = json.loads(json.dumps(section_of(model, "vocab_size", "context_length")))
-    text = {"class_path": "sinks.data.text.Text", "init_args": {"vocab_size": SIZES["vocab_size"], "context_length": 64}}
+    text = {
+        "class_path": "sinks.data.text.Text",
+        "init_args": {"vocab_size": SIZES["vocab_size"], "context_length": 64},
+    }
     built, _ = instantiate(section, text)
     built.configure_model()
     built.load_state_dict(model.state_dict())
     assert torch.equal(built.eval()(tokens()), model(tokens()))
 
 
+@torch.no_grad()
 def test_weights_in_another_precision_are_read_as_float32(tmp_path: Path) -> None:
-    original = tiny("llama").to(torch.bfloat16)
-    original.save_pretrained(tmp_path)
+    tiny("llama").to(torch.bfloat16).save_pretrained(tmp_path)
     model = import_model(tmp_path)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert_same_logits(model(tokens()), original.float()(tokens()).logits)
+    original = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert_same_logits(model(tokens()), original(tokens()).logits)
 
 
 # -- mistakes -------------------------------------------------------------------------------------------------------
@@ -112,25 +122,28 @@ def test_a_truncated_shard_is_named(folder: Path) -> None:
 
 
 def test_an_unexpected_tensor_is_named(folder: Path) -> None:
-    change_config(folder, num_hidden_layers=3)
-    assert_one_line(folder, "tensor model.layers.3.* has no place in the decoder")
+    change_config(folder, num_hidden_layers=2)
+    assert_one_line(folder, "tensor model.layers.2.* has no place in the decoder")
 
 
 def test_a_missing_tensor_is_named(folder: Path) -> None:
-    change_config(folder, num_hidden_layers=5)
-    assert_one_line(folder, "tensor model.layers.4.* is missing")
+    change_config(folder, num_hidden_layers=4)
+    assert_one_line(folder, "tensor model.layers.3.* is missing")
 
 
 def test_a_tensor_of_another_size_is_named(folder: Path) -> None:
     change_config(folder, intermediate_size=40)
-    assert_one_line(folder, r"tensor model.layers.0.mlp.gate_proj.weight is \(48, 32\), but .* \(40, 32\)")
+    assert_one_line(folder, r"tensor model.layers.0.mlp.up_proj.weight is \(48, 32\), but .* \(40, 32\)")
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"rope_parameters": YARN | {"rope_type": "dynamic"}}, "rope_type is 'dynamic'"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "partial_rotary",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {"quant_method": "mxfp4"}}, "quantized .*mxfp4"),
         ({"model_type": "gemma2"}, "type 'gemma2' has no counterpart"),

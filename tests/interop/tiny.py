@@ -9,10 +9,10 @@ transformers = pytest.importorskip("transformers")
 
 LENGTH, WINDOW = 12, 4
 SIZES = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 32,
 }  # fmt: skip
-SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2}
+SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
 ORIGINAL = {"rope_theta": 10000.0, "original_max_position_embeddings": 8, "factor": 4.0}
 LLAMA3 = ORIGINAL | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = ORIGINAL | {"rope_type": "yarn"}
