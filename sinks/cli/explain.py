@@ -52,11 +52,8 @@ def explain(message: str, arguments: Sequence[str]) -> str:
 
 
 def _types(expected: str) -> str:
-    return (
-        re.sub(r"Expected (an? )?|<class '|'>|\]$", "", expected)
-        .replace("typing.Literal[", "one of ")
-        .replace("NoneType", "null")
-    )
+    plain = re.sub(r"Expected (an? )?|<class '|'>|\]$", "", expected)
+    return plain.replace("typing.Literal[", "one of ").replace("NoneType", "null")
 
 
 def _where(path: str, arguments: Sequence[str]) -> str:

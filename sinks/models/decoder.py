@@ -21,7 +21,7 @@ from sinks.models.positions import LearnedPositions, Position, Rope
 from sinks.models.rope import Frequencies
 from sinks.models.taps import Tap
 
-# Which projections have biases: all, none, or only those to queries, keys and values, of attention, of the feed-forward.
+# Which projections have biases: all, none, or those to queries, keys and values, of attention, of the feed-forward.
 Biases = bool | Literal["qkv", "attention", "feed_forward"]
 LARGEST = 2**24  # no matrix of this width and height has a size that overflows
 
