@@ -86,4 +86,6 @@ def main(command: str, arguments: list[str]) -> None:
         section.write_text(yaml.safe_dump({"model": section_of(imported, "vocab_size", "context_length")}))
         cli = command_line(["-c", str(section), *arguments[1:]], run=False, cli=ImportCLI)
     assert isinstance(cli, ImportCLI)
-    print(f"{cli.write(source, config['vocab_size'])}  {imported.architecture.n_layers} layers of {config['model_type']}")
+    print(
+        f"{cli.write(source, config['vocab_size'])}  {imported.architecture.n_layers} layers of {config['model_type']}"
+    )
