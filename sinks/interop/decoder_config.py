@@ -96,6 +96,8 @@ def config_of(decoder: Decoder, architecture: Architecture) -> dict[str, Any]:
         "eos_token_id": None,
     }
     if family.model_type == "llama":
+        if architecture.d_model % shape.n_heads:
+            raise NoCounterpart(f"d_model {architecture.d_model} that n_heads {shape.n_heads} does not divide")
         config |= {"mlp_bias": architecture.bias in (True, "feed_forward")}
     else:
         config |= _windows(family.model_type, windows)

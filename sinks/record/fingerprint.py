@@ -38,20 +38,21 @@ def config_fingerprint(config: Mapping[str, Any], data_fingerprint: str) -> str:
     trainer = relevant.get("trainer") or {}
     relevant["trainer"] = {k: v for k, v in trainer.items() if k not in TRAINER_NOT_FINGERPRINTED}
     relevant["trainer"] |= dict.fromkeys(HOW_LONG_A_SITTING_LASTS)
-    relevant |= {"model": _as_before(relevant["model"])} if "model" in relevant else {}
+    if "model" in relevant:
+        relevant["model"] = _as_before(relevant["model"])
     relevant["data_fingerprint"] = data_fingerprint
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _as_before(model: Any) -> Any:
     """A model section without later options at their defaults."""
-    options = model.get("init_args") if isinstance(model, Mapping) else None
-    architecture = options.get("architecture") if isinstance(options, Mapping) else None
-    if not isinstance(architecture, Mapping):
+    try:
+        architecture = model["init_args"]["architecture"]
+    except (KeyError, TypeError):
         return model
     added = ADDED_TO_ARCHITECTURE
-    kept = {k: v for k, v in architecture.items() if k not in added or v != added[k]}
-    return {**model, "init_args": {**options, "architecture": kept}}
+    kept = {key: value for key, value in architecture.items() if key not in added or value != added[key]}
+    return {**model, "init_args": {**model["init_args"], "architecture": kept}}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sinks.models.experts import Experts
 from sinks.models.normalizers import LearnableSink, OffByOne
 from sinks.models.norms import PreAffine, RMSNorm
 from tests.families.variants import SMALL
-from tests.interop.tiny import assert_same_logits, tiny, tokens, transformers
+from tests.interop.shapes import assert_same_logits, tiny, tokens, transformers
 
 
 def opened(folder: Path) -> Any:
@@ -92,6 +92,7 @@ def test_learned_sinks_and_experts_are_gpt_oss(tmp_path: Path) -> None:
         (partial(CausalLM, architecture=SMALL, normalizer=OffByOne), "normalizer OffByOne"),
         (partial(CausalLM, architecture=SMALL, normalizer=LearnableSink), "LearnableSink, SwiGLU"),
         (partial(CausalLM, architecture=SMALL, head_norm=partial(RMSNorm, eps=0.1)), "norms of several eps"),
+        (partial(Baseline, architecture=wide(d_model=30, head_dim=8)), "d_model 30 that n_heads 4 does not divide"),
         (partial(Baseline, architecture=wide(position="learned")), "learned"),
         (partial(Baseline, architecture=wide(rope_fraction=0.5)), "rope_fraction"),
         (partial(Baseline, architecture=wide(bias="qkv", qk_norm=True)), "bias qkv"),

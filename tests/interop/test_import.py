@@ -12,7 +12,7 @@ from sinks.errors import UserError
 from sinks.interop.decoder_import import import_model
 from sinks.observe import Reader, sites_of
 from sinks.runs.load import instantiate
-from tests.interop.tiny import SHAPES, SIZES, YARN, assert_same_logits, tiny, tokens, transformers
+from tests.interop.shapes import SHAPES, SIZES, YARN, assert_same_logits, tiny, tokens, transformers
 
 
 @pytest.mark.parametrize("name", SHAPES)

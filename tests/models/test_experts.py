@@ -1,4 +1,4 @@
-"""Experts against a loop over tokens in float64; how they are split and counted. tests/interop has transformers' own."""
+"""Experts against a loop over tokens in float64; how they are split and counted."""
 
 from functools import partial
 from typing import Any
