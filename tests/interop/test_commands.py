@@ -8,8 +8,8 @@ import torch
 from sinks.cli import main
 from sinks.record import RunFolder
 from sinks.runs import load_run
-from tests.interop.test_export import opened
 from tests.interop.shapes import assert_same_logits, tiny
+from tests.interop.test_export import opened
 
 SMALL = (
     *("--data=Backcopy", "--data.context_length=12", "--data.batch_size=2", "--data.validation_rows=4"),
