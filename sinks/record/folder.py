@@ -6,6 +6,7 @@ metrics.jsonl      one line per logged step, append-only
 statistics/        arrays over steps: safetensors, one file per flush
 checkpoints/       Lightning's
 validation/        one JSON per checkpoint, data and options of `sinks validate`
+analysis.json      of a pretrained model, which has no checkpoints: model, text, and the sinks that were detected
 summary.json       final numbers; written last and atomically: its presence means "finished"
 """
 
@@ -180,7 +181,7 @@ class RunFolder:
             file.unlink()  # after the kept rows are written; the names differ, as this one ends at a later step
 
     def append_statistics(self, stage: str, statistics: Statistics) -> None:
-        """Write one flush of a stage ("train" or "validation")."""
+        """Write one flush of a stage ("train", "validation" or "analysis")."""
         arrays = {f"{stage}/{name}": array for name, array in statistics.arrays.items()}
         arrays[f"{stage}/steps"] = statistics.steps
         self._save_statistics(arrays, {"sites": json.dumps(statistics.sites)})
@@ -216,6 +217,10 @@ class RunFolder:
         content = {"checkpoint": str(checkpoint), **result, **provenance}
         write_atomically(file, to_json(content, indent=2) + "\n")
         return file
+
+    def write_analysis(self, content: Mapping[str, Any]) -> None:
+        """Write analysis.json, of a model that was analyzed and not trained."""
+        write_atomically(self.path / "analysis.json", to_json(content, indent=2) + "\n")
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -267,6 +272,10 @@ class RunFolder:
         assert self.format  # rejects an unknown format
         return self._read_json("summary.json")
 
+    def analysis(self) -> dict[str, Any]:
+        """The content of analysis.json."""
+        return self._read_json("analysis.json")
+
     def metrics(self) -> list[dict[str, Any]]:
         """One mapping per logged step, in order of steps.
 
@@ -300,7 +309,7 @@ class RunFolder:
         return sorted((self.path / "statistics").glob("*.safetensors"))
 
     def statistics(self, stage: str = "validation") -> Statistics:
-        """Every flush of a stage ("train" or "validation"), joined along the step axis."""
+        """Every flush of a stage ("train", "validation" or "analysis"), joined along the step axis."""
         parts: list[Statistics] = []
         for file in self._statistics_files():
             arrays, metadata = _load(file)
