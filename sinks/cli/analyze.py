@@ -28,7 +28,7 @@ def analyze(
     bos: list[str] | None = None,
     batch_size: int = 2,
     device: str = "auto",
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Literal["float32", "bfloat16"] = "float32",
     out: Path = Path("runs/analysis"),
     cache: Path = Path("data"),
     trust_remote_code: bool = False,
@@ -55,7 +55,8 @@ def analyze(
     if not models:
         raise UserError("what is to be analyzed is missing: sinks analyze MODEL, e.g. sinks analyze smollm2")
     require("batch_size", batch_size, at_least=1, remedy="give e.g. 4")
-    texts, policies = text or [None], bos or ["auto"]
+    texts: list[str | None] = [*text] if text else [None]
+    policies = bos or ["auto"]
     places = _places(models, texts, policies, out)
 
     from sinks.interop.extra import require_extra
@@ -122,7 +123,11 @@ def _print(folder: "RunFolder", rows: int, asked: int, unchanged: bool) -> None:
     print(f"  text              {text['source']}: {rows} rows of {text['tokens_per_row']} tokens{fewer}")
     for label, key, note in (
         ("loss", "loss", "nats per token"),
-        ("first-token mass", "attention/first_token_mass", "uniform attention {attention/first_token_mass_uniform:.3g}"),
+        (
+            "first-token mass",
+            "attention/first_token_mass",
+            "uniform attention {attention/first_token_mass_uniform:.3g}",
+        ),
         ("sink heads", "attention/sink_ratio_0.3", "fraction with a mass above 0.3"),
         ("residual sink R", "residual/sink_score", "consistency {residual/sink_consistency:.3g}"),
         ("largest |h|", "residual/max_abs", "token 0 {residual/max_abs_first_token:.5g}"),

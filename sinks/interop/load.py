@@ -75,10 +75,10 @@ def load_pretrained(
     folder = _folder_of(name, Path(cache), trust_remote_code)
     config = _read_config(folder, name, trust_remote_code)
     _check_weights(folder)
-    tokenizer = _read_tokenizer(folder, name, trust_remote_code)
+    tokenizer, bos = _read_tokenizer(folder, name, trust_remote_code)
     model = _read_model(folder, name, config, dtype, trust_remote_code).to(device).eval()
     _check_causal(model, name)
-    return Pretrained(model, tokenizer, name, folder, leading_special_token(tokenizer))
+    return Pretrained(model, tokenizer, name, folder, bos)
 
 
 def _folder_of(name: str, cache: Path, trust_remote_code: bool) -> Path:
@@ -99,7 +99,9 @@ def _download(name: str, trust_remote_code: bool) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[*WANTED, *(["*.py"] if trust_remote_code else [])]))
     except GatedRepoError:
-        raise UserError(f"{name} is on the hub, but needs its owner's permission: ask there, then hf auth login") from None
+        raise UserError(
+            f"{name} is on the hub, but needs its owner's permission: ask there, then hf auth login"
+        ) from None
     except RepositoryNotFoundError:
         raise UserError(f"{name} is neither a folder here nor a public model on the hub: check the name") from None
     except Exception as error:  # those of the network are of several libraries
@@ -144,21 +146,29 @@ def _check_weights(folder: Path) -> None:
         raise UserError(f"{folder} has no {WEIGHTS}{found}: convert the weights to safetensors")
 
 
-def _read_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> "Tokenizer":
+def _read_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> tuple["Tokenizer", int | None]:
+    """The tokenizer, and the id that it puts before a text.
+
+    tokenizer.json is taken as it is, because a class of transformers may replace parts of it. Only that class knows of
+    tokenizer_config.json, which may ask for BOS.
+    """
+    from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
     # transformers makes an empty one where there is none.
     if not any((folder / file).is_file() for file in TOKENIZERS):
         raise UserError(f"{folder} has no tokenizer: copy the model's tokenizer.json into it")
     with _reading(f"the tokenizer of {name}"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        backend = getattr(loaded, "backend_tokenizer", None)
+        file = folder / TOKENIZERS[0]
+        tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else backend
+    if tokenizer is None:
         raise UserError(f"the tokenizer of {name} cannot be converted to tokenizer.json: copy one into {folder}")
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
-    return backend
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer, leading_special_token(backend or tokenizer)
 
 
 def _read_model(folder: Path, name: str, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:

@@ -78,7 +78,7 @@ def attention_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def uniform_first_token_mass(tokens: int) -> float:
-    """First-token mass that uniform causal attention gives: the mean over queries i >= 1 of 1 / (i + 1), about ln T / T.
+    """First-token mass of uniform causal attention: the mean over queries i >= 1 of 1 / (i + 1), about ln T / T.
 
     Args:
         tokens: length T of a row; NaN for T = 1.
