@@ -71,8 +71,8 @@ test: $(VENV)/.installed  ## the tests (under 15 minutes on 2 cores)
 test-all: $(VENV)/.installed  ## the tests, the slow ones included
 	$(run_tests) -m "not models"
 
-test-models: smollm2  ## the tests on a pretrained network
-	$(BIN)/python -m pytest -q -m models
+test-models: smollm2  ## the tests on a pretrained network (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),auto) --dist worksteal -m models
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """A .gguf file as a folder of safetensors and tokenizer.json, written once and read in seconds from then on.
 
-    <cache>/<name>-<fingerprint>/
-        config.json, generation_config.json, model*.safetensors      weights, dequantized to float32
-        tokenizer.json, tokenizer_config.json
+<cache>/<name>-<fingerprint>/
+    config.json, generation_config.json, model*.safetensors      weights, dequantized to float32
+    tokenizer.json, tokenizer_config.json
 """
 
 import hashlib
@@ -62,7 +62,9 @@ def _convert(file: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # the readers of this format have no class of their own for a file they cannot read
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{file} is no model that transformers can convert ({reason}): give a safetensors folder") from None
+        raise UserError(
+            f"{file} is no model that transformers can convert ({reason}): give a safetensors folder"
+        ) from None
     _plain(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
