@@ -1,6 +1,7 @@
 """`sinks analyze` on tiny models: its run folders, and what it rejects."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,13 @@ def test_mistakes_are_one_line(place: Path, tmp_path: Path, capsys: pytest.Captu
     ):
         assert expected in one_line(["analyze", *arguments, out], capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_without_transformers_the_command_says_what_to_install(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert "run pip install 'sinks[hf]'" in one_line(["analyze", str(place / "tiny"), f"--out={tmp_path}"], capsys)
 
 
 def test_options_that_are_given_twice_become_a_list() -> None:
