@@ -133,7 +133,7 @@ def analyze(
     with run_lock(folder.path, "--out"):
         folder.remove_leftovers()
         folder.truncate_after(-1)  # what an interrupted analysis left
-        folder.write_provenance(provenance() | own)
+        folder.write_provenance(provenance("transformers") | own)
         folder.write_config(yaml.safe_dump(_config(pretrained, rows), sort_keys=False))
         measured = measure(model, sites, pretrained, rows.tokens, batch_size, progress)
         _write(folder, pretrained, rows, measured)

@@ -48,6 +48,7 @@ def test_the_folder_is_that_of_a_finished_run(run: RunFolder, place: Path) -> No
     assert (place / "out/model.html").is_file()
     assert run.config()["rows"] == 3
     assert run.provenance()["config_fingerprint"] == run.summary()["config_fingerprint"]
+    assert run.provenance()["versions"]["transformers"]
     (line,) = run.metrics()
     assert line["analysis/attention/first_token_mass"] == run.summary()["attention/first_token_mass"]
     statistics = run.statistics("analysis")
@@ -106,6 +107,12 @@ def test_an_interrupted_analysis_starts_again(run: RunFolder, place: Path, tmp_p
     assert main([*command, *SIZES]) == 0
     assert again.metrics() == run.metrics()
     assert len(again.statistics("analysis").steps) == 1
+
+
+def test_a_report_of_training_runs_leaves_analyses_out(
+    run: RunFolder, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "contains no run" in one_line(["report", str(place / "out")], capsys)
 
 
 def test_several_models_texts_and_bos_give_a_folder_each_and_one_page(place: Path, tmp_path: Path) -> None:
