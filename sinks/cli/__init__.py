@@ -13,6 +13,7 @@ COMMANDS = {
     "consolidate": ("sinks.cli.consolidate", "turn a checkpoint of shards into one file"),
     "check": ("sinks.cli.check", "test the properties of every variant on yours"),
     "plan": ("sinks.cli.plan", "count parameters, memory and operations, allocating nothing"),
+    "analyze": ("sinks.cli.analyze", "find the sinks of a pretrained model, on a page"),
     "prepare": ("sinks.cli.prepare", "turn text into token chunks"),
     "grid": ("sinks.cli.grid", "train every run of an ablation, several at a time"),
     "value": ("sinks.cli.value", "print one number of a finished run"),

@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sinks.errors import UserError
+from sinks.record.folder import RunFolder
+from sinks.record.formats import FORMAT
+
 # Where a run is stored and how it is observed, not what it computes.
 NOT_FINGERPRINTED = (
     "run", "statistics", "progress", "notes", "checkpoints", "config", "ckpt_path", "weights_only", "verbose",
@@ -109,3 +113,31 @@ def identity(
 
 def _without(section: Mapping[str, Any], *options: str) -> dict[str, Any]:
     return {**section, "init_args": {k: v for k, v in section["init_args"].items() if k not in options}}
+
+
+def reject_another_run(folder: RunFolder, own: Mapping[str, Any], option: str = "--run.dir") -> None:
+    """Reject a folder that holds a run of another configuration or format, or one that cannot be told.
+
+    Args:
+        folder: of the run.
+        own: identity of the run that is to be written.
+        option: of the command, by which another folder is chosen.
+    """
+    if not folder.has_provenance:
+        if folder.begun:
+            raise UserError(
+                f"{folder.path} holds a run without provenance.json, which states of which configuration it is: "
+                f"restore the file, or choose another {option}"
+            )
+        return
+    if folder.format != FORMAT:
+        raise UserError(
+            f"{folder.path} holds a run of format {folder.format}, which can be reported and validated but not "
+            f"resumed: choose another {option}"
+        )
+    fingerprint = folder.provenance().get("config_fingerprint")
+    if fingerprint != own["config_fingerprint"]:
+        raise UserError(
+            f"{folder.path} holds a run of another configuration (fingerprint {fingerprint}, "
+            f"not {own['config_fingerprint']}): choose another {option} or remove the folder"
+        )

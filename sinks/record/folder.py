@@ -150,6 +150,11 @@ class RunFolder:
     def finished(self) -> bool:
         return (self.path / "summary.json").is_file()
 
+    @property
+    def analyzed(self) -> bool:
+        """Whether it holds the analysis of a pretrained model, which was not trained here."""
+        return (self.path / "analysis.json").is_file()
+
     # -- writing ------------------------------------------------------------------------------------------------
 
     def write_config(self, text: str) -> None:

@@ -39,13 +39,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def provenance() -> dict[str, Any]:
-    """Commit (null outside a checkout), dirty flag, versions, hardware, command and time of the calling process."""
+def provenance(*packages: str) -> dict[str, Any]:
+    """Commit (null outside a checkout), dirty flag, versions, hardware, command and time of the calling process.
+
+    Args:
+        packages: whose versions matter too.
+    """
     status = _git("status", "--porcelain")
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(status) if status is not None else None,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in (*PACKAGES, *packages)},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),

@@ -228,7 +228,7 @@ def load_ablation(root: str | Path) -> Ablation:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: give one that contains runs, such as runs/backcopy")
-    folders = find_runs(root)
+    folders = [folder for folder in find_runs(root) if not folder.analyzed]
     if not folders:
         raise UserError(f"{root} contains no run: train one with `sinks fit --run.dir {root}/baseline/seed0`")
     if not any(folder.finished for folder in folders):

@@ -1,13 +1,11 @@
 """Where a run starts: at step 0, from its own checkpoint, or from another run's; never over what a folder holds."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sinks.errors import UserError
 from sinks.record import RunFolder
 from sinks.record.checkpoints import LAST, is_complete
-from sinks.record.formats import FORMAT
 
 
 class Start(NamedTuple):
@@ -22,28 +20,6 @@ class Start(NamedTuple):
     checkpoint: Path | None = None
     began_from: str | None = None
     line: str | None = None
-
-
-def reject_another_run(folder: RunFolder, own: Mapping[str, Any]) -> None:
-    """Reject a folder that holds a run of another configuration or format, or one that cannot be told."""
-    if not folder.has_provenance:
-        if folder.begun:
-            raise UserError(
-                f"{folder.path} holds a run without provenance.json, which states of which configuration it is: "
-                "restore the file, or choose another --run.dir"
-            )
-        return
-    if folder.format != FORMAT:
-        raise UserError(
-            f"{folder.path} holds a run of format {folder.format}, which can be reported and validated but not "
-            "resumed: choose another --run.dir"
-        )
-    fingerprint = folder.provenance().get("config_fingerprint")
-    if fingerprint != own["config_fingerprint"]:
-        raise UserError(
-            f"{folder.path} holds a run of another configuration (fingerprint {fingerprint}, "
-            f"not {own['config_fingerprint']}): choose another --run.dir or remove the folder"
-        )
 
 
 def start_of(folder: RunFolder, given: str | None, interval: int | None) -> Start:

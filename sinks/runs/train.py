@@ -35,12 +35,12 @@ from sinks.families import CausalLM
 from sinks.parallel.checkpoint_io import RunCheckpointIO
 from sinks.parallel.ranks import data_ranks
 from sinks.record import RunFolder
-from sinks.record.fingerprint import identity
+from sinks.record.fingerprint import identity, reject_another_run
 from sinks.record.lock import run_lock
 from sinks.record.logger import EventLogger, RunFolderLogger
 from sinks.record.provenance import provenance
 from sinks.runs.failures import failures_reported
-from sinks.runs.start import reject_another_run, start_of
+from sinks.runs.start import start_of
 from sinks.runs.steps import validation_in_steps
 from sinks.runs.trainer_options import check_trainer_options
 

@@ -14,9 +14,10 @@ from sinks.cli.consolidate import consolidate
 from sinks.errors import UserError
 from sinks.record import RunFolder
 from sinks.record.checkpoints import INDEX, REST, is_complete
+from sinks.record.fingerprint import reject_another_run
 from sinks.record.folder import from_json
 from sinks.runs import load_run
-from sinks.runs.start import reject_another_run, start_of
+from sinks.runs.start import start_of
 from sinks.runs.train import around
 from tests.cli.small import SMALL, fit, weights, without_clocks
 from tests.faults.processes import callbacks

@@ -18,6 +18,7 @@ from sinks.stats.functional.attention import (
     attention_statistics,
     key_mass_accumulators,
     key_mass_statistics,
+    uniform_first_token_mass,
 )
 from sinks.stats.functional.contribution import (
     contribution_accumulators,

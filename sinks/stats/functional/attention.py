@@ -5,6 +5,8 @@ first, a proxy (arXiv:2410.10781, section 5): report it as one. Everything is pe
 the caller's.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -73,6 +75,15 @@ def attention_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
         }
         | _sink_ratios("sink_ratio_", accumulators, accumulators["samples"])
     )
+
+
+def uniform_first_token_mass(tokens: int) -> float:
+    """First-token mass of uniform causal attention: the mean over queries i >= 1 of 1 / (i + 1), about ln T / T.
+
+    Args:
+        tokens: length T of a row; NaN for T = 1.
+    """
+    return sum(1 / (i + 1) for i in range(1, tokens)) / (tokens - 1) if tokens > 1 else math.nan
 
 
 def _sink_ratios(prefix: str, accumulators: dict[str, Tensor], count: Tensor) -> dict[str, Tensor]:
