@@ -76,8 +76,8 @@ def attention(
         stats: names of the statistics to return (below).
         backend: "auto" uses "triton" on a GPU and "flash" on the CPU if they support the call, else "reference".
             "triton": everything except clipped_softmax, functions and float64, D up to 256. "flash": softmax,
-            off_by_one and learnable_sink, no softcap. "fa4": the same by an installed FlashAttention-4. A named backend
-            is used, or rejected with one that supports the call.
+            off_by_one and learnable_sink. "fa4": the same without softcap, by an installed FlashAttention-4. A named
+            backend is used, or rejected with one that supports the call.
 
     Returns:
         out [B, H, T, D] in q's dtype, or (out, {name: Tensor}) if `stats` is not empty. Under torch.autocast q, k and v

@@ -1,4 +1,4 @@
-"""The causal, possibly windowed mask as a [T, T] tensor, cached; for the reference and for windows on the CPU."""
+"""The causal, possibly windowed mask: of some rows and keys, or as a [T, T] tensor, cached, for the reference."""
 
 from __future__ import annotations
 
@@ -22,29 +22,17 @@ def forbidden(rows: Tensor, columns: Tensor, window: int | None) -> Tensor:
 
 def causal_mask(tokens: int, window: int | None, device: torch.device) -> Tensor:
     """Bool [T, T]: True where attention is forbidden."""
-    return _cached(tokens, window, None, device)
-
-
-def additive_causal_mask(tokens: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[T, T] of `dtype`: 0 where allowed, far below any logit where forbidden.
-
-    Finite, because a fully masked key block would otherwise compute inf - inf.
-    """
-    return _cached(tokens, window, dtype, device)
-
-
-def _cached(tokens: int, window: int | None, dtype: torch.dtype | None, device: torch.device) -> Tensor:
     # A traced or fake mask belongs to its graph or mode, so it bypasses the cache.
     if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
-        return _build(tokens, window, dtype, device)
-    key = (tokens, window, dtype, device)
+        return _build(tokens, window, device)
+    key = (tokens, window, device)
     mask = _cache.get(key)
     if mask is not None:
         _cache.move_to_end(key)
         return mask
     # A mask first built during validation would be an inference tensor, which autograd cannot save later.
     with torch.inference_mode(False):
-        mask = _build(tokens, window, dtype, device)
+        mask = _build(tokens, window, device)
     if type(mask) is Tensor:
         _cache[key] = mask
         if len(_cache) > _CAPACITY:
@@ -52,9 +40,6 @@ def _cached(tokens: int, window: int | None, dtype: torch.dtype | None, device: 
     return mask
 
 
-def _build(tokens: int, window: int | None, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+def _build(tokens: int, window: int | None, device: torch.device) -> Tensor:
     positions = torch.arange(tokens, device=device)
-    mask = forbidden(positions, positions, window)
-    if dtype is None:
-        return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(mask, torch.finfo(dtype).min / 2)
+    return forbidden(positions, positions, window)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from sink_kernels import STATISTICS, attention
+from sink_kernels import STATISTICS, attention, key_mass
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SINKS = ["softmax", "off_by_one", "learnable_sink"]
 CASES = [
@@ -17,6 +18,8 @@ CASES = [
     {"window": 1},
     {"window": 1000, "head_dim": 24},
     {"tokens": 230, "window": 40, "gate": "head"},
+    {"softcap": 1.5, "scale": 0.7, "kv_heads": 2, "heads": 4},
+    {"tokens": 61, "softcap": 2.0, "window": 9, "gate": "element", "batch": 2},
 ]
 # Relative to float64 on the same rounded inputs: output, gradients, statistics. In half precision torch's kernel
 # approximates exp, which the lse shows.
@@ -61,7 +64,9 @@ def test_equals_the_reference_in_float64(normalizer, case, dtype, make_call, out
         assert (value - expected_stats[name]).abs().max() / scale < 4 * of_stats, name
 
 
-@pytest.mark.parametrize("case", [{}, {"window": 3}, {"gate": "element", "kv_heads": 1}], ids=str)
+@pytest.mark.parametrize(
+    "case", [{}, {"window": 3}, {"softcap": 1.5, "window": 2}, {"gate": "element", "kv_heads": 1}], ids=str
+)
 @pytest.mark.parametrize("normalizer", SINKS)
 def test_gradcheck(normalizer, case, make_call):
     call = make_call(normalizer, tokens=5, head_dim=4, **case).cast(torch.float64)
@@ -154,3 +159,27 @@ def test_statistics_change_neither_the_output_nor_what_is_saved(normalizer, wind
     out, shapes = saved(stats=STATISTICS)
     assert torch.equal(out, plain)
     assert shapes == plain_shapes
+
+
+@pytest.mark.parametrize("case", [{}, {"window": 100}, {"softcap": 2.0}, {"window": 100, "softcap": 2.0}], ids=str)
+@pytest.mark.parametrize("normalizer", SINKS)
+def test_no_tensor_has_two_dimensions_of_the_length(normalizer, case, make_call):
+    class Shapes(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.seen = set()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            made = result if isinstance(result, (tuple, list)) else [result]
+            self.seen |= {tuple(x.shape) for x in made if isinstance(x, torch.Tensor)}
+            return result
+
+    call = make_call(normalizer, tokens=1024, heads=4, kv_heads=2, **case).cast(torch.float32)
+    with Shapes() as shapes:
+        out, stats = call.run(attention, stats=STATISTICS)
+        out.sum().backward()
+        options = {name: value for name, value in call.options.items() if name != "normalizer"}
+        key_mass(call.q, call.k, stats["lse"], normalizer=normalizer, **options)
+    assert tuple(call.q.shape) in shapes.seen
+    assert [shape for shape in shapes.seen if sum(size >= 1024 for size in shape) > 1] == []
