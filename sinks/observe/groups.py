@@ -45,6 +45,7 @@ def _rescale_accumulators(record: NormRecord, dimensions: Tensor | None) -> Accu
     if dimensions is None:
         return None
     before = functional.sink_dimension_accumulators(record.input, dimensions)
+    assert record.output is not None  # the group needs it
     after = functional.output_share_accumulators(record.output, dimensions)
     return {f"before_{n}": m for n, m in before.items()} | {f"after_{n}": m for n, m in after.items()}
 
@@ -94,7 +95,7 @@ GROUPS = {group.name: group for group in (
           functional.kurtosis_statistics),
     Group("energy", "norm", "residual", (), lambda r, d: functional.energy_accumulators(r.input),
           functional.energy_statistics),
-    Group("rescale", "norm", "residual", (), _rescale_accumulators, _rescale_statistics),
+    Group("rescale", "norm", "residual", ("output",), _rescale_accumulators, _rescale_statistics),
     Group("bound", "norm", "norm", ("divided", "normalized", "weight"), _bound_accumulators,
           functional.bound_statistics),
     Group("gain", "norm", "norm", ("gain",), lambda r, d: {"gain_max": r.gain.float().abs()},

@@ -19,7 +19,7 @@ class NormRecord:
 
     Args:
         input: the residual stream that the norm reads [B, T, D].
-        output: what the sublayer reads [B, T, D].
+        output: what the sublayer reads [B, T, D]; None where the stream is read and no norm is there.
         gain: what a channel is multiplied by, besides 1 / rms [D].
         divided: what is divided by its RMS [B, T, D].
         weight: the gain after that division [D].
@@ -30,7 +30,7 @@ class NormRecord:
     """
 
     input: Tensor
-    output: Tensor
+    output: Tensor | None
     gain: Tensor | None = None
     divided: Tensor | None = None
     weight: Tensor | None = None

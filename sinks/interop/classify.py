@@ -1,0 +1,344 @@
+"""Which modules of a model are blocks, attention and norms of the residual stream: by the tensors of a short pass.
+
+Names do not help: `post_attention_layernorm` reads the middle of the stream in Llama, the output of attention in Gemma 2
+and the input of the block in GPT-NeoX. Here x is a block's input, and o any tensor that a submodule returned before:
+
+    a norm that reads x          is the block's first norm, or a parallel feed-forward's
+    a norm that reads x + c * o  reads the middle of the stream
+    any other norm               reads the output of a sublayer, or is inside one: not a site
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from sinks.errors import UserError
+from sinks.interop.adapter import Adapter, Gate
+from sinks.interop.seam import AttentionCall, Seam
+
+_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class StreamNorm:
+    """A norm that reads the residual stream.
+
+    Args:
+        module: the norm.
+        offset: what its weight is added to for its gain, 0 or 1; None if the gain is something else.
+        rms: whether it divides by the RMS, and does not center or add a bias.
+        flat: whether it reads [B * T, D].
+    """
+
+    module: nn.Module
+    offset: int | None
+    rms: bool
+    flat: bool
+
+
+@dataclass(frozen=True)
+class AttentionParts:
+    """An attention module and what surrounds its weights.
+
+    Args:
+        module: that computes q, k and v.
+        calls_interface: whether it calls transformers' attention interface; else an adapter describes its attention.
+        out: output projection of the weighted values, a Linear or Conv1D; None if it is something else.
+        gate: of the output.
+    """
+
+    module: nn.Module
+    calls_interface: bool
+    out: nn.Module | None
+    gate: Gate | None
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """A block of the residual stream; `norms` by site name, without one for a norm that is not there."""
+
+    module: nn.Module
+    norms: Mapping[str, StreamNorm]
+    attention: AttentionParts | None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a model consists of."""
+
+    seam: Seam
+    blocks: list[BlockParts]
+    head_norm: StreamNorm | None
+
+
+@dataclass(frozen=True)
+class _Event:
+    """One call of a submodule."""
+
+    module: nn.Module
+    input: Tensor
+    output: Tensor
+    norm: StreamNorm | None
+
+
+def first_tensor(*places: Any) -> Tensor | None:
+    """The first tensor of arguments, keywords or a result."""
+    for place in places:
+        if isinstance(place, Tensor):
+            return place
+        values = place.values() if isinstance(place, Mapping) else place if isinstance(place, tuple | list) else ()
+        for value in values:
+            if isinstance(value, Tensor):
+                return value
+    return None
+
+
+def parts_of(model: nn.Module, adapter: Adapter) -> Parts:
+    """Run a short row through a model and see what its modules read.
+
+    Raises:
+        UserError: if its blocks, or the attention of a block that should have some, cannot be read.
+    """
+    blocks = list(adapter.blocks(model))
+    seam = Seam(_parent_of(model, blocks[0]))
+    probe = _Probe(model, blocks, seam, adapter)
+    with probe.watching(), evaluating(model), torch.no_grad():
+        tokens = torch.arange(3, 3 + _TOKENS, device=next(model.parameters()).device)[None]
+        adapter.run(model, tokens)
+    return Parts(seam, probe.blocks, probe.head_norm)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode inside the `with` block, each module as before afterward."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _parent_of(model: nn.Module, block: nn.Module) -> nn.Module:
+    """The module that runs the blocks: it owns the list of them."""
+    names = {module: name for name, module in model.named_modules()}
+    if block not in names:
+        raise UserError(f"{type(block).__name__} is no module of {type(model).__name__}: let `blocks` return its own")
+    owner = names[block].rpartition(".")[0].rpartition(".")[0]
+    return model.get_submodule(owner)
+
+
+class _Probe:
+    def __init__(self, model: nn.Module, blocks: list[nn.Module], seam: Seam, adapter: Adapter) -> None:
+        self.model, self.seam, self.adapter = model, seam, adapter
+        self.blocks: list[BlockParts] = []
+        self.head_norm: StreamNorm | None = None
+        self._modules = blocks
+        self._events: list[_Event] = []
+        self._calls: list[tuple[nn.Module, AttentionCall]] = []
+        self._stream: Tensor | None = None  # a block's input, then the last block's output
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        inside = {m for block in self._modules for m in block.modules()}
+        handles: list[Any] = []
+        try:
+            for block in self._modules:
+                handles.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
+            for module in inside - set(self._modules):
+                handles.append(module.register_forward_hook(self._record, with_kwargs=True))
+                self.seam.listen(module, lambda call, rows, module=module: self._calls.append((module, call)))  # type: ignore[misc]
+            for block in self._modules:
+                described = self.adapter.attention(block)
+                if described is not None:
+                    handles.append(described.register_forward_pre_hook(self._describe, with_kwargs=True))
+                handles.append(block.register_forward_hook(self._leave))
+            for module in set(self.model.modules()) - inside:
+                handles.append(module.register_forward_hook(self._after_blocks, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module in inside:
+                self.seam.listen(module, None)
+
+    def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = first_tensor(args, kwargs.get("hidden_states"), kwargs)
+        if x is None or x.dim() != 3:
+            raise UserError(
+                f"{type(block).__name__} reads {None if x is None else tuple(x.shape)}, but a block must read the "
+                "stream [B, T, D]: give huggingface_sites an Adapter with other `blocks`"
+            )
+        self._stream, self._events, self._calls = x.clone(), [], []
+
+    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        read, made = first_tensor(args, kwargs.get("hidden_states"), kwargs), first_tensor(output)
+        if read is not None and made is not None and self._stream is not None:
+            norm = _stream_norm(module, read, made, self._stream.shape[-1])
+            self._events.append(_Event(module, read.clone(), made.clone(), norm))
+
+    def _describe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._calls.append((module, self.adapter.call(module, args, kwargs)))
+
+    def _leave(self, block: nn.Module, args: Any, output: Any) -> None:
+        self.blocks.append(BlockParts(block, self._norms(block), self._attention(block)))
+        after = first_tensor(output)
+        self._stream, self._events, self._calls = None if after is None else after.clone(), [], []
+
+    def _after_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        read, made = first_tensor(args, kwargs), first_tensor(output)
+        named = self.adapter.final_norm(self.model)
+        if self.blocks and read is not None and made is not None and self._stream is not None and not self.head_norm:
+            norm = _stream_norm(module, read, made, self._stream.shape[-1])
+            if norm is not None and (module is named or (named is None and _equal(read, self._stream))):
+                self.head_norm = norm
+
+    def _norms(self, block: nn.Module) -> dict[str, StreamNorm]:
+        named = self.adapter.norms(block)
+        if named is not None:
+            seen = {event.module: event for event in self._events}
+            return {site: _named_norm(seen, module) for site, module in named.items()}
+        assert self._stream is not None
+        x, before = self._stream, []
+        found: dict[str, StreamNorm] = {}
+        later = 0
+        for event in self._events:
+            if event.norm is not None and _equal(event.input, x) and "attention.norm" not in found:
+                found["attention.norm"] = event.norm
+            elif event.norm is not None and (_equal(event.input, x) or _is_sum(event.input, x, before)):
+                later += 1
+                found["feed_forward.norm" if later == 1 else f"feed_forward.norm.{later}"] = event.norm
+            before.append(event.output)
+        return found
+
+    def _attention(self, block: nn.Module) -> AttentionParts | None:
+        if not self._calls:
+            return None
+        modules = {module for module, _ in self._calls}
+        if len(self._calls) > 1:
+            raise UserError(
+                f"{type(block).__name__} calls attention {len(self._calls)} times, but once is what can be read: "
+                "give huggingface_sites an Adapter with `call`"
+            )
+        (module,), call = modules, self._calls[0][1]
+        described = self.adapter.attention(block) is not None
+        out, gate = self._output(module, call)
+        if described and out is None:
+            raise UserError(
+                f"what `call` describes is not what {type(module).__name__} computes: "
+                "no output projection reads its result; check q, k, v and scale"
+            )
+        return AttentionParts(module, not described, out, gate)
+
+    def _output(self, module: nn.Module, call: AttentionCall) -> tuple[nn.Module | None, Gate | None]:
+        """The projection that reads the weighted values, and the gate between."""
+        parts = set(module.modules())
+        events = [event for event in self._events if event.module in parts]
+        result = next((event.output for event in events if event.module is module), None)
+        # Submodules return before the module that holds them: the last is the outermost. Dropout passes on what it gets.
+        makers = [
+            e for e in events
+            if e.module is not module and result is not None
+            and _equal(e.output, result) and not _equal(e.input, e.output)
+        ]  # fmt: skip
+        if not makers or type(makers[-1].module) not in (nn.Linear, Conv1D):
+            return None, self.adapter.gate(module)
+        projection = makers[-1]
+        values = call.run()[0]
+        weighted = values.transpose(1, 2).flatten(2)
+        gate = self.adapter.gate(module)
+        if gate is None and projection.input.numel() == weighted.numel() and _close(projection.input, weighted):
+            return projection.module, None
+        gates = [gate] if gate is not None else _possible_gates(events)
+        for candidate in gates:
+            held = next((event.output for event in events if event.module is candidate.module), None)
+            opened = None if held is None else _opening(candidate, held, values)
+            if opened is not None and _close(projection.input, (values * opened).transpose(1, 2).flatten(2)):
+                return projection.module, candidate
+        return None, None
+
+
+def _named_norm(seen: Mapping[nn.Module, _Event], module: nn.Module) -> StreamNorm:
+    if module not in seen:
+        raise UserError(
+            f"{type(module).__name__}, a norm that the adapter names, did not run: let `norms` leave it out"
+        )
+    return seen[module].norm or StreamNorm(module, None, rms=False, flat=seen[module].input.dim() == 2)
+
+
+def _stream_norm(module: nn.Module, read: Tensor, made: Tensor, width: int) -> StreamNorm | None:
+    """The module as a norm of the stream's width; None if it is none."""
+    shapes = {tuple(p.shape) for p in module.parameters(recurse=False)}
+    leaf = next(module.children(), None) is None
+    if not leaf or shapes - {(width,)} or read.shape != made.shape or read.shape[-1] != width or _equal(read, made):
+        return None
+    signs = torch.ones(1, 1, width, dtype=read.dtype, device=read.device)
+    signs[..., 1::2] = -1
+    # Large, so that eps is nothing; of mean zero, so that centering changes nothing.
+    up, down, ones, minus_ones = (module.forward(100 * x) for x in (signs, -signs, signs.abs(), -signs.abs()))
+    gain = ((up - down) * signs / 2).flatten()
+    rms = _close((ones - minus_ones).flatten() / 2, gain) and _close((up + down) / 2 + gain, gain)
+    weight = getattr(module, "weight", None)
+    stored = torch.zeros_like(gain) if weight is None else weight
+    offset = next((o for o in (0, 1) if _close(stored + o, gain)), None)
+    return StreamNorm(module, offset, rms, flat=read.dim() == 2)
+
+
+def _possible_gates(events: list[_Event]) -> list[Gate]:
+    return [Gate(event.module, read) for event in events for read in (_second_half, _by_channel, _by_head)]
+
+
+def _second_half(output: Tensor, heads: int, width: int) -> Tensor:
+    """Of a query projection whose heads hold query and gate: [B, T, H * 2 * dv] -> [B, H, T, dv]."""
+    return output.view(*output.shape[:2], heads, 2 * width)[..., width:].transpose(1, 2)
+
+
+def _by_channel(output: Tensor, heads: int, width: int) -> Tensor:
+    return output.view(*output.shape[:2], heads, width).transpose(1, 2)
+
+
+def _by_head(output: Tensor, heads: int, width: int) -> Tensor:
+    return output.view(*output.shape[:2], heads).transpose(1, 2)
+
+
+def _opening(gate: Gate, output: Tensor, values: Tensor) -> Tensor | None:
+    """Sigmoid of the gate [B, H, T, 1 or dv]; None if the output cannot hold it."""
+    try:
+        opened = torch.sigmoid(gate.read(output, values.shape[1], values.shape[3]))
+    except RuntimeError:
+        return None
+    return opened if opened.dim() == 4 else opened.unsqueeze(-1)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.numel() == b.numel() and a.shape[-1] == b.shape[-1] and torch.equal(a.reshape(b.shape), b)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.numel() != b.numel():
+        return False
+    return bool((a.reshape(b.shape).float() - b.float()).abs().max() <= _tolerance(b) * b.float().abs().max())
+
+
+def _tolerance(x: Tensor) -> float:
+    return max(1e-4, 4 * torch.finfo(x.dtype).eps)
+
+
+def _is_sum(read: Tensor, x: Tensor, outputs: list[Tensor]) -> bool:
+    """Whether a tensor is x + c * o for a number c and one of the outputs o."""
+    if read.numel() != x.numel() or read.shape[-1] != x.shape[-1]:
+        return False
+    total, added = read.reshape(x.shape).double(), read.reshape(x.shape).double() - x.double()
+    for output in outputs:
+        if output.numel() == x.numel():
+            o = output.reshape(x.shape).double()
+            factor = (added * o).sum() / o.square().sum().clamp_min(1e-300)
+            if (added - factor * o).norm() <= _tolerance(read) * total.norm():
+                return True
+    return False

@@ -1,0 +1,279 @@
+"""Attention of a transformers model through `sink_kernels`, on the model's own, unedited code.
+
+transformers lets a model's attention modules call any registered function with q, k and v, after projections, norms and
+positions. "sinks" is such a function. A `Seam` switches a model to it while somebody listens, and back afterward.
+"""
+
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from sink_kernels import attention, key_mass
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from sinks.errors import UserError
+
+NAME = "sinks"
+Listener = Callable[["AttentionCall", dict[str, Tensor]], None]
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """Causal attention as a model asks for it.
+
+    Args:
+        q: queries [B, H, T, d], positions applied.
+        k: keys [B, Hkv, T, d], positions applied.
+        v: values [B, Hkv, T, dv]; dv may differ from d, as in multi-head latent attention.
+        scale: factor of q . k; d ** -0.5 by default.
+        window: number of keys a query sees, including its own; all by default.
+        softcap: limit of the scaled logits.
+        sink: learned logit per head [H].
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    sink: Tensor | None = None
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        scale = self.q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        return {
+            "normalizer": "softmax" if self.sink is None else "learnable_sink",
+            "scale": scale, "window": self.window, "softcap": self.softcap,
+        }  # fmt: skip
+
+    def run(self, stats: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """Output [B, H, T, dv], and the named row statistics of `sink_kernels.attention` [B, H, T]."""
+        width = max(self.q.shape[-1], self.v.shape[-1])
+        q, k, v = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (self.q, self.k, self.v))
+        sink = None if self.sink is None else self.sink.float()
+        if not stats:
+            return attention(q, k, v, sink=sink, **self._options)[..., : self.v.shape[-1]], {}
+        out, rows = attention(q, k, v, sink=sink, stats=tuple(stats), **self._options)  # type: ignore[arg-type]
+        return out[..., : self.v.shape[-1]], rows
+
+    def detached(self) -> "AttentionCall":
+        """The same without gradients."""
+        sink = None if self.sink is None else self.sink.detach()
+        q, k, v = (x.detach() for x in (self.q, self.k, self.v))
+        return AttentionCall(q, k, v, self.scale, self.window, self.softcap, sink)
+
+    def attend(self, values: Tensor) -> Tensor:
+        """Sums [B, H, T, dv] of other values [B, Hkv, T, dv] by the same weights, in float32."""
+        other = AttentionCall(self.q.float(), self.k.float(), values, self.scale, self.window, self.softcap, self.sink)
+        return other.run()[0]
+
+    def key_mass(self, lse: Tensor) -> Tensor:
+        """Mass each key receives from all queries [B, H, T] float32."""
+        return key_mass(self.q, self.k, lse, **self._options)
+
+
+@dataclass(frozen=True)
+class _Listening:
+    stats: tuple[str, ...]
+    listener: Listener
+
+
+# Module that calls the function -> who listens there. Of all models, because transformers registers one function.
+_listening: WeakKeyDictionary[nn.Module, _Listening] = WeakKeyDictionary()
+
+
+def sinks_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function `sinks`: causal, whole rows.
+
+    Returns:
+        Output [B, T, H, dv]; no weights.
+
+    Raises:
+        UserError: on a mask, packed rows, a cache, dropout, or attention that is not causal.
+    """
+    where = f"{type(module).__name__} {getattr(module, 'layer_idx', '')}".strip()
+    if attention_mask is not None:
+        raise UserError(f"{where} got a mask {tuple(attention_mask.shape)}, but only causal rows are read: give none")
+    if cu_seq_lens_q is not None:
+        raise UserError(f"{where} got packed rows (cu_seq_lens_q), but only whole rows are read: give one text a row")
+    if query.shape[2] != key.shape[2]:
+        raise UserError(
+            f"{where} got {query.shape[2]} queries and {key.shape[2]} keys, but only whole rows are read: "
+            "run them without a cache, and do not generate"
+        )
+    if dropout > 0:
+        raise UserError(f"{where} drops {dropout:g} of its weights, but must drop none: set attention dropout to 0")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise UserError(f"{where} is not causal, but only causal attention is read: give a causal language model")
+    call = AttentionCall(query, key, value, scaling, sliding_window, softcap, s_aux)
+    if _Pass.current is not None:
+        _Pass.current.windows_used.add(sliding_window)
+    listening = _listening.get(module)
+    out, rows = call.run(() if listening is None else listening.stats)
+    if listening is not None:
+        with torch.no_grad():
+            listening.listener(call, rows)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def causal_or_error(
+    attention_mask: Tensor | None = None,
+    allow_is_causal_skip: bool = True,
+    local_size: int | None = None,
+    q_length: int | None = None,
+    kv_length: int | None = None,
+    config: Any = None,
+    **kwargs: Any,
+) -> None:
+    """The mask function `sinks`: no mask, because the attention function is causal by itself.
+
+    Raises:
+        UserError: on padding, packed rows, a cache, or anything else that is not a whole causal row.
+    """
+    if attention_mask is not None and not bool(attention_mask.all()):
+        padded = int((~attention_mask.bool()).sum())
+        raise UserError(f"attention_mask excludes {padded} tokens, but only rows without padding are read: cut them")
+    if q_length != kv_length:
+        raise UserError(
+            f"the model got {q_length} queries and {kv_length} keys, but only whole rows are read: "
+            "run them without a cache, and do not generate"
+        )
+    if not allow_is_causal_skip:
+        raise UserError(
+            f"{type(config).__name__} asks for a mask of its own, or the rows are packed, but only whole causal rows are "
+            "read: give one text a row, or huggingface_sites an Adapter with `attention` and `call`"
+        )
+    if _Pass.current is not None and local_size is not None and kv_length is not None and local_size < kv_length:
+        _Pass.current.windows_masked.add(local_size)
+
+
+AttentionInterface.register(NAME, sinks_attention)
+AttentionMaskInterface.register(NAME, causal_or_error)
+
+
+class _Pass:
+    """One forward pass through the seam: windows that were asked for, by masks and in calls."""
+
+    current: "_Pass | None" = None
+
+    def __init__(self) -> None:
+        self.windows_masked: set[int] = set()
+        self.windows_used: set[int | None] = set()
+
+    def finish(self) -> None:
+        if lost := self.windows_masked - self.windows_used:
+            raise UserError(
+                f"the model limits attention to {min(lost)} tokens by a mask alone, e.g. in chunks, which cannot be "
+                f"read: give rows of at most {min(lost)} tokens"
+            )
+
+
+class Seam:
+    """Switches a model to the attention function `sinks` while somebody listens.
+
+    The switch happens at the start of a forward pass. With gradients it is undone at the start of the next one, because
+    checkpointed blocks are computed again in between and must then run what they ran before.
+
+    Args:
+        stack: the module that runs the blocks, once per forward pass; it gets `position_ids`.
+    """
+
+    def __init__(self, stack: nn.Module) -> None:
+        self.stack = stack
+        self._modules: set[nn.Module] = set()
+        self._own: list[tuple[Any, str | None]] = []  # configurations, and the implementations they had
+        self._handles: list[Any] = []
+        self._backward_pending = False
+
+    def listen(self, module: nn.Module, listener: Listener | None, stats: Collection[str] = ()) -> None:
+        """Pass each call of an attention module and its row statistics to a listener; None to stop."""
+        if listener is not None:
+            _listening[module] = _Listening(tuple(stats), listener)
+            self._modules.add(module)
+            self._attach()
+            return
+        _listening.pop(module, None)
+        self._modules.discard(module)
+        if not self._modules and not self._backward_pending:
+            self._detach()
+
+    def _attach(self) -> None:
+        if not self._handles:
+            self._handles = [
+                self.stack.register_forward_pre_hook(self._before, with_kwargs=True),
+                self.stack.register_forward_hook(self._after),
+            ]
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._restore()
+
+    def _before(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._backward_pending = False
+        if not self._modules:
+            self._detach()
+            return
+        require_whole_rows(stack, args, kwargs)
+        self._switch()
+        _Pass.current = _Pass()
+
+    def _after(self, stack: nn.Module, args: Any, output: Any) -> None:
+        if _Pass.current is not None:
+            finished, _Pass.current = _Pass.current, None
+            self._backward_pending = torch.is_grad_enabled()
+            finished.finish()
+
+    def _switch(self) -> None:
+        if not self._own:
+            configs = {id(m.config): m.config for m in self.stack.modules() if _has_implementation(m)}
+            self._own = [(config, config._attn_implementation) for config in configs.values()]
+        for config, _ in self._own:
+            config._attn_implementation = NAME
+
+    def _restore(self) -> None:
+        for config, own in self._own:
+            if config._attn_implementation == NAME:
+                config._attn_implementation = own
+        self._own = []
+
+
+def _has_implementation(module: nn.Module) -> bool:
+    return hasattr(getattr(module, "config", None), "_attn_implementation")
+
+
+def require_whole_rows(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Check the positions a caller gives: one host sync, and none if there are none.
+
+    Raises:
+        UserError: if they are not 0, 1, 2, ...
+    """
+    try:
+        positions = inspect.signature(stack.forward).bind_partial(*args, **kwargs).arguments.get("position_ids")
+    except TypeError:
+        return  # not a call of forward: it raises its own error
+    if isinstance(positions, Tensor):
+        expected = torch.arange(positions.shape[-1], device=positions.device)
+        if not bool((positions == expected).all()):
+            raise UserError("position_ids are not 0, 1, 2, ..., but only whole rows are read: give one text a row")

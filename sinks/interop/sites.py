@@ -1,0 +1,201 @@
+"""The sites of a transformers causal LM, read on its own unedited code."""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sinks.errors import UserError
+from sinks.interop.adapter import Adapter
+from sinks.interop.classify import AttentionParts, BlockParts, StreamNorm, first_tensor, parts_of
+from sinks.interop.seam import AttentionCall, Seam
+from sinks.observe import AttentionRecord, NormRecord, Site
+from sinks.observe.sites import ROW_STATISTICS, Kind, Listener
+
+
+class _Hooked:
+    """A site that reads by hooks, registered while somebody listens."""
+
+    def __init__(self, kind: Kind, name: str) -> None:
+        self.kind, self.name = kind, name
+        self._handles: list[Any] = []
+
+    def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [] if listener is None else self._hooks(listener, fields)
+
+    def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
+        raise NotImplementedError
+
+
+class _NormSite(_Hooked):
+    def __init__(self, name: str, norm: StreamNorm, block: nn.Module) -> None:
+        super().__init__("norm", name)
+        self._norm, self._block = norm, block
+        self._shape: torch.Size | None = None  # of the block's input, for a norm that reads [B * T, D]
+
+    def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
+        @torch.no_grad()
+        def see(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            listener(self._record(_first(args, kwargs), output.detach()))
+
+        handles = [self._norm.module.register_forward_hook(see, with_kwargs=True)]
+        if self._norm.flat:
+            handles.append(self._block.register_forward_pre_hook(self._keep_shape, with_kwargs=True))
+        return handles
+
+    def _keep_shape(self, block: nn.Module, args: Any, kwargs: Any) -> None:
+        self._shape = _first(args, kwargs).shape
+
+    def _record(self, x: Tensor, y: Tensor) -> NormRecord:
+        if self._norm.flat:
+            assert self._shape is not None
+            x, y = x.view(self._shape), y.view(self._shape)
+        gain = _gain(self._norm, x)
+        if not self._norm.rms:
+            return NormRecord(input=x, output=y, gain=gain)
+        return NormRecord(input=x, output=y, gain=gain, divided=x, weight=gain, normalized=y)
+
+
+class _ResidualSite(_Hooked):
+    """The stream where no norm reads it, at a block's input."""
+
+    def __init__(self, name: str, block: nn.Module) -> None:
+        super().__init__("norm", name)
+        self._block = block
+
+    def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
+        @torch.no_grad()
+        def see(module: nn.Module, args: Any, kwargs: Any) -> None:
+            listener(NormRecord(input=_first(args, kwargs), output=None))
+
+        return [self._block.register_forward_pre_hook(see, with_kwargs=True)]
+
+
+class _AttentionSite(_Hooked):
+    def __init__(self, name: str, parts: AttentionParts, seam: Seam, adapter: Adapter) -> None:
+        super().__init__("attention", name)
+        self._parts, self._seam, self._adapter = parts, seam, adapter
+        self._gate_output: Tensor | None = None
+
+    def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
+        super().listen(listener, fields)
+        if self._parts.calls_interface:
+            take = listener and (lambda call, rows: listener(self._record(call, rows)))
+            self._seam.listen(self._parts.module, take, _row_statistics(fields))
+
+    def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
+        handles = []
+        if self._parts.gate is not None:
+            handles.append(self._parts.gate.module.register_forward_hook(self._keep_gate))
+        if not self._parts.calls_interface:
+
+            @torch.no_grad()
+            def see(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+                call = self._adapter.call(module, args, kwargs)
+                listener(self._record(call, call.run(_row_statistics(fields))[1]))
+
+            handles.append(self._parts.module.register_forward_hook(see, with_kwargs=True))
+        return handles
+
+    def _keep_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self._gate_output = output.detach()
+
+    def _record(self, call: AttentionCall, rows: dict[str, Tensor]) -> AttentionRecord:
+        call = call.detached()
+        lse, gate, out = rows.get("lse"), None, self._parts.out
+        if self._parts.gate is not None and self._gate_output is not None:
+            gate = torch.sigmoid(self._parts.gate.read(self._gate_output, call.q.shape[1], call.v.shape[3]))
+            self._gate_output = None
+        return AttentionRecord(
+            q=call.q,
+            k=call.k,
+            v=call.v,
+            gate=gate,
+            **{name: rows.get(at) for name, at in ROW_STATISTICS.items()},  # type: ignore[arg-type]
+            learned_sinks=0 if call.sink is None else 1,
+            out_weight=None if out is None else _output_weight(out).detach(),
+            attend=call.attend,
+            masses=None if lse is None else (lambda: call.key_mass(lse)),
+        )
+
+
+def huggingface_sites(model: nn.Module, adapter: Adapter | None = None) -> list[Site]:
+    """The sites of a transformers causal LM, of kinds "norm" and "attention", named as in the suite's own decoder.
+
+    `blocks.{i}.attention.norm` reads the input of a block, `blocks.{i}.feed_forward.norm` the middle of the stream, or
+    the block's input too where the two sublayers are parallel; `head.norm` reads the end. `blocks.{i}.residual.in` is
+    the input of a block where no norm reads it (OLMo 2). The attention of layers that have none is absent.
+
+    Which module is which is found in one pass over a row of 8 tokens. The model's own attention implementation runs
+    while nobody listens.
+
+    Args:
+        model: a transformers causal LM, on its device; or any model that an adapter describes.
+        adapter: what cannot be found by itself; see `Adapter`.
+
+    Raises:
+        UserError: if the model is none, or does not call transformers' attention interface.
+    """
+    if adapter is None and not isinstance(model, PreTrainedModel):
+        raise UserError(f"{type(model).__name__} is no transformers model: use sites_of, or give an Adapter")
+    parts = parts_of(model, adapter or Adapter())
+    require_attention(model, parts.blocks)
+    sites: list[Site] = []
+    for index, block in enumerate(parts.blocks):
+        name = f"blocks.{index}"
+        if "attention.norm" not in block.norms:
+            sites.append(_ResidualSite(f"{name}.residual.in", block.module))
+        for place, norm in block.norms.items():
+            sites.append(_NormSite(f"{name}.{place}", norm, block.module))
+        if block.attention is not None:
+            at = len(sites) - sum(place != "attention.norm" for place in block.norms)
+            sites.insert(at, _AttentionSite(f"{name}.attention", block.attention, parts.seam, adapter or Adapter()))
+    if parts.head_norm is not None:
+        sites.append(_NormSite("head.norm", parts.head_norm, parts.blocks[-1].module))
+    return sites
+
+
+def require_attention(model: nn.Module, blocks: list[BlockParts]) -> None:
+    """Check that the blocks whose layers attend have been seen to do so.
+
+    Raises:
+        UserError: naming how many have not.
+    """
+    config = getattr(model, "config", None)
+    if config is None or any(block.attention is not None and not block.attention.calls_interface for block in blocks):
+        return
+    types = getattr(config.get_text_config(decoder=True), "layer_types", None) or ["full_attention"] * len(blocks)
+    expected = [at for at, kind in enumerate(types) if "attention" in kind and "linear" not in kind]
+    found = [at for at, block in enumerate(blocks) if block.attention is not None]
+    if found != expected:
+        raise UserError(
+            f"{len(found)} of {len(expected)} attention layers of {type(model).__name__} call transformers' attention "
+            "interface, but all must to be read: give huggingface_sites an Adapter with `attention` and `call`"
+        )
+
+
+def _row_statistics(fields: Collection[str]) -> list[str]:
+    wanted = {*fields, "lse"} if "key_mass" in fields else {*fields}
+    return [at for name, at in ROW_STATISTICS.items() if name in wanted]
+
+
+def _first(args: Any, kwargs: Any) -> Tensor:
+    x = first_tensor(args, kwargs.get("hidden_states"), kwargs)
+    assert x is not None
+    return x.detach()
+
+
+def _gain(norm: StreamNorm, x: Tensor) -> Tensor | None:
+    if norm.offset is None:
+        return None
+    weight = getattr(norm.module, "weight", None)
+    return x.new_ones(x.shape[-1]) if weight is None else weight.detach() + norm.offset
+
+
+def _output_weight(module: nn.Module) -> Tensor:
+    """[D, H * dv] of a Linear, or of GPT-2's Conv1D, which keeps it transposed."""
+    return module.weight if type(module) is nn.Linear else module.weight.T  # type: ignore[union-attr, return-value]
