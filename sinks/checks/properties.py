@@ -207,7 +207,7 @@ def norms_are_as_reported(subject: Subject) -> None:
             shrunk = (record.normalized * expected).sum(-1, keepdim=True) / expected.square().sum(-1, keepdim=True)
             what = f"what the norm at {name} calls normalized, and weight * divided / rms,"
             same(record.normalized, shrunk.clamp(0.0, 1.0) * expected, what, 1e-6)
-        if record.gate is not None and record.normed is not None:
+        if record.gate is not None and record.normed is not None and record.output is not None:
             same(record.gate * record.normed, record.output, f"gate * normed at {name} and the output", 1e-6)
 
 

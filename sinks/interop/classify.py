@@ -1,7 +1,7 @@
 """Which modules of a model are blocks, attention and norms of the residual stream: by the tensors of a short pass.
 
-Names do not help: `post_attention_layernorm` reads the middle of the stream in Llama, the output of attention in Gemma 2
-and the input of the block in GPT-NeoX. Here x is a block's input, and o any tensor that a submodule returned before:
+Names do not help: `post_attention_layernorm` reads the middle of the stream in Llama, the output of attention in
+Gemma 2 and the input of the block in GPT-NeoX. With x a block's input and o what a submodule returned before:
 
     a norm that reads x          is the block's first norm, or a parallel feed-forward's
     a norm that reads x + c * o  reads the middle of the stream
@@ -205,7 +205,8 @@ class _Probe:
             seen = {event.module: event for event in self._events}
             return {site: _named_norm(seen, module) for site, module in named.items()}
         assert self._stream is not None
-        x, before = self._stream, []
+        x = self._stream
+        before: list[Tensor] = []
         found: dict[str, StreamNorm] = {}
         later = 0
         for event in self._events:
@@ -241,7 +242,7 @@ class _Probe:
         parts = set(module.modules())
         events = [event for event in self._events if event.module in parts]
         result = next((event.output for event in events if event.module is module), None)
-        # Submodules return before the module that holds them: the last is the outermost. Dropout passes on what it gets.
+        # Submodules return before the module that holds them, so the last is the outermost; dropout is none of them.
         makers = [
             e for e in events
             if e.module is not module and result is not None

@@ -160,8 +160,8 @@ def causal_or_error(
         )
     if not allow_is_causal_skip:
         raise UserError(
-            f"{type(config).__name__} asks for a mask of its own, or the rows are packed, but only whole causal rows are "
-            "read: give one text a row, or huggingface_sites an Adapter with `attention` and `call`"
+            f"{type(config).__name__} asks for a mask of its own, or the rows are packed, but only whole causal rows "
+            "are read: give one text a row, or huggingface_sites an Adapter with `attention` and `call`"
         )
     if _Pass.current is not None and local_size is not None and kv_length is not None and local_size < kv_length:
         _Pass.current.windows_masked.add(local_size)
@@ -247,8 +247,7 @@ class Seam:
 
     def _switch(self) -> None:
         if not self._own:
-            configs = {id(m.config): m.config for m in self.stack.modules() if _has_implementation(m)}
-            self._own = [(config, config._attn_implementation) for config in configs.values()]
+            self._own = [(config, config._attn_implementation) for config in configurations(self.stack)]
         for config, _ in self._own:
             config._attn_implementation = NAME
 
@@ -259,20 +258,27 @@ class Seam:
         self._own = []
 
 
-def _has_implementation(module: nn.Module) -> bool:
-    return hasattr(getattr(module, "config", None), "_attn_implementation")
+def configurations(model: nn.Module) -> list[Any]:
+    """Every configuration from which a module of the model takes its attention implementation."""
+    held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    return list({id(config): config for config in held if hasattr(config, "_attn_implementation")}.values())
 
 
 def require_whole_rows(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Check the positions a caller gives: one host sync, and none if there are none.
+    """Check the cache and the positions that a caller gives: one host sync, and none without positions.
 
     Raises:
-        UserError: if they are not 0, 1, 2, ...
+        UserError: if the cache is not empty, or the positions are not 0, 1, 2, ...
     """
     try:
-        positions = inspect.signature(stack.forward).bind_partial(*args, **kwargs).arguments.get("position_ids")
+        given = inspect.signature(stack.forward).bind_partial(*args, **kwargs).arguments
     except TypeError:
         return  # not a call of forward: it raises its own error
+    given |= given.get("kwargs", {})
+    cached = getattr(given.get("past_key_values"), "get_seq_length", lambda: 0)()
+    if cached:
+        raise UserError(f"the cache holds {cached} tokens, but only whole rows are read: run without, do not generate")
+    positions = given.get("position_ids")
     if isinstance(positions, Tensor):
         expected = torch.arange(positions.shape[-1], device=positions.device)
         if not bool((positions == expected).all()):

@@ -1,6 +1,6 @@
 """The sites of a transformers causal LM, read on its own unedited code."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -84,8 +84,7 @@ class _AttentionSite(_Hooked):
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
         super().listen(listener, fields)
         if self._parts.calls_interface:
-            take = listener and (lambda call, rows: listener(self._record(call, rows)))
-            self._seam.listen(self._parts.module, take, _row_statistics(fields))
+            self._seam.listen(self._parts.module, listener and self._passing_to(listener), _row_statistics(fields))
 
     def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
         handles = []
@@ -100,6 +99,9 @@ class _AttentionSite(_Hooked):
 
             handles.append(self._parts.module.register_forward_hook(see, with_kwargs=True))
         return handles
+
+    def _passing_to(self, listener: Listener) -> Callable[[AttentionCall, dict[str, Tensor]], None]:
+        return lambda call, rows: listener(self._record(call, rows))
 
     def _keep_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self._gate_output = output.detach()
@@ -198,4 +200,4 @@ def _gain(norm: StreamNorm, x: Tensor) -> Tensor | None:
 
 def _output_weight(module: nn.Module) -> Tensor:
     """[D, H * dv] of a Linear, or of GPT-2's Conv1D, which keeps it transposed."""
-    return module.weight if type(module) is nn.Linear else module.weight.T  # type: ignore[union-attr, return-value]
+    return module.weight if type(module) is nn.Linear else module.weight.T  # type: ignore[return-value]

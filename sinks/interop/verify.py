@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from sinks.errors import UserError
 from sinks.interop.classify import evaluating
+from sinks.interop.seam import configurations
 from sinks.interop.sites import huggingface_sites
 from sinks.observe import Reader
 
@@ -47,7 +48,7 @@ def verify(model: PreTrainedModel, tokens: Tensor) -> None:
 
 @contextmanager
 def _eager(model: PreTrainedModel) -> Iterator[None]:
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()
+    configs = configurations(model)
     own = [config._attn_implementation for config in configs]
     try:
         for config in configs:

@@ -50,7 +50,10 @@ class Reader:
             if name not in GROUPS:
                 raise UserError(f"unknown group of statistics {name!r}: groups are {', '.join(GROUPS)}")
         if not sites:
-            raise UserError("the model has no site to read: build it from sinks.models")
+            raise UserError(
+                "the model has no site to read: give sites_of a model built from sinks.models, or "
+                "sinks.interop.sites.huggingface_sites a transformers causal LM"
+            )
         for pattern in patterns:
             if not any(fnmatchcase(site.name, pattern) for site in sites):
                 names = ", ".join(site.name for site in sites)

@@ -26,7 +26,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2": ("Qwen2Config", WINDOW | {"use_sliding_window": True, "max_window_layers": 2}),
     "Mistral": ("MistralConfig", WINDOW),
     "Qwen3": ("Qwen3Config", {"head_dim": 16}),
-    "gpt-oss": ("GptOssConfig", WINDOW | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt-oss": ("GptOssConfig", WINDOW | {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "head_dim": 8, "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    }),
     "DeepSeek-V3": ("DeepseekV3Config", {
         "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
         "moe_intermediate_size": 16, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,

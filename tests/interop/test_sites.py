@@ -1,4 +1,4 @@
-"""Statistics of transformers' models equal a plain computation on eager attention and hooked tensors, family by family."""
+"""Statistics of each family equal a plain computation on eager attention and hooked tensors."""
 
 from typing import Any
 
