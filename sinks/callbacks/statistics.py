@@ -10,7 +10,7 @@ from torch import Tensor
 from sinks.callbacks.course import last_micro_batch
 from sinks.callbacks.maps import write_maps
 from sinks.errors import UserError, require
-from sinks.observe import Reader, sites_of
+from sinks.observe import Reader
 from sinks.observe.groups import GROUPS
 from sinks.record import Statistics
 from sinks.record.logger import RunFolderLogger, log_to_all
@@ -97,7 +97,9 @@ class SinkStatistics(Callback):
     def _attach(self, pl_module: LightningModule) -> None:
         """Listen at the sites that the patterns name; one that matches nothing is an error."""
         if self._reader is None or self._module is not pl_module:
-            self._reader = Reader(sites_of(pl_module), self.groups, self.sink_dimensions, self.patterns)
+            from sinks.interop.find import find_sites
+
+            self._reader = Reader(find_sites(pl_module), self.groups, self.sink_dimensions, self.patterns)
             self._reader.dimensions, self._module = dict(self._resumed_dimensions), pl_module
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -107,7 +107,8 @@ def parts_of(model: nn.Module, adapter: Adapter) -> Parts:
     blocks = list(adapter.blocks(model))
     seam = Seam(_parent_of(model, blocks[0]))
     probe = _Probe(model, blocks, seam, adapter)
-    with probe.watching(), evaluating(model), torch.no_grad():
+    eagerly = torch.compiler.set_stance("force_eager")
+    with eagerly, probe.watching(), evaluating(model), torch.no_grad():
         tokens = torch.arange(3, 3 + _TOKENS, device=next(model.parameters()).device)[None]
         adapter.run(model, tokens)
     return Parts(seam, probe.blocks, probe.head_norm)
@@ -149,6 +150,7 @@ class _Probe:
         inside = {m for block in self._modules for m in block.modules()}
         handles: list[Any] = []
         try:
+            self.seam.open("probe")
             for block in self._modules:
                 handles.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
             for module in inside - set(self._modules):
@@ -167,6 +169,7 @@ class _Probe:
                 handle.remove()
             for module in inside:
                 self.seam.listen(module, None)
+            self.seam.close("probe")
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = first_tensor(args, kwargs.get("hidden_states"), kwargs)

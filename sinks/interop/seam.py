@@ -128,7 +128,7 @@ def sinks_attention(
     call = AttentionCall(query, key, value, scaling, sliding_window, softcap, s_aux)
     if _Pass.current is not None:
         _Pass.current.windows_used.add(sliding_window)
-    listening = _listening.get(module)
+    listening = None if _Pass.current is None else _listening.get(module)
     out, rows = call.run(() if listening is None else listening.stats)
     if listening is not None:
         with torch.no_grad():
@@ -189,10 +189,11 @@ class _Pass:
 
 
 class Seam:
-    """Switches a model to the attention function `sinks` while somebody listens.
+    """Switches a model to the attention function `sinks` while a site is open.
 
     The switch happens at the start of a forward pass. With gradients it is undone at the start of the next one, because
-    checkpointed blocks are computed again in between and must then run what they ran before.
+    checkpointed blocks are computed again in between and must then run what they ran before. They are not read again:
+    `reading` is true inside a forward pass only.
 
     Args:
         stack: the module that runs the blocks, once per forward pass; it gets `position_ids`.
@@ -200,48 +201,57 @@ class Seam:
 
     def __init__(self, stack: nn.Module) -> None:
         self.stack = stack
-        self._modules: set[nn.Module] = set()
+        self._open: set[str] = set()
         self._own: list[tuple[Any, str | None]] = []  # configurations, and the implementations they had
         self._handles: list[Any] = []
         self._backward_pending = False
+        self._pass: _Pass | None = None
 
-    def listen(self, module: nn.Module, listener: Listener | None, stats: Collection[str] = ()) -> None:
-        """Pass each call of an attention module and its row statistics to a listener; None to stop."""
-        if listener is not None:
-            _listening[module] = _Listening(tuple(stats), listener)
-            self._modules.add(module)
-            self._attach()
-            return
-        _listening.pop(module, None)
-        self._modules.discard(module)
-        if not self._modules and not self._backward_pending:
-            self._detach()
+    @property
+    def reading(self) -> bool:
+        """Whether the model is in a forward pass that is to be read."""
+        return self._pass is not None and self._pass is _Pass.current
 
-    def _attach(self) -> None:
+    def open(self, site: str) -> None:
+        """Read forward passes from now on, for a site."""
+        self._open.add(site)
         if not self._handles:
             self._handles = [
                 self.stack.register_forward_pre_hook(self._before, with_kwargs=True),
                 self.stack.register_forward_hook(self._after),
             ]
 
+    def close(self, site: str) -> None:
+        """Read no more for a site; without any, the model's own attention implementation is set again."""
+        self._open.discard(site)
+        if not self._open and not self._backward_pending:
+            self._detach()
+
+    def listen(self, module: nn.Module, listener: Listener | None, stats: Collection[str] = ()) -> None:
+        """Pass each call of an attention module and its row statistics to a listener; None to stop."""
+        if listener is None:
+            _listening.pop(module, None)
+        else:
+            _listening[module] = _Listening(tuple(stats), listener)
+
     def _detach(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._pass = [], None
         self._restore()
 
     def _before(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._backward_pending = False
-        if not self._modules:
+        self._backward_pending, self._pass = False, None
+        if not self._open:
             self._detach()
             return
         require_whole_rows(stack, args, kwargs)
         self._switch()
-        _Pass.current = _Pass()
+        self._pass = _Pass.current = _Pass()
 
     def _after(self, stack: nn.Module, args: Any, output: Any) -> None:
-        if _Pass.current is not None:
-            finished, _Pass.current = _Pass.current, None
+        if self.reading and self._pass is not None:
+            finished, self._pass, _Pass.current = self._pass, None, None
             self._backward_pending = torch.is_grad_enabled()
             finished.finish()
 

@@ -18,29 +18,35 @@ from sinks.observe.sites import ROW_STATISTICS, Kind, Listener
 class _Hooked:
     """A site that reads by hooks, registered while somebody listens."""
 
-    def __init__(self, kind: Kind, name: str) -> None:
-        self.kind, self.name = kind, name
+    def __init__(self, kind: Kind, name: str, seam: Seam) -> None:
+        self.kind, self.name, self._seam = kind, name, seam
         self._handles: list[Any] = []
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = [] if listener is None else self._hooks(listener, fields)
+        self._handles = []
+        if listener is None:
+            self._seam.close(self.name)
+        else:
+            self._seam.open(self.name)
+            self._handles = self._hooks(listener, fields)
 
     def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
         raise NotImplementedError
 
 
 class _NormSite(_Hooked):
-    def __init__(self, name: str, norm: StreamNorm, block: nn.Module) -> None:
-        super().__init__("norm", name)
+    def __init__(self, name: str, seam: Seam, norm: StreamNorm, block: nn.Module) -> None:
+        super().__init__("norm", name, seam)
         self._norm, self._block = norm, block
         self._shape: torch.Size | None = None  # of the block's input, for a norm that reads [B * T, D]
 
     def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
         @torch.no_grad()
         def see(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            listener(self._record(_first(args, kwargs), output.detach()))
+            if self._seam.reading:
+                listener(self._record(_first(args, kwargs), output.detach()))
 
         handles = [self._norm.module.register_forward_hook(see, with_kwargs=True)]
         if self._norm.flat:
@@ -63,22 +69,23 @@ class _NormSite(_Hooked):
 class _ResidualSite(_Hooked):
     """The stream where no norm reads it, at a block's input."""
 
-    def __init__(self, name: str, block: nn.Module) -> None:
-        super().__init__("norm", name)
+    def __init__(self, name: str, seam: Seam, block: nn.Module) -> None:
+        super().__init__("norm", name, seam)
         self._block = block
 
     def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
         @torch.no_grad()
         def see(module: nn.Module, args: Any, kwargs: Any) -> None:
-            listener(NormRecord(input=_first(args, kwargs), output=None))
+            if self._seam.reading:
+                listener(NormRecord(input=_first(args, kwargs), output=None))
 
         return [self._block.register_forward_pre_hook(see, with_kwargs=True)]
 
 
 class _AttentionSite(_Hooked):
-    def __init__(self, name: str, parts: AttentionParts, seam: Seam, adapter: Adapter) -> None:
-        super().__init__("attention", name)
-        self._parts, self._seam, self._adapter = parts, seam, adapter
+    def __init__(self, name: str, seam: Seam, parts: AttentionParts, adapter: Adapter) -> None:
+        super().__init__("attention", name, seam)
+        self._parts, self._adapter = parts, adapter
         self._gate_output: Tensor | None = None
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
@@ -94,6 +101,8 @@ class _AttentionSite(_Hooked):
 
             @torch.no_grad()
             def see(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+                if not self._seam.reading:
+                    return
                 call = self._adapter.call(module, args, kwargs)
                 listener(self._record(call, call.run(_row_statistics(fields))[1]))
 
@@ -146,18 +155,18 @@ def huggingface_sites(model: nn.Module, adapter: Adapter | None = None) -> list[
         raise UserError(f"{type(model).__name__} is no transformers model: use sites_of, or give an Adapter")
     parts = parts_of(model, adapter or Adapter())
     require_attention(model, parts.blocks)
-    sites: list[Site] = []
+    seam, sites = parts.seam, list[Site]()
     for index, block in enumerate(parts.blocks):
         name = f"blocks.{index}"
         if "attention.norm" not in block.norms:
-            sites.append(_ResidualSite(f"{name}.residual.in", block.module))
+            sites.append(_ResidualSite(f"{name}.residual.in", seam, block.module))
         for place, norm in block.norms.items():
-            sites.append(_NormSite(f"{name}.{place}", norm, block.module))
+            sites.append(_NormSite(f"{name}.{place}", seam, norm, block.module))
         if block.attention is not None:
             at = len(sites) - sum(place != "attention.norm" for place in block.norms)
-            sites.insert(at, _AttentionSite(f"{name}.attention", block.attention, parts.seam, adapter or Adapter()))
+            sites.insert(at, _AttentionSite(f"{name}.attention", seam, block.attention, adapter or Adapter()))
     if parts.head_norm is not None:
-        sites.append(_NormSite("head.norm", parts.head_norm, parts.blocks[-1].module))
+        sites.append(_NormSite("head.norm", seam, parts.head_norm, parts.blocks[-1].module))
     return sites
 
 

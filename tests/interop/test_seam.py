@@ -114,7 +114,7 @@ def test_the_models_own_code_runs_when_nobody_listens() -> None:
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_recomputation_runs_what_the_forward_pass_ran(use_reentrant: bool) -> None:
-    """The reader stops before the backward pass, in which checkpointed blocks are computed again."""
+    """Checkpointed blocks are computed again in the backward pass, and then not read again."""
     model = build("gpt-oss").train()
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     reader = reader_of(model)
@@ -135,7 +135,19 @@ def test_recomputation_runs_what_the_forward_pass_ran(use_reentrant: bool) -> No
     largest = max(float(g.abs().max()) for g in grads[1])
     for own, expected in zip(*grads, strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5 * largest)
-    reader.summarize()
+
+
+def test_recomputation_is_not_read_again() -> None:
+    model = build("Llama").train()
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        reader = reader_of(model)
+        with reader.reading():
+            model(tokens(), labels=tokens(), use_cache=False).loss.backward()
+        found.append({key: float(m["queries"]) for key, m in reader.totals().items() if "queries" in m})
+    assert found[0] == found[1] != {}
 
 
 class Halves(nn.Module):

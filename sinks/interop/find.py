@@ -1,0 +1,40 @@
+"""The sites of whatever a module holds: parts of the suite, or a transformers model."""
+
+import sys
+
+from torch import nn
+
+from sinks.errors import UserError
+from sinks.observe import Site, sites_of
+
+
+def find_sites(module: nn.Module) -> list[Site]:
+    """The suite's own sites in a module; if there are none, those of the transformers model that it holds.
+
+    Runs a transformers model once over 8 tokens. Imports transformers only where the module can hold a model of it.
+
+    Args:
+        module: e.g. a LightningModule, on its device.
+
+    Raises:
+        UserError: if the module holds several transformers models, or one that cannot be read.
+    """
+    own = sites_of(module)
+    if own or "transformers" not in sys.modules:
+        return own
+    from transformers import PreTrainedModel
+
+    from sinks.interop.sites import huggingface_sites
+
+    held = {name: part for name, part in module.named_modules() if isinstance(part, PreTrainedModel)}
+    outer = {n: m for n, m in held.items() if not any(n != o and _inside(n, o) for o in held)}
+    if len(outer) > 1:
+        raise UserError(
+            f"the module holds {len(outer)} transformers models ({', '.join(outer)}), but one is what is read: "
+            "use sinks.observe.Reader with the huggingface_sites of one"
+        )
+    return [site for model in outer.values() for site in huggingface_sites(model)]
+
+
+def _inside(name: str, outer: str) -> bool:
+    return outer == "" or name.startswith(f"{outer}.")
