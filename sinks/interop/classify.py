@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sinks.errors import UserError
 from sinks.interop.adapter import Adapter, Gate
-from sinks.interop.seam import AttentionCall, Seam
+from sinks.interop.seam import AttentionCall, Seam, first_tensor
 
 _TOKENS = 8
 
@@ -84,18 +84,6 @@ class _Event:
     input: Tensor
     output: Tensor
     norm: StreamNorm | None
-
-
-def first_tensor(*places: Any) -> Tensor | None:
-    """The first tensor of arguments, keywords or a result."""
-    for place in places:
-        if isinstance(place, Tensor):
-            return place
-        values = place.values() if isinstance(place, Mapping) else place if isinstance(place, tuple | list) else ()
-        for value in values:
-            if isinstance(value, Tensor):
-                return value
-    return None
 
 
 def parts_of(model: nn.Module, adapter: Adapter) -> Parts:

@@ -5,7 +5,7 @@ positions. "sinks" is such a function. A `Seam` switches a model to it while som
 """
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -191,9 +191,9 @@ class _Pass:
 class Seam:
     """Switches a model to the attention function `sinks` while a site is open.
 
-    The switch happens at the start of a forward pass. With gradients it is undone at the start of the next one, because
-    checkpointed blocks are computed again in between and must then run what they ran before. They are not read again:
-    `reading` is true inside a forward pass only.
+    The switch happens at the start of a forward pass. With gradients it lasts until the backward pass ends, because
+    checkpointed blocks are computed again there and must run what they ran before. They are not read again: `reading`
+    is true inside a forward pass only.
 
     Args:
         stack: the module that runs the blocks, once per forward pass; it gets `position_ids`.
@@ -252,8 +252,20 @@ class Seam:
     def _after(self, stack: nn.Module, args: Any, output: Any) -> None:
         if self.reading and self._pass is not None:
             finished, self._pass, _Pass.current = self._pass, None, None
-            self._backward_pending = torch.is_grad_enabled()
             finished.finish()
+            result = first_tensor(output)
+            if result is not None and result.requires_grad:
+                self._backward_pending = True
+                result.register_hook(self._on_backward)
+
+    def _on_backward(self, grad: Tensor) -> None:
+        # torch has no public hook for the end of a backward pass; its own FSDP and DDP use this one.
+        torch.autograd.Variable._execution_engine.queue_callback(self._after_backward)
+
+    def _after_backward(self) -> None:
+        self._backward_pending = False
+        if not self._open:
+            self._detach()
 
     def _switch(self) -> None:
         if not self._own:
@@ -266,6 +278,18 @@ class Seam:
             if config._attn_implementation == NAME:
                 config._attn_implementation = own
         self._own = []
+
+
+def first_tensor(*places: Any) -> Tensor | None:
+    """The first tensor of arguments, keywords or a result."""
+    for place in places:
+        if isinstance(place, Tensor):
+            return place
+        values = place.values() if isinstance(place, Mapping) else place if isinstance(place, tuple | list) else ()
+        for value in values:
+            if isinstance(value, Tensor):
+                return value
+    return None
 
 
 def configurations(model: nn.Module) -> list[Any]:

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from sinks.errors import UserError
 from sinks.interop.adapter import Adapter
-from sinks.interop.classify import AttentionParts, BlockParts, StreamNorm, first_tensor, parts_of
-from sinks.interop.seam import AttentionCall, Seam
+from sinks.interop.classify import AttentionParts, BlockParts, StreamNorm, parts_of
+from sinks.interop.seam import AttentionCall, Seam, first_tensor
 from sinks.observe import AttentionRecord, NormRecord, Site
 from sinks.observe.sites import ROW_STATISTICS, Kind, Listener
 
