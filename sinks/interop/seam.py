@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from sinks.errors import UserError
 
 NAME = "sinks"
+IMPLEMENTATION = "_attn_implementation"  # of a configuration; transformers has no public name to read it
 Listener = Callable[["AttentionCall", dict[str, Tensor]], None]
 
 
@@ -269,14 +270,14 @@ class Seam:
 
     def _switch(self) -> None:
         if not self._own:
-            self._own = [(config, config._attn_implementation) for config in configurations(self.stack)]
+            self._own = [(config, getattr(config, IMPLEMENTATION)) for config in configurations(self.stack)]
         for config, _ in self._own:
-            config._attn_implementation = NAME
+            setattr(config, IMPLEMENTATION, NAME)
 
     def _restore(self) -> None:
         for config, own in self._own:
-            if config._attn_implementation == NAME:
-                config._attn_implementation = own
+            if getattr(config, IMPLEMENTATION) == NAME:
+                setattr(config, IMPLEMENTATION, own)
         self._own = []
 
 
@@ -295,7 +296,7 @@ def first_tensor(*places: Any) -> Tensor | None:
 def configurations(model: nn.Module) -> list[Any]:
     """Every configuration from which a module of the model takes its attention implementation."""
     held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    return list({id(config): config for config in held if hasattr(config, "_attn_implementation")}.values())
+    return list({id(config): config for config in held if hasattr(config, IMPLEMENTATION)}.values())
 
 
 def require_whole_rows(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

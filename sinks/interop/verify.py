@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from sinks.errors import UserError
 from sinks.interop.classify import evaluating
-from sinks.interop.seam import configurations
+from sinks.interop.seam import IMPLEMENTATION, configurations
 from sinks.interop.sites import huggingface_sites
 from sinks.observe import Reader
 
@@ -49,11 +49,11 @@ def verify(model: PreTrainedModel, tokens: Tensor) -> None:
 @contextmanager
 def _eager(model: PreTrainedModel) -> Iterator[None]:
     configs = configurations(model)
-    own = [config._attn_implementation for config in configs]
+    own = [getattr(config, IMPLEMENTATION) for config in configs]
     try:
         for config in configs:
-            config._attn_implementation = "eager"
+            setattr(config, IMPLEMENTATION, "eager")
         yield
     finally:
         for config, implementation in zip(configs, own, strict=True):
-            config._attn_implementation = implementation
+            setattr(config, IMPLEMENTATION, implementation)
