@@ -171,7 +171,7 @@ class _Probe:
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         read, made = first_tensor(args, kwargs.get("hidden_states"), kwargs), first_tensor(output)
         if read is not None and made is not None and self._stream is not None:
-            norm = _stream_norm(module, read, made, self._stream.shape[-1])
+            norm = _stream_norm(module, read, made, self._stream.shape[-1]) if _has_one(args, kwargs) else None
             self._events.append(_Event(module, read.clone(), made.clone(), norm))
 
     def _describe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -185,7 +185,9 @@ class _Probe:
     def _after_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         read, made = first_tensor(args, kwargs), first_tensor(output)
         named = self.adapter.final_norm(self.model)
-        if self.blocks and read is not None and made is not None and self._stream is not None and not self.head_norm:
+        if not self.blocks or self.head_norm or not _has_one(args, kwargs):
+            return
+        if read is not None and made is not None and self._stream is not None:
             norm = _stream_norm(module, read, made, self._stream.shape[-1])
             if norm is not None and (module is named or (named is None and _equal(read, self._stream))):
                 self.head_norm = norm
@@ -254,6 +256,11 @@ class _Probe:
             if opened is not None and _close(projection.input, (values * opened).transpose(1, 2).flatten(2)):
                 return projection.module, candidate
         return None, None
+
+
+def _has_one(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call has one tensor: a norm with a second input, e.g. a gate, is none of the stream."""
+    return sum(isinstance(value, Tensor) for value in (*args, *kwargs.values())) == 1
 
 
 def _named_norm(seen: Mapping[nn.Module, _Event], module: nn.Module) -> StreamNorm:

@@ -153,6 +153,8 @@ def huggingface_sites(model: nn.Module, adapter: Adapter | None = None) -> list[
     """
     if adapter is None and not isinstance(model, PreTrainedModel):
         raise UserError(f"{type(model).__name__} is no transformers model: use sites_of, or give an Adapter")
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise UserError(f"{type(model).__name__} has an encoder, but causal language models are what is read: give one")
     parts = parts_of(model, adapter or Adapter())
     require_attention(model, parts.blocks)
     seam, sites = parts.seam, list[Site]()

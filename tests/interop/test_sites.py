@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -172,6 +174,41 @@ def test_a_model_that_ignores_the_interface_is_rejected(name: str) -> None:
 def test_what_is_no_transformers_model_is_rejected() -> None:
     with pytest.raises(UserError, match="Linear is no transformers model: use sites_of, or give an Adapter"):
         huggingface_sites(nn.Linear(3, 3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "message"), [("T5", "has an encoder"), ("Bert", "BertSelfAttention 0 is not causal")])
+def test_what_is_no_causal_model_is_rejected(kind: str, message: str) -> None:
+    small = {"vocab_size": 96, "num_hidden_layers": 1, "num_layers": 1, "hidden_size": 32, "num_attention_heads": 4}
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**small))
+    with pytest.raises(UserError, match=message):
+        huggingface_sites(model)
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_half_precision_finds_the_same_sites(name: str) -> None:
+    model = build(name)
+    expected = [(site.name, site.kind) for site in huggingface_sites(model)]
+    assert [(site.name, site.kind) for site in huggingface_sites(model.bfloat16())] == expected
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Gemma 2", "gpt-oss"])
+def test_no_tensor_has_two_dimensions_of_the_length(name: str) -> None:
+    class Shapes(TorchDispatchMode):
+        seen: set[tuple[int, ...]] = set()
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = function(*args, **(kwargs or {}))
+            for x in made if isinstance(made, tuple | list) else [made]:
+                self.seen |= {tuple(x.shape)} if isinstance(x, Tensor) else set()
+            return made
+
+    model = build(name, max_position_embeddings=1024)
+    reader = Reader(huggingface_sites(model))
+    with reader.reading(), torch.no_grad(), Shapes() as shapes:
+        model(tokens(1, 1024), use_cache=False)
+    reader.summarize()
+    assert (1, 1024, 32) in shapes.seen
+    assert [shape for shape in shapes.seen if sum(size >= 1024 for size in shape) > 1] == []
 
 
 def test_verification_finds_logits_that_differ() -> None:
