@@ -8,7 +8,7 @@ Gemma 2 and the input of the block in GPT-NeoX. With x a block's input and o wha
     any other norm               reads the output of a sublayer, or is inside one: not a site
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,13 +48,13 @@ class AttentionParts:
     Args:
         module: that computes q, k and v.
         calls_interface: whether it calls transformers' attention interface; else an adapter describes its attention.
-        out: output projection of the weighted values, a Linear or Conv1D; None if it is something else.
+        out_weight: of the output projection of the weighted values [D, H * dv]; None if that is no plain product.
         gate: of the output.
     """
 
     module: nn.Module
     calls_interface: bool
-    out: nn.Module | None
+    out_weight: Callable[[], Tensor] | None
     gate: Gate | None
 
 
@@ -84,6 +84,7 @@ class _Event:
     input: Tensor
     output: Tensor
     norm: StreamNorm | None
+    weight: Callable[[], Tensor] | None
 
 
 def parts_of(model: nn.Module, adapter: Adapter) -> Parts:
@@ -93,7 +94,8 @@ def parts_of(model: nn.Module, adapter: Adapter) -> Parts:
         UserError: if its blocks, or the attention of a block that should have some, cannot be read.
     """
     blocks = list(adapter.blocks(model))
-    seam = Seam(_parent_of(model, blocks[0]))
+    switches = any(adapter.attention(block) is None for block in blocks)
+    seam = Seam(_parent_of(model, blocks[0]), switches)
     probe = _Probe(model, blocks, seam, adapter)
     eagerly = torch.compiler.set_stance("force_eager")
     with eagerly, probe.watching(), evaluating(model), torch.no_grad():
@@ -172,7 +174,7 @@ class _Probe:
         read, made = first_tensor(args, kwargs.get("hidden_states"), kwargs), first_tensor(output)
         if read is not None and made is not None and self._stream is not None:
             norm = _stream_norm(module, read, made, self._stream.shape[-1]) if _has_one(args, kwargs) else None
-            self._events.append(_Event(module, read.clone(), made.clone(), norm))
+            self._events.append(_Event(module, read.clone(), made.clone(), norm, _matrix_of(module, read, made)))
 
     def _describe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._calls.append((module, self.adapter.call(module, args, kwargs)))
@@ -222,16 +224,16 @@ class _Probe:
             )
         (module,), call = modules, self._calls[0][1]
         described = self.adapter.attention(block) is not None
-        out, gate = self._output(module, call)
-        if described and out is None:
+        out_weight, gate = self._output(module, call)
+        if described and out_weight is None:
             raise UserError(
                 f"what `call` describes is not what {type(module).__name__} computes: "
                 "no output projection reads its result; check q, k, v and scale"
             )
-        return AttentionParts(module, not described, out, gate)
+        return AttentionParts(module, not described, out_weight, gate)
 
-    def _output(self, module: nn.Module, call: AttentionCall) -> tuple[nn.Module | None, Gate | None]:
-        """The projection that reads the weighted values, and the gate between."""
+    def _output(self, module: nn.Module, call: AttentionCall) -> tuple[Callable[[], Tensor] | None, Gate | None]:
+        """Weight of the projection that reads the weighted values, and the gate between."""
         parts = set(module.modules())
         events = [event for event in self._events if event.module in parts]
         result = next((event.output for event in events if event.module is module), None)
@@ -241,20 +243,20 @@ class _Probe:
             if e.module is not module and result is not None
             and _equal(e.output, result) and not _equal(e.input, e.output)
         ]  # fmt: skip
-        if not makers or type(makers[-1].module) not in (nn.Linear, Conv1D):
+        if not makers or makers[-1].weight is None:
             return None, self.adapter.gate(module)
         projection = makers[-1]
         values = call.run()[0]
         weighted = values.transpose(1, 2).flatten(2)
         gate = self.adapter.gate(module)
         if gate is None and projection.input.numel() == weighted.numel() and _close(projection.input, weighted):
-            return projection.module, None
+            return projection.weight, None
         gates = [gate] if gate is not None else _possible_gates(events)
         for candidate in gates:
             held = next((event.output for event in events if event.module is candidate.module), None)
             opened = None if held is None else _opening(candidate, held, values)
             if opened is not None and _close(projection.input, (values * opened).transpose(1, 2).flatten(2)):
-                return projection.module, candidate
+                return projection.weight, candidate
         return None, None
 
 
@@ -287,6 +289,19 @@ def _stream_norm(module: nn.Module, read: Tensor, made: Tensor, width: int) -> S
     stored = torch.zeros_like(gain) if weight is None else weight
     offset = next((o for o in (0, 1) if _close(stored + o, gain)), None)
     return StreamNorm(module, offset, rms, flat=read.dim() == 2)
+
+
+def _matrix_of(module: nn.Module, read: Tensor, made: Tensor) -> Callable[[], Tensor] | None:
+    """Weight [out, in] of a module that computes x W^T + b; GPT-2's Conv1D keeps it transposed."""
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not isinstance(module, nn.Linear | Conv1D) or type(weight) is not nn.Parameter or weight.dtype != read.dtype:
+        return None
+    product = made if bias is None else made - bias
+    if weight.shape[1] == read.shape[-1] and _close(read @ weight.T, product):
+        return lambda: module.weight
+    if weight.shape[0] == read.shape[-1] and _close(read @ weight, product):
+        return lambda: module.weight.T
+    return None
 
 
 def _possible_gates(events: list[_Event]) -> list[Gate]:

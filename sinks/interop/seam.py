@@ -151,9 +151,7 @@ def causal_or_error(
     Raises:
         UserError: on padding, packed rows, a cache, or anything else that is not a whole causal row.
     """
-    if attention_mask is not None and not bool(attention_mask.all()):
-        padded = int((~attention_mask.bool()).sum())
-        raise UserError(f"attention_mask excludes {padded} tokens, but only rows without padding are read: cut them")
+    require_no_padding(attention_mask)
     if q_length != kv_length:
         raise UserError(
             f"the model got {q_length} queries and {kv_length} keys, but only whole rows are read: "
@@ -198,10 +196,11 @@ class Seam:
 
     Args:
         stack: the module that runs the blocks, once per forward pass; it gets `position_ids`.
+        switches: whether its attention calls transformers' interface; otherwise the implementation is left alone.
     """
 
-    def __init__(self, stack: nn.Module) -> None:
-        self.stack = stack
+    def __init__(self, stack: nn.Module, switches: bool = True) -> None:
+        self.stack, self._switches = stack, switches
         self._open: set[str] = set()
         self._own: list[tuple[Any, str | None]] = []  # configurations, and the implementations they had
         self._handles: list[Any] = []
@@ -247,7 +246,8 @@ class Seam:
             self._detach()
             return
         require_whole_rows(stack, args, kwargs)
-        self._switch()
+        if self._switches:
+            self._switch()
         self._pass = _Pass.current = _Pass()
 
     def _after(self, stack: nn.Module, args: Any, output: Any) -> None:
@@ -299,11 +299,22 @@ def configurations(model: nn.Module) -> list[Any]:
     return list({id(config): config for config in held if hasattr(config, IMPLEMENTATION)}.values())
 
 
-def require_whole_rows(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Check the cache and the positions that a caller gives: one host sync, and none without positions.
+def require_no_padding(attention_mask: Tensor | None) -> None:
+    """Check that a mask [B, T] excludes no token: one host sync, and none without a mask.
 
     Raises:
-        UserError: if the cache is not empty, or the positions are not 0, 1, 2, ...
+        UserError: naming how many it excludes.
+    """
+    if attention_mask is not None and not bool(attention_mask.all()):
+        padded = int((~attention_mask.bool()).sum())
+        raise UserError(f"attention_mask excludes {padded} tokens, but only rows without padding are read: cut them")
+
+
+def require_whole_rows(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Check the mask, cache and positions that a caller gives: a host sync for a mask, and one for positions.
+
+    Raises:
+        UserError: if tokens are excluded, the cache is not empty, or the positions are not 0, 1, 2, ...
     """
     try:
         given = inspect.signature(stack.forward).bind_partial(*args, **kwargs).arguments
@@ -313,6 +324,9 @@ def require_whole_rows(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     cached = getattr(given.get("past_key_values"), "get_seq_length", lambda: 0)()
     if cached:
         raise UserError(f"the cache holds {cached} tokens, but only whole rows are read: run without, do not generate")
+    mask = given.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        require_no_padding(mask)
     positions = given.get("position_ids")
     if isinstance(positions, Tensor):
         expected = torch.arange(positions.shape[-1], device=positions.device)

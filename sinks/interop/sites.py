@@ -117,7 +117,7 @@ class _AttentionSite(_Hooked):
 
     def _record(self, call: AttentionCall, rows: dict[str, Tensor]) -> AttentionRecord:
         call = call.detached()
-        lse, gate, out = rows.get("lse"), None, self._parts.out
+        lse, gate, out_weight = rows.get("lse"), None, self._parts.out_weight
         if self._parts.gate is not None and self._gate_output is not None:
             gate = torch.sigmoid(self._parts.gate.read(self._gate_output, call.q.shape[1], call.v.shape[3]))
             self._gate_output = None
@@ -128,7 +128,7 @@ class _AttentionSite(_Hooked):
             gate=gate,
             **{name: rows.get(at) for name, at in ROW_STATISTICS.items()},  # type: ignore[arg-type]
             learned_sinks=0 if call.sink is None else 1,
-            out_weight=None if out is None else _output_weight(out).detach(),
+            out_weight=None if out_weight is None else out_weight().detach(),
             attend=call.attend,
             masses=None if lse is None else (lambda: call.key_mass(lse)),
         )
@@ -207,8 +207,3 @@ def _gain(norm: StreamNorm, x: Tensor) -> Tensor | None:
         return None
     weight = getattr(norm.module, "weight", None)
     return x.new_ones(x.shape[-1]) if weight is None else weight.detach() + norm.offset
-
-
-def _output_weight(module: nn.Module) -> Tensor:
-    """[D, H * dv] of a Linear, or of GPT-2's Conv1D, which keeps it transposed."""
-    return module.weight if type(module) is nn.Linear else module.weight.T  # type: ignore[return-value]
