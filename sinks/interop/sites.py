@@ -187,7 +187,7 @@ def require_attention(model: nn.Module, blocks: list[BlockParts]) -> None:
     if found != expected:
         raise UserError(
             f"{len(found)} of {len(expected)} attention layers of {type(model).__name__} call transformers' attention "
-            "interface, but all must to be read: give huggingface_sites an Adapter with `attention` and `call`"
+            "interface, but all must do so to be read: give huggingface_sites an Adapter with `attention` and `call`"
         )
 
 
