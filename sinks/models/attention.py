@@ -14,7 +14,6 @@ from sinks.models.layers import Linear
 from sinks.models.mixers import SequenceMixer
 from sinks.models.normalizers import Normalizer
 from sinks.models.norms import RMSNorm
-from sinks.models.positions import Rotary
 from sinks.models.splits import Split
 from sinks.models.taps import Report, Tap
 
@@ -50,16 +49,12 @@ class Attention(SequenceMixer):
         self.query = Linear(config.d_model, width, config.init_std, config.bias)
         self.key = Linear(config.d_model, kv_width, config.init_std, config.bias)
         self.value = Linear(config.d_model, kv_width, config.init_std, config.bias)
-        self.query_norm = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
-        self.key_norm = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
-        self.rotary = (
-            nn.Identity()
-            if config.rope_base is None
-            else Rotary(config.head_dim, config.context_length, config.rope_base)
-        )
+        self.query_norm = RMSNorm(config.head_dim, config.qk_norm_eps) if config.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(config.head_dim, config.qk_norm_eps) if config.qk_norm else nn.Identity()
+        self.rotary = config.rope.rotary(config.head_dim, config.context_length) if config.rope else nn.Identity()
         self.normalizer = normalizer(config)
         self.gate = gate(config)
-        self.out = Linear(width, config.d_model, config.output_std, config.bias)
+        self.out = Linear(width, config.d_model, config.output_std, config.out_bias)
         self.query_tap = Tap(f"{config.site}.query")
         self.key_tap = Tap(f"{config.site}.key")
         self.value_tap = Tap(f"{config.site}.value")

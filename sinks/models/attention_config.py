@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from sinks.models.positions import Rope
+
 
 @dataclass(frozen=True)
 class AttentionConfig:
@@ -16,9 +18,13 @@ class AttentionConfig:
         context_length: largest number of tokens.
         init_std: of the projections that read the stream.
         output_std: of the projection that writes to it.
-        bias: whether projections have biases.
+        bias: whether the projections to queries, keys and values have biases.
         qk_norm: whether queries and keys are normed per head.
-        rope_base: wavelength base of rotary positions, None for none.
+        rope: rotary positions, None for none.
+        out_bias: whether the output projection has a bias.
+        qk_norm_eps: eps of the norms of queries and keys.
+        scale: factor of the logits q . k; head_dim ** -0.5 if None.
+        window: number of keys a query sees, its own included; all if None.
     """
 
     site: str
@@ -31,4 +37,8 @@ class AttentionConfig:
     output_std: float
     bias: bool = False
     qk_norm: bool = False
-    rope_base: float | None = None
+    rope: Rope | None = None
+    out_bias: bool = False
+    qk_norm_eps: float = 1e-6
+    scale: float | None = None
+    window: int | None = None

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,30 @@ from sinks.models.feed_forward import FeedForwardConfig
 from sinks.models.layers import Embedding, Linear
 from sinks.models.mixers import FeedForward, SequenceMixer
 from sinks.models.norms import Norm, NormSite
-from sinks.models.positions import LearnedPositions, Position
+from sinks.models.positions import LearnedPositions, Position, Rope
+from sinks.models.rope import Frequencies
 from sinks.models.taps import Tap
 
+# Which projections have biases: all, none, or those to queries, keys and values, of attention, of the feed-forward.
+Biases = bool | Literal["qkv", "attention", "feed_forward"]
 LARGEST = 2**24  # no matrix of this width and height has a size that overflows
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """What may differ between the attention of layers.
+
+    Args:
+        window: number of keys a query sees, its own included; all if not given.
+        rope: whether queries and keys get the architecture's rotary positions.
+    """
+
+    window: int | None = None
+    rope: bool = True
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            require("window", self.window, at_least=1, remedy="leave it out for no window")
 
 
 @dataclass(frozen=True)
@@ -38,9 +59,14 @@ class Architecture:
         ffn_hidden: width of the feed-forward hidden layer.
         position: rotary, learned absolute, or no positions.
         rope_base: wavelength base of rotary positions.
+        rope_fraction: of each head that rotates: its first channels.
+        rope_frequencies: of the rotation, plain or stretched for a longer context.
+        layer_pattern: options of the first layers' attention, repeated over all layers; without it all have the same.
+        attention_scale: factor of the logits q . k; head_dim ** -0.5 if not given.
         qk_norm: whether queries and keys are normed per head.
+        qk_norm_eps: eps of these norms; the eps of other norms is an option of theirs.
         tied_embeddings: whether the head is the embedding.
-        bias: whether projections have biases.
+        bias: which projections have biases: all, none, or only some of them.
         init_std: standard deviation of initial projections.
         embedding_std: standard deviation of initial embeddings.
     """
@@ -53,9 +79,14 @@ class Architecture:
     ffn_hidden: int = 480
     position: Position = "rope"
     rope_base: float = 10000.0
+    rope_fraction: float = 1.0
+    rope_frequencies: Callable[[int, float], Frequencies] = Frequencies
+    layer_pattern: tuple[LayerOptions, ...] = ()
+    attention_scale: float | None = None
     qk_norm: bool = False
+    qk_norm_eps: float = 1e-6
     tied_embeddings: bool = False
-    bias: bool = False
+    bias: Biases = False
     init_std: float = 0.02
     embedding_std: float = 0.02
 
@@ -69,6 +100,11 @@ class Architecture:
         for name in ("init_std", "embedding_std"):
             require(f"architecture.{name}", getattr(self, name), at_least=0, remedy="give e.g. 0.02")
         require("architecture.rope_base", self.rope_base, above=0, remedy="give e.g. 10000")
+        require("architecture.rope_fraction", self.rope_fraction, above=0, at_most=1, remedy="give 1 for whole heads")
+        require("architecture.qk_norm_eps", self.qk_norm_eps, at_least=0, remedy="give e.g. 1e-6")
+        if self.attention_scale is not None:
+            remedy = "leave it out for the default"
+            require("architecture.attention_scale", self.attention_scale, above=0, remedy=remedy)
         if self.head_dim is None and self.d_model % self.n_heads:
             raise UserError(
                 f"d_model is {self.d_model}, which n_heads = {self.n_heads} does not divide: "
@@ -79,7 +115,13 @@ class Architecture:
     def output_std(self) -> float:
         return self.init_std / (2 * self.n_layers) ** 0.5
 
-    def attention_config(self, site: str, context_length: int) -> AttentionConfig:
+    def layer(self, index: int) -> LayerOptions:
+        """Options of a layer's attention."""
+        return self.layer_pattern[index % len(self.layer_pattern)] if self.layer_pattern else LayerOptions()
+
+    def attention_config(self, site: str, context_length: int, layer: int = 0) -> AttentionConfig:
+        options = self.layer(layer)
+        rope = Rope(self.rope_base, self.rope_fraction, self.rope_frequencies)
         return AttentionConfig(
             site=site,
             d_model=self.d_model,
@@ -89,13 +131,18 @@ class Architecture:
             context_length=context_length,
             init_std=self.init_std,
             output_std=self.output_std,
-            bias=self.bias,
+            bias=self.bias in (True, "attention", "qkv"),
             qk_norm=self.qk_norm,
-            rope_base=self.rope_base if self.position == "rope" else None,
+            rope=rope if self.position == "rope" and options.rope else None,
+            out_bias=self.bias in (True, "attention"),
+            qk_norm_eps=self.qk_norm_eps,
+            scale=self.attention_scale,
+            window=options.window,
         )
 
     def feed_forward_config(self, site: str) -> FeedForwardConfig:
-        return FeedForwardConfig(site, self.d_model, self.ffn_hidden, self.init_std, self.output_std, self.bias)
+        bias = self.bias in (True, "feed_forward")
+        return FeedForwardConfig(site, self.d_model, self.ffn_hidden, self.init_std, self.output_std, bias)
 
 
 @dataclass(frozen=True)
@@ -119,15 +166,16 @@ class Block(nn.Module):
     """One pre-norm block.
 
     Args:
-        site: name, e.g. `blocks.0`.
+        layer: its index.
         architecture: widths and initialization.
         components: its modules.
         context_length: largest number of tokens.
     """
 
-    def __init__(self, site: str, architecture: Architecture, components: Components, context_length: int) -> None:
+    def __init__(self, layer: int, architecture: Architecture, components: Components, context_length: int) -> None:
         super().__init__()
-        config = architecture.attention_config(f"{site}.attention", context_length)
+        site = f"blocks.{layer}"
+        config = architecture.attention_config(f"{site}.attention", context_length, layer)
         self.attention_norm = NormSite(f"{site}.attention.norm", components.norm(architecture.d_model))
         self.attention = components.mixer(config)
         self.attention_clip = components.residual_clip(f"{site}.residual.mid.clip")
@@ -184,7 +232,7 @@ class Decoder(nn.Module):
         )
         self.embedding_tap = Tap("embedding")
         self.blocks = nn.ModuleList(
-            Block(f"blocks.{i}", architecture, components, context_length) for i, components in enumerate(layers)
+            Block(i, architecture, components, context_length) for i, components in enumerate(layers)
         )
         self.head_norm = NormSite("head.norm", head_norm(width))
         self.head = Head(width, vocab_size, architecture.init_std)

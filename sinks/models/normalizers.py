@@ -49,6 +49,10 @@ class Normalizer(nn.Module):
         """Keyword arguments of `sink_kernels.attention`."""
         return {}
 
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `sink_kernels.attention`, with the scale and the window of the layer."""
+        return {"scale": self.config.scale, "window": self.config.window} | self.options()
+
     @property
     def row_normalized(self) -> bool:
         """Whether a row's weights, learned sinks included, sum to one; otherwise masses are fractions of the total."""
@@ -77,16 +81,20 @@ class Normalizer(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Sequence[Statistic]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if not stats:
-            return attention(q, k, v, gate=gate, **self.options()), {}
-        return attention(q, k, v, gate=gate, stats=stats, **self.options())
+            return attention(q, k, v, gate=gate, **self.arguments()), {}
+        return attention(q, k, v, gate=gate, stats=stats, **self.arguments())
 
     def key_mass(self, q: Tensor, k: Tensor, lse: Tensor) -> Tensor | None:
         """Mass each key receives [B, H, T] float32, from `lse` of the same call; None where undefined."""
-        return key_mass(q, k, lse, **{name: value for name, value in self.options().items() if name != "sink"})
+        return key_mass(q, k, lse, **{name: value for name, value in self.arguments().items() if name != "sink"})
 
     def flops_per_token(self, tokens: int) -> float:
-        """Operations of the two products of attention per token, counted causally: T / 2 keys per query."""
-        return 2 * 2 * self.config.n_heads * self.config.head_dim * tokens / 2
+        """Operations of the two products of attention per token, counted causally: T / 2 keys per query.
+
+        With a window of W < T keys they are W (1 - W / 2T), which at W = T is T / 2.
+        """
+        window = min(self.config.window or tokens, tokens)
+        return 2 * 2 * self.config.n_heads * self.config.head_dim * (window - window * window / (2 * tokens))
 
     def shard_plan(self) -> dict[str, Split]:
         """How tensor parallelism splits the parameters this module owns, by name."""
@@ -148,6 +156,11 @@ class KeyValueBias(Normalizer):
 
     def __init__(self, config: AttentionConfig, learn_value: bool = True) -> None:
         super().__init__(config)
+        if config.window is not None:
+            raise UserError(
+                f"the learned key precedes the first token, which a window of {config.window} keys hides: "
+                "leave the window out, or choose another normalizer"
+            )
         size = (config.n_kv_heads, config.head_dim)
         self.key = nn.Parameter(torch.empty(size))
         self.value = nn.Parameter(torch.empty(size), requires_grad=learn_value)
@@ -174,12 +187,15 @@ class KeyValueBias(Normalizer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         q, k, v, gate = self._prepend(q, k, v, gate)
         if not stats:
-            return attention(q, k, v, gate=gate)[:, :, 1:], {}
-        out, found = attention(q, k, v, gate=gate, stats=tuple({*stats, "lse", "first_key_mass"}))
+            return attention(q, k, v, gate=gate, scale=self.config.scale)[:, :, 1:], {}
+        out, found = attention(
+            q, k, v, gate=gate, scale=self.config.scale, stats=tuple({*stats, "lse", "first_key_mass"})
+        )
         with torch.no_grad():
             # The first key is the learned one, the second the first token.
             first_token = k[:, :, 1].repeat_interleave(self.config.n_heads // self.config.n_kv_heads, dim=1)
-            score = torch.einsum("bhtd,bhd->bht", q.float(), first_token.float()) / math.sqrt(self.config.head_dim)
+            divisor = math.sqrt(self.config.head_dim) if self.config.scale is None else 1 / self.config.scale
+            score = torch.einsum("bhtd,bhd->bht", q.float(), first_token.float()) / divisor
             found["sink_mass"] = found["first_key_mass"]
             found["first_key_mass"] = torch.exp(score - found["lse"])
         return out[:, :, 1:], {name: found[name][:, :, 1:] for name in stats}

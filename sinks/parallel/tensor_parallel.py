@@ -84,14 +84,15 @@ def split_block(block: Block, mesh: DeviceMesh) -> None:
         mesh: the tensor-parallel dimension of the device mesh.
     """
     plan = shard_plan(block)
-    _distribute(block, {name: _placement(plan.get(name)) for name, _ in block.named_parameters()}, mesh)
+    _distribute(block, {name: _placement(plan.get(name), p.dim()) for name, p in block.named_parameters()}, mesh)
     for sublayer in (block.attention, block.feed_forward):
         _sum_output(sublayer, mesh)
     _compute_locally(block, {name: plan.get(name) for name, _ in block.named_parameters()}, mesh)
 
 
-def _placement(split: Split | None) -> Placement:
-    return {"rows": Shard(0), "columns": Shard(1)}.get(split.how, Replicate()) if split else Replicate()
+def _placement(split: Split | None, dimensions: int) -> Placement:
+    divided = {"rows": 0, "columns": 1, "last": dimensions - 1}
+    return Shard(divided[split.how]) if split and split.how in divided else Replicate()
 
 
 def replicate_rest(decoder: Decoder, mesh: DeviceMesh) -> None:
@@ -146,7 +147,7 @@ def _compute_locally(module: nn.Module, splits: Mapping[str, Split | None], mesh
 
 def _local(split: Split | None, parameter: nn.Parameter, mesh: DeviceMesh) -> Tensor:
     assert isinstance(parameter, DTensor)
-    if split is None or split.how in ("rows", "columns"):
+    if split is None or split.how in ("rows", "columns", "last"):
         return parameter.to_local()
     part = parameter.to_local(grad_placements=[Partial()])
     return part / mesh.size() if split.how == "added" else part

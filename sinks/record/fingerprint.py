@@ -20,6 +20,17 @@ HOW_LONG_A_SITTING_LASTS = ("max_time", "max_epochs", "min_epochs", "min_steps")
 HOW_ROWS_ARE_READ = ("batch_size", "validation_batch_size", "num_workers")
 HOW_BLOCKS_ARE_RUN = ("execution",)
 
+# Options of `model.architecture` that were added later, and the value that stands for what was there before: at it a
+# run is the same run as before.
+PLAIN_FREQUENCIES = {"class_path": "sinks.models.rope.Frequencies"}
+ADDED_TO_ARCHITECTURE = {
+    "rope_fraction": 1.0,
+    "rope_frequencies": PLAIN_FREQUENCIES,
+    "layer_pattern": [],
+    "attention_scale": None,
+    "qk_norm_eps": 1e-6,
+}
+
 
 def config_fingerprint(config: Mapping[str, Any], data_fingerprint: str) -> str:
     """Sixteen hex digits of everything in a resolved configuration that the results depend on."""
@@ -27,8 +38,21 @@ def config_fingerprint(config: Mapping[str, Any], data_fingerprint: str) -> str:
     trainer = relevant.get("trainer") or {}
     relevant["trainer"] = {k: v for k, v in trainer.items() if k not in TRAINER_NOT_FINGERPRINTED}
     relevant["trainer"] |= dict.fromkeys(HOW_LONG_A_SITTING_LASTS)
+    if "model" in relevant:
+        relevant["model"] = _as_before(relevant["model"])
     relevant["data_fingerprint"] = data_fingerprint
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _as_before(model: Any) -> Any:
+    """A model section without later options at their defaults."""
+    try:
+        architecture = model["init_args"]["architecture"]
+    except (KeyError, TypeError):
+        return model
+    added = ADDED_TO_ARCHITECTURE
+    kept = {key: value for key, value in architecture.items() if key not in added or value != added[key]}
+    return {**model, "init_args": {**model["init_args"], "architecture": kept}}
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,14 @@ def test_every_variant_trains_the_same_run_sharded_and_split(variant: str, tmp_p
 
 
 @pytest.mark.slow
+def test_experts_and_windows_train_the_same_run_sharded_and_split(tmp_path: Path) -> None:
+    experts = "{class_path: sinks.models.experts.Experts, init_args: {experts: 4, chosen: 2}}"
+    more = [f"--model.feed_forward={experts}", "--model.architecture.layer_pattern=[{window: 4}, {rope: false}]"]
+    split = whole(tmp_path / "split", "fsdp2 x tensor-parallel", *more, variant="learnable-sink")
+    assert_same(split, whole(tmp_path / "one", "one", *more, variant="learnable-sink"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2 x tensor-parallel"])
 @pytest.mark.parametrize(
     ("option", "tolerance"),

@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
+from sinks.described import section_of
+from sinks.families import CausalLM
 from sinks.record import provenance as module
-from sinks.record.fingerprint import DataIdentity, config_fingerprint, identity
+from sinks.record.fingerprint import ADDED_TO_ARCHITECTURE, DataIdentity, config_fingerprint, identity
 from sinks.record.provenance import provenance
+from tests.families.variants import SMALL
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,
@@ -93,3 +96,17 @@ def test_outside_a_checkout_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) 
     assert found["commit"] is None
     assert found["dirty"] is None
     assert module._version("no-such-package") is None
+
+
+def test_options_that_were_added_later_do_not_change_a_run_that_leaves_them_out() -> None:
+    section = section_of(CausalLM(11, 12, architecture=SMALL), "vocab_size", "context_length")
+    architecture = section["init_args"]["architecture"]
+    before = {key: value for key, value in architecture.items() if key not in ADDED_TO_ARCHITECTURE}
+    assert {key: architecture[key] for key in ADDED_TO_ARCHITECTURE} == ADDED_TO_ARCHITECTURE
+
+    def fingerprint(**options: Any) -> str:
+        model = {**section, "init_args": {**section["init_args"], "architecture": before | options}}
+        return config_fingerprint(CONFIG | {"model": model}, "data")
+
+    assert fingerprint() == fingerprint(**ADDED_TO_ARCHITECTURE)
+    assert fingerprint() != fingerprint(rope_fraction=0.5)
