@@ -14,6 +14,8 @@ from sinks.record.yaml_file import read_yaml
 
 UNKNOWN = re.compile(r"(?:does not accept option|Option) '([^']+)'|unrecognized arguments: --([\w.]+)")
 WRONG = re.compile(r"(Expected (?:a|an|one of)?.*?)\.? Got value: (\S+)")
+# The innermost list of types, none of which fits.
+UNION = re.compile(r".*Subtypes: \[(.*?)\] Errors:.*?Given value: (\S+)")
 PLACE = re.compile(r"Parser key \"([^\"]+)\"|Group '([^']+)'")
 GROUP = re.compile(r"Group '([^']+)'")
 CLASS = re.compile(r"class_path[=' ]+([\w.]+)'")
@@ -30,7 +32,7 @@ def explain(message: str, arguments: Sequence[str]) -> str:
     """
     text = one_line(message)
     places = [key or group for key, group in PLACE.findall(text)]
-    unknown, wrong = UNKNOWN.search(text), WRONG.search(text)
+    unknown, wrong, union = UNKNOWN.search(text), WRONG.search(text), UNION.search(text)
     if unknown:
         option = unknown[1] or unknown[2]
         path = ".".join([*(place for place in places if not option.startswith(f"{place}.")), option])
@@ -40,11 +42,18 @@ def explain(message: str, arguments: Sequence[str]) -> str:
         problem = f"is no option{_known(owners, within)}"
     elif wrong and places:
         path = ".".join(places)
-        expected = re.sub(r"Expected (an? )?|<class '|'>|\]$", "", wrong[1]).replace("typing.Literal[", "one of ")
-        problem = f"is {wrong[2].rstrip(',')}, but must be {expected}"
+        problem = f"is {wrong[2].rstrip(',')}, but must be {_types(wrong[1])}"
+    elif union and len(places) > 1:
+        path = ".".join(places)
+        problem = f"is {union[2].rstrip(',')}, but must be {_types(union[1])}"
     else:
         return text
     return f"{_where(path, arguments)}{path} {problem}"
+
+
+def _types(expected: str) -> str:
+    plain = re.sub(r"Expected (an? )?|<class '|'>|\]$", "", expected)
+    return plain.replace("typing.Literal[", "one of ").replace("NoneType", "null")
 
 
 def _where(path: str, arguments: Sequence[str]) -> str:

@@ -33,6 +33,10 @@ ARGUMENTS = {
     ),
     "--model.norm_rank=3": "command line: model.norm_rank is no option of Baseline: it has vocab_size, ",
     "--data.contxt=3": "command line: data.contxt is no option of Backcopy: did you mean context_length?",
+    "--model.architecture.n_kv_heads=x": "command line: model.architecture.n_kv_heads is x, but must be int, null",
+    "--model.architecture.bias=all": (
+        "command line: model.architecture.bias is all, but must be bool, one of 'qkv', 'attention', 'feed_forward'"
+    ),
     "--statistics.leave_out=[mas]": "command line: statistics.leave_out is mas, but must be one of 'residual', ",
 }
 
