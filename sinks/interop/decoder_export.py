@@ -1,0 +1,75 @@
+"""The suite's own decoder as a folder that transformers opens."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from sinks.errors import UserError
+from sinks.families import CausalLM
+from sinks.interop.decoder_config import config_of
+from sinks.interop.decoder_import import WEIGHTS
+from sinks.interop.decoder_names import parameters_by_transformers_name
+from sinks.record.atomic import replacing
+from sinks.record.folder import to_json
+
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def export(
+    model: CausalLM, folder: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Write config.json and float32 safetensors that `AutoModelForCausalLM.from_pretrained` opens.
+
+    The folder is there whole or not at all.
+
+    Args:
+        model: configured and not sharded.
+        folder: must not exist, or be empty.
+        tokenizer: a tokenizer.json, or a folder with one, which is copied.
+
+    Returns:
+        The content of config.json.
+
+    Raises:
+        UserError: if transformers has no model that computes the same, or a path cannot be used.
+    """
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists: choose another folder, or remove it")
+    source = None if tokenizer is None else _tokenizer(Path(tokenizer))
+    if model.decoder is None:
+        raise UserError("the model has no weights yet: load a run, or call configure_model()")
+    config = config_of(model.decoder, model.architecture)
+    tensors = {
+        name: parameter.detach().to("cpu", torch.float32).contiguous()
+        for name, parameter in parameters_by_transformers_name(model.decoder).items()
+    }
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "config.json").write_text(to_json(config, indent=2) + "\n", encoding="utf-8")
+        save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
+        if source is not None:
+            _copy_tokenizer(source, temporary)
+    return config
+
+
+def _tokenizer(given: Path) -> Path:
+    file = given / TOKENIZER if given.is_dir() else given
+    if not file.is_file():
+        raise UserError(f"there is no tokenizer {file}: give a {TOKENIZER}, or a folder with one")
+    return file
+
+
+def _copy_tokenizer(file: Path, folder: Path) -> None:
+    shutil.copyfile(file, folder / TOKENIZER)
+    beside = file.with_name(TOKENIZER_CONFIG)
+    if beside.is_file():
+        shutil.copyfile(beside, folder / TOKENIZER_CONFIG)
+    else:  # without it, transformers takes the tokenizer of the family for granted
+        plain = to_json({"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2)
+        (folder / TOKENIZER_CONFIG).write_text(plain + "\n", encoding="utf-8")
