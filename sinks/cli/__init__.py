@@ -16,6 +16,8 @@ COMMANDS = {
     "prepare": ("sinks.cli.prepare", "turn text into token chunks"),
     "grid": ("sinks.cli.grid", "train every run of an ablation, several at a time"),
     "value": ("sinks.cli.value", "print one number of a finished run"),
+    "import": ("sinks.cli.import_model", "turn a Hugging Face checkpoint into a run folder to train from"),
+    "export": ("sinks.cli.export", "turn a run into a folder that transformers opens"),
     "report": ("sinks.cli.report", "turn run folders into tables, figures and one HTML file"),
 }
 

@@ -123,9 +123,13 @@ class TrainingCLI(NoCheckpointOptions, LightningCLI):
     def folder(self) -> RunFolder:
         return self.built["run"].folder
 
+    @property
+    def fitting(self) -> bool:
+        """Whether the trainer trains."""
+        return self.subcommand != "validate"
+
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
-        options = self.built["trainer"]
-        fitting = self.subcommand != "validate"
+        options, fitting = self.built["trainer"], self.fitting
         if fitting and options.max_steps < 1:
             raise UserError(
                 f"trainer.max_steps is {options.max_steps}, but training is an endless stream: give --trainer.max_steps"
