@@ -13,13 +13,14 @@ from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.interop.decoder_arguments import arguments_of
 from sinks.interop.decoder_import import load_weights, read_config
+from sinks.interop.load import folder_of
 from sinks.parallel.checkpoint_io import RunCheckpointIO
 from sinks.record.checkpoints import checkpoint_name
 from sinks.record.lock import run_lock
 from sinks.record.provenance import provenance
 from sinks.runs.train import identify, recorder_of
 
-USAGE = "sinks import FOLDER -c DATA.yaml --run.dir DIR [--model.OPTION VALUE ...]"
+USAGE = "sinks import MODEL -c DATA.yaml --run.dir DIR [--model.OPTION VALUE ...]"
 
 
 class ImportCLI(TrainingCLI):
@@ -74,11 +75,11 @@ def untrained(model: CausalLM) -> dict[str, object]:
 def main(command: str, arguments: list[str]) -> None:
     """Run `sinks import`."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        raise UserError(f"the folder to import is missing: {USAGE}")
+        raise UserError(f"the model to import is missing: {USAGE}")
     if arguments[0] in ("-h", "--help"):
         print(f"usage: {USAGE}\n\nOptions are those of `sinks fit`, see `sinks fit --help`.")
         return
-    source = Path(arguments[0])
+    source = folder_of(arguments[0])
     config = read_config(source)
     imported = CausalLM(config["vocab_size"], config["max_position_embeddings"], **arguments_of(config))
     with tempfile.TemporaryDirectory() as scratch:

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.interop.decoder_config import config_of
-from sinks.interop.decoder_import import WEIGHTS
 from sinks.interop.decoder_names import parameters_by_transformers_name
+from sinks.interop.weight_files import WEIGHTS
 from sinks.record.atomic import replacing
 from sinks.record.folder import to_json
 

@@ -1,6 +1,5 @@
 """A Llama-, Mistral-, Qwen2-, Qwen3- or gpt-oss-shaped checkpoint as the suite's own decoder."""
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,10 +15,9 @@ from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.interop.decoder_arguments import arguments_of
 from sinks.interop.decoder_names import parameters_by_transformers_name
+from sinks.interop.weight_files import one_line, read_json, reading, weight_files
 from sinks.models.positions import Rotary
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # Buffers of older checkpoints, which the decoder computes itself.
 COMPUTED = "rotary_emb.inv_freq"
 
@@ -54,13 +52,9 @@ def read_config(source: str | os.PathLike[str] | nn.Module) -> dict[str, Any]:
         return dict(config.to_dict())
     from transformers import AutoConfig
 
-    if not (Path(source) / "config.json").is_file():
-        raise UserError(f"{source} has no config.json: give a folder that save_pretrained wrote")
-    try:
+    read_json(Path(source) / "config.json", "give a folder that save_pretrained wrote")
+    with reading(str(Path(source) / "config.json")):
         return AutoConfig.from_pretrained(source, local_files_only=True).to_dict()
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        file, reason = Path(source) / "config.json", " ".join(str(error).split())[:200]
-        raise UserError(f"{file} cannot be read by transformers ({reason}): repair it") from None
 
 
 def load_weights(model: CausalLM, source: str | os.PathLike[str] | nn.Module) -> None:
@@ -109,31 +103,15 @@ def _of_module(module: nn.Module) -> dict[str, Stored]:
 def _of_folder(folder: Path, opened: ExitStack) -> dict[str, Stored]:
     """The tensors of all safetensors files of a folder, which stay open until `opened` is closed."""
     found: dict[str, Stored] = {}
-    for file in _files(folder):
+    for file in weight_files(folder):
         try:
             handle = opened.enter_context(safe_open(file, framework="pt"))
             names = list(handle.keys())
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged ({' '.join(str(error).split())}): copy or download it again") from None
+            raise UserError(f"{file} is damaged ({one_line(error)}): copy or download it again") from None
         for name in names:
             found[name] = Stored(tuple(handle.get_slice(name).get_shape()), partial(handle.get_tensor, name))
     return found
-
-
-def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or those that an index names."""
-    if not (folder / INDEX).is_file():
-        if (folder / WEIGHTS).is_file():
-            return [folder / WEIGHTS]
-        raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}: save the model as safetensors, which run no code")
-    try:
-        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / INDEX} is damaged ({error}): copy or download it again") from None
-    for name in names:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} lacks {name}, which {INDEX} names: copy or download it again")
-    return [folder / name for name in names]
 
 
 def _require_same(stored: dict[str, tuple[int, ...]], parameters: dict[str, nn.Parameter], model: CausalLM) -> None:

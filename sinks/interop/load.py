@@ -3,10 +3,7 @@
 Weights are read from safetensors only: a pickle can run code.
 """
 
-import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +16,12 @@ from sinks.interop.extra import require_extra
 from sinks.interop.gguf_file import converted
 from sinks.interop.smollm2 import NAME as SMOLLM2
 from sinks.interop.smollm2 import smollm2_file
+from sinks.interop.weight_files import one_line, read_json, reading, weight_files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # What is downloaded of a model: files at its top, without pickles and without weights in other formats.
 WANTED = ["model*.safetensors", "*.json", "*.jinja", *TOKENIZERS, "merges.txt"]
@@ -72,19 +69,30 @@ def load_pretrained(
             its own that is not trusted, or weights or tokenizer are missing or damaged.
     """
     require_extra("transformers")
-    folder = _folder_of(name, Path(cache), trust_remote_code)
+    folder = folder_of(name, cache, trust_remote_code)
     config = _read_config(folder, name, trust_remote_code)
-    _check_weights(folder)
+    weight_files(folder)
     tokenizer, bos = _read_tokenizer(folder, name, trust_remote_code)
     model = _read_model(folder, name, config, dtype, trust_remote_code).to(device).eval()
     _check_causal(model, name)
     return Pretrained(model, tokenizer, name, folder, bos)
 
 
-def _folder_of(name: str, cache: Path, trust_remote_code: bool) -> Path:
+def folder_of(name: str, cache: str | Path = "data", trust_remote_code: bool = False) -> Path:
+    """The folder that holds a model's files, downloaded or converted first if need be.
+
+    Args:
+        name: as for `load_pretrained`.
+        cache: folder that holds converted .gguf files.
+        trust_remote_code: whether code that the model brings is downloaded too.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    require_extra("transformers")
     path = smollm2_file() if name == SMOLLM2 else Path(name)
     if path.is_file() and path.suffix == ".gguf":
-        return converted(path, cache)
+        return converted(path, Path(cache))
     if path.is_dir():
         return path
     if path.exists() or path.suffix == ".gguf" or not HUB_NAME.fullmatch(name):
@@ -106,7 +114,7 @@ def _download(name: str, trust_remote_code: bool) -> Path:
         raise UserError(f"{name} is neither a folder here nor a public model on the hub: check the name") from None
     except Exception as error:  # those of the network are of several libraries
         raise UserError(
-            f"{name} is no folder here, and the hub could not be reached ({_line(error)}): "
+            f"{name} is no folder here, and the hub could not be reached ({one_line(error)}): "
             "check the path, or connect to the network once"
         ) from None
 
@@ -115,7 +123,7 @@ def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
     """Of a causal language model; the code that it needs is known, or trusted."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    content = _read_json(folder / "config.json", "give a folder that save_pretrained wrote")
+    content = read_json(folder / "config.json", "give a folder that save_pretrained wrote")
     kind, code = content.get("model_type"), content.get("auto_map") or {}
     if code and kind not in CONFIG_MAPPING and not trust_remote_code:
         raise UserError(f"{name} brings code of its own: read it, then add --trust_remote_code true to run it")
@@ -124,26 +132,11 @@ def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
             f"{name} is of architecture {kind!r}, which transformers {version('transformers')} does not know: "
             "install a version that does"
         )
-    with _reading(f"{folder / 'config.json'}"):
+    with reading(f"{folder / 'config.json'}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in code:
         raise UserError(f"{name} is of architecture {kind!r}, which is no causal language model: give one")
     return config
-
-
-def _check_weights(folder: Path) -> None:
-    if (folder / INDEX).is_file():
-        shards = set(_read_json(folder / INDEX, "").get("weight_map", {}).values())
-        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if missing or not shards:
-            raise UserError(
-                f"{folder} lacks {', '.join(missing) or 'weights'} of the {len(shards)} files in {INDEX}: copy or "
-                "download them again"
-            )
-    elif not (folder / WEIGHTS).is_file():
-        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        found = f", only {pickles[0]}, a pickle, which can run code" if pickles else ""
-        raise UserError(f"{folder} has no {WEIGHTS}{found}: convert the weights to safetensors")
 
 
 def _read_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> tuple["Tokenizer", int | None]:
@@ -158,7 +151,7 @@ def _read_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> tuple["
     # transformers makes an empty one where there is none.
     if not any((folder / file).is_file() for file in TOKENIZERS):
         raise UserError(f"{folder} has no tokenizer: copy the model's tokenizer.json into it")
-    with _reading(f"the tokenizer of {name}"):
+    with reading(f"the tokenizer of {name}"):
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         backend = getattr(loaded, "backend_tokenizer", None)
         file = folder / TOKENIZERS[0]
@@ -174,7 +167,7 @@ def _read_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> tuple["
 def _read_model(folder: Path, name: str, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
-    with _reading(f"the weights of {name}"):
+    with reading(f"the weights of {name}"):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -212,28 +205,3 @@ def leading_special_token(tokenizer: "Tokenizer") -> int | None:
     """The id that a tokenizer puts before a text; None if it puts none there."""
     encoding = tokenizer.encode("a", add_special_tokens=True)
     return encoding.ids[0] if encoding.special_tokens_mask[:1] == [1] else None
-
-
-def _read_json(file: Path, remedy: str) -> dict[str, Any]:
-    if not file.is_file():
-        raise UserError(f"{file.parent} has no {file.name}: {remedy}")
-    with _reading(str(file)):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-    return content
-
-
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """A failure inside is a user error: what transformers raises for files it cannot use is of no one class."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise UserError(f"{what} cannot be read ({_line(error)}): restore it, or download it again") from error
-
-
-def _line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
