@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ABSENT = ["litdata", "jsonargparse", "omegaconf", "pyarrow", "transformers"]
+ABSENT = ["litdata", "jsonargparse", "omegaconf", "pyarrow"]
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))"
 
 
@@ -27,6 +27,14 @@ BLOCK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))"
 )
 def test_imports_with_torch_lightning_torchmetrics_and_numpy_alone(module: str) -> None:
     subprocess.run([sys.executable, "-c", f"{BLOCK}\nimport {module}"], check=True)
+
+
+def test_transformers_is_needed_only_by_what_is_called_for_it() -> None:
+    """Blocking it would not do: torchmetrics imports it wherever it is installed."""
+    on_call = {ROOT / "sinks/cli/import_model.py"}
+    for file in {*(ROOT / "sinks").rglob("*.py")} - {*(ROOT / "sinks/interop").rglob("*.py")} - on_call:
+        at_top = re.findall(r"^(?:from|import) (transformers|sinks\.interop)\b", file.read_text(), re.MULTILINE)
+        assert not at_top, file
 
 
 def test_sink_kernels_imports_nothing_of_sinks_and_no_triton_until_asked() -> None:

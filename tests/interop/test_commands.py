@@ -62,7 +62,7 @@ def test_mistakes_are_one_line_and_write_nothing(
     imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mistakes = {
-        "the folder to import is missing": [],
+        "the model to import is missing": [],
         "holds a run: choose another": [str(imported / "model"), *SMALL, "--run.dir", str(imported / "run")],
         "has no config.json": [str(tmp_path), *SMALL, "--run.dir", str(tmp_path / "new")],
     }
