@@ -1,4 +1,4 @@
-"""Attention a block of rows at a time, for what torch's flash attention lacks: a window or capped logits.
+"""Attention a block of rows at a time, for what torch's flash attention lacks: capped logits.
 
 Never a T x T matrix: the backward pass computes each block's weights again, P_ij = exp(s_ij - lse_i), and with
 delta_i = dO_i . o_i and s = cap * tanh(u / cap) of the scaled logits u

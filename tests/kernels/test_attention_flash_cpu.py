@@ -18,6 +18,7 @@ CASES = [
     {"window": 1},
     {"window": 1000, "head_dim": 24},
     {"tokens": 230, "window": 40, "gate": "head"},
+    {"tokens": 700, "window": 560, "kv_heads": 2, "heads": 4},
     {"softcap": 1.5, "scale": 0.7, "kv_heads": 2, "heads": 4},
     {"tokens": 61, "softcap": 2.0, "window": 9, "gate": "element", "batch": 2},
 ]
