@@ -6,6 +6,9 @@ Gemma 2 and the input of the block in GPT-NeoX. With x a block's input and o wha
     a norm that reads x          is the block's first norm, or a parallel feed-forward's
     a norm that reads x + c * o  reads the middle of the stream
     any other norm               reads the output of a sublayer, or is inside one: not a site
+
+The same sums say what a sublayer adds: middle = x + c * o, then the block's output = middle + c * o; or both outputs
+over x at once, where the sublayers are parallel.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
 from sinks.errors import UserError
@@ -59,11 +64,32 @@ class AttentionParts:
 
 
 @dataclass(frozen=True)
+class Update:
+    """What a sublayer adds to the residual stream: factor * the output of a module.
+
+    The factor is measured, as exactly as the dtype allows: about 1e-8 in float32, 1e-3 in bfloat16. One that close to 1
+    is 1.
+
+    Args:
+        reader: a module whose input is what the update is added to; the block itself where that is the block's input.
+        module: that makes the output.
+        factor: of the output.
+        dropped: whether dropout changes the output in training, so that the update is not known then.
+    """
+
+    reader: nn.Module
+    module: nn.Module
+    factor: float
+    dropped: bool
+
+
+@dataclass(frozen=True)
 class BlockParts:
-    """A block of the residual stream; `norms` by site name, without one for a norm that is not there."""
+    """A block of the residual stream; `norms` and `updates` by site name, without what is not there."""
 
     module: nn.Module
     norms: Mapping[str, StreamNorm]
+    updates: Mapping[str, Update]
     attention: AttentionParts | None
 
 
@@ -133,6 +159,7 @@ class _Probe:
         self._modules = blocks
         self._events: list[_Event] = []
         self._calls: list[tuple[nn.Module, AttentionCall]] = []
+        self._dropouts: list[tuple[int, Tensor]] = []  # number of events before, and what is dropped out
         self._stream: Tensor | None = None  # a block's input, then the last block's output
 
     @contextmanager
@@ -153,7 +180,8 @@ class _Probe:
                 handles.append(block.register_forward_hook(self._leave))
             for module in set(self.model.modules()) - inside:
                 handles.append(module.register_forward_hook(self._after_blocks, with_kwargs=True))
-            yield
+            with _Dropouts(lambda x: self._dropouts.append((len(self._events), x.clone()))):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -168,7 +196,7 @@ class _Probe:
                 f"{type(block).__name__} reads {None if x is None else tuple(x.shape)}, but a block must read the "
                 "stream [B, T, D]: give huggingface_sites an Adapter with other `blocks`"
             )
-        self._stream, self._events, self._calls = x.clone(), [], []
+        self._stream, self._events, self._calls, self._dropouts = x.clone(), [], [], []
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         read, made = first_tensor(args, kwargs.get("hidden_states"), kwargs), first_tensor(output)
@@ -180,8 +208,9 @@ class _Probe:
         self._calls.append((module, self.adapter.call(module, args, kwargs)))
 
     def _leave(self, block: nn.Module, args: Any, output: Any) -> None:
-        self.blocks.append(BlockParts(block, self._norms(block), self._attention(block)))
         after = first_tensor(output)
+        updates = {} if after is None else self._updates(block, after)
+        self.blocks.append(BlockParts(block, self._norms(block), updates, self._attention(block)))
         self._stream, self._events, self._calls = None if after is None else after.clone(), [], []
 
     def _after_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -207,11 +236,53 @@ class _Probe:
         for event in self._events:
             if event.norm is not None and _equal(event.input, x) and "attention.norm" not in found:
                 found["attention.norm"] = event.norm
-            elif event.norm is not None and (_equal(event.input, x) or _is_sum(event.input, x, before)):
+            elif event.norm is not None and (_equal(event.input, x) or _added(event.input, x, before)):
                 later += 1
                 found["feed_forward.norm" if later == 1 else f"feed_forward.norm.{later}"] = event.norm
             before.append(event.output)
         return found
+
+    def _updates(self, block: nn.Module, after: Tensor) -> dict[str, Update]:
+        assert self._stream is not None
+        x, outputs = self._stream, [event.output for event in self._events]
+        middle = None
+        for index, event in enumerate(self._events):
+            if not _equal(event.input, x) and (middle := _added(event.input, x, outputs[:index])) is not None:
+                break
+        if middle is None:
+            return self._parallel_updates(block, after)
+        found = {"attention.update": self._update(block, *middle)}
+        if (last := _added(after, event.input, outputs)) is not None:
+            found["feed_forward.update"] = self._update(event.module, *last)
+        return {site: update for site, update in found.items() if update is not None}
+
+    def _parallel_updates(self, block: nn.Module, after: Tensor) -> dict[str, Update]:
+        """Of the attention and one other output, if they are added to the block's input together."""
+        assert self._stream is not None
+        attending = {module for module, _ in self._calls}
+        attention = next((event.output for event in self._events if event.module in attending), None)
+        if attention is None or attention.numel() != after.numel():
+            return {}
+        for other in (event.output for event in reversed(self._events)):
+            factors = (
+                None
+                if other.numel() != after.numel() or _equal(other, attention)
+                else _factors(after, self._stream, [attention, other])
+            )
+            if factors is not None:
+                updates = [self._update(block, o, c) for o, c in zip((attention, other), factors, strict=True)]
+                if None not in updates:
+                    return dict(zip(("attention.update", "feed_forward.update"), updates, strict=True))  # type: ignore[arg-type]
+        return {}
+
+    def _update(self, reader: nn.Module, output: Tensor, factor: float) -> Update | None:
+        """With the last module that returns the output: the outermost, and after dropout. None if it runs twice."""
+        modules = [event.module for event in self._events]
+        for index, event in reversed(list(enumerate(self._events))):
+            if _equal(event.output, output) and modules.count(event.module) == 1:
+                dropped = any(at > index and _equal(x, output) for at, x in self._dropouts)
+                return Update(reader, event.module, factor, dropped)
+        return None
 
     def _attention(self, block: nn.Module) -> AttentionParts | None:
         if not self._calls:
@@ -258,6 +329,20 @@ class _Probe:
             if opened is not None and _close(projection.input, (values * opened).transpose(1, 2).flatten(2)):
                 return projection.weight, candidate
         return None, None
+
+
+class _Dropouts(TorchFunctionMode):
+    """Reports what dropout reads, in evaluation too, where it changes nothing."""
+
+    def __init__(self, report: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._report = report
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.dropout and kwargs.get("p", 0.5) > 0:
+            self._report(args[0])
+        return function(*args, **kwargs)
 
 
 def _has_one(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -344,15 +429,31 @@ def _tolerance(x: Tensor) -> float:
     return max(1e-4, 4 * torch.finfo(x.dtype).eps)
 
 
-def _is_sum(read: Tensor, x: Tensor, outputs: list[Tensor]) -> bool:
-    """Whether a tensor is x + c * o for a number c and one of the outputs o."""
-    if read.numel() != x.numel() or read.shape[-1] != x.shape[-1]:
-        return False
-    total, added = read.reshape(x.shape).double(), read.reshape(x.shape).double() - x.double()
-    for output in outputs:
-        if output.numel() == x.numel():
-            o = output.reshape(x.shape).double()
-            factor = (added * o).sum() / o.square().sum().clamp_min(1e-300)
-            if (added - factor * o).norm() <= _tolerance(read) * total.norm():
-                return True
-    return False
+def _added(total: Tensor, x: Tensor, outputs: list[Tensor]) -> tuple[Tensor, float] | None:
+    """The last of the outputs o, and the number c, with which a tensor is x + c * o; None if there is none."""
+    if total.numel() != x.numel() or total.shape[-1] != x.shape[-1]:
+        return None
+    for output in reversed(outputs):
+        if output.numel() == x.numel() and (factors := _factors(total, x, [output])) is not None:
+            return output, factors[0]
+    return None
+
+
+def _factors(total: Tensor, x: Tensor, outputs: list[Tensor]) -> list[float] | None:
+    """The numbers c with which a tensor is x + c_1 * o_1 + ..., up to rounding of each value; None if there are none.
+
+    Each value is weighted by its size, or the massive ones would hide all others.
+    """
+    start, end = x.double().flatten(), total.double().flatten()
+    terms = torch.stack([output.double().flatten() for output in outputs], dim=1)
+    size = (start.abs() + end.abs()).clamp_min(1e-300)
+    weighted = terms / size[:, None]
+    factors = torch.linalg.lstsq(weighted.cpu(), ((end - start) / size)[:, None].cpu()).solution.to(terms.device)
+    eps = torch.finfo(total.dtype).eps
+    factors = torch.where((factors - 1).abs() <= eps, torch.ones_like(factors), factors)
+    parts = terms * factors.T
+    limit = 4 * eps * (start.abs() + parts.abs().sum(1))
+    if not bool(((end - start - parts.sum(1)).abs() <= limit).all()) or not bool(factors.isfinite().all()):
+        return None
+    # A term within the rounding would fit whatever it is.
+    return factors.flatten().tolist() if bool(((parts.abs() > limit[:, None]).sum(0) > 8).all()) else None

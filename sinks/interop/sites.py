@@ -1,6 +1,6 @@
 """The sites of a transformers causal LM, read on its own unedited code."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from sinks.errors import UserError
 from sinks.interop.adapter import Adapter
-from sinks.interop.classify import AttentionParts, BlockParts, StreamNorm, parts_of
+from sinks.interop.classify import AttentionParts, BlockParts, StreamNorm, Update, parts_of
 from sinks.interop.seam import AttentionCall, Seam, first_tensor
-from sinks.observe import AttentionRecord, NormRecord, Site
+from sinks.observe import AttentionRecord, NormRecord, Site, UpdateRecord
 from sinks.observe.sites import ROW_STATISTICS, Kind, Listener
 
 
@@ -82,6 +82,37 @@ class _ResidualSite(_Hooked):
         return [self._block.register_forward_pre_hook(see, with_kwargs=True)]
 
 
+class _UpdateSite(_Hooked):
+    """What a sublayer adds: its module's own output, because a difference of the stream would be rounded."""
+
+    def __init__(self, name: str, seam: Seam, update: Update, block: nn.Module) -> None:
+        super().__init__("update", name, seam)
+        self._update, self._block = update, block
+        self._shape: torch.Size | None = None  # of the block's input, for modules that read [B * T, D]
+        self._residual: Tensor | None = None
+
+    def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
+        @torch.no_grad()
+        def see(module: nn.Module, args: Any, output: Any) -> None:
+            residual, self._residual = self._residual, None
+            if residual is not None and self._seam.reading and not (self._update.dropped and module.training):
+                made, factor = _first(output, {}).reshape(residual.shape), self._update.factor
+                listener(UpdateRecord(residual, made if factor == 1 else factor * made))
+
+        return [
+            self._block.register_forward_pre_hook(self._keep_shape, with_kwargs=True),
+            self._update.reader.register_forward_pre_hook(self._keep_residual, with_kwargs=True),
+            self._update.module.register_forward_hook(see),
+        ]
+
+    def _keep_shape(self, block: nn.Module, args: Any, kwargs: Any) -> None:
+        self._shape = _first(args, kwargs).shape
+
+    def _keep_residual(self, reader: nn.Module, args: Any, kwargs: Any) -> None:
+        assert self._shape is not None
+        self._residual = _first(args, kwargs).view(self._shape)
+
+
 class _AttentionSite(_Hooked):
     def __init__(self, name: str, seam: Seam, parts: AttentionParts, adapter: Adapter) -> None:
         super().__init__("attention", name, seam)
@@ -135,11 +166,16 @@ class _AttentionSite(_Hooked):
 
 
 def huggingface_sites(model: nn.Module, adapter: Adapter | None = None) -> list[Site]:
-    """The sites of a transformers causal LM, of kinds "norm" and "attention", named as in the suite's own decoder.
+    """The sites of a transformers causal LM, of kinds "norm", "attention" and "update".
 
-    `blocks.{i}.attention.norm` reads the input of a block, `blocks.{i}.feed_forward.norm` the middle of the stream, or
-    the block's input too where the two sublayers are parallel; `head.norm` reads the end. `blocks.{i}.residual.in` is
-    the input of a block where no norm reads it (OLMo 2). The attention of layers that have none is absent.
+    They are named as in the suite's own decoder. `blocks.{i}.attention.norm` reads the input of a block,
+    `blocks.{i}.feed_forward.norm` the middle of the stream, or the block's input too where the two sublayers are
+    parallel; `head.norm` reads the end. `blocks.{i}.residual.in` is the input of a block that no norm reads (OLMo 2).
+    The attention of layers that have none is absent.
+
+    `blocks.{i}.attention.update` and `blocks.{i}.feed_forward.update` read what a sublayer adds, and to what: the
+    output of its last module, times the factor that the model gives it. One that is not found is absent. One after
+    which a model drops values out without a module for it (OPT) reports nothing in training.
 
     Which module is which is found in one pass over a row of 8 tokens. The model's own attention implementation runs
     while nobody listens.
@@ -159,17 +195,26 @@ def huggingface_sites(model: nn.Module, adapter: Adapter | None = None) -> list[
     require_attention(model, parts.blocks)
     seam, sites = parts.seam, list[Site]()
     for index, block in enumerate(parts.blocks):
-        name = f"blocks.{index}"
-        if "attention.norm" not in block.norms:
-            sites.append(_ResidualSite(f"{name}.residual.in", seam, block.module))
-        for place, norm in block.norms.items():
-            sites.append(_NormSite(f"{name}.{place}", seam, norm, block.module))
-        if block.attention is not None:
-            at = len(sites) - sum(place != "attention.norm" for place in block.norms)
-            sites.insert(at, _AttentionSite(f"{name}.attention", seam, block.attention, adapter or Adapter()))
+        sites += _block_sites(f"blocks.{index}", block, seam, adapter or Adapter())
     if parts.head_norm is not None:
         sites.append(_NormSite("head.norm", seam, parts.head_norm, parts.blocks[-1].module))
     return sites
+
+
+def _block_sites(name: str, block: BlockParts, seam: Seam, adapter: Adapter) -> Iterator[Site]:
+    """In the order of the suite's own."""
+    norms: dict[str, Site] = {
+        at: _NormSite(f"{name}.{at}", seam, norm, block.module) for at, norm in block.norms.items()
+    }
+    updates = {at: _UpdateSite(f"{name}.{at}", seam, update, block.module) for at, update in block.updates.items()}
+    yield norms.pop("attention.norm", _ResidualSite(f"{name}.residual.in", seam, block.module))
+    if block.attention is not None:
+        yield _AttentionSite(f"{name}.attention", seam, block.attention, adapter)
+    if "attention.update" in updates:
+        yield updates["attention.update"]
+    yield from norms.values()
+    if "feed_forward.update" in updates:
+        yield updates["feed_forward.update"]
 
 
 def require_attention(model: nn.Module, blocks: list[BlockParts]) -> None:

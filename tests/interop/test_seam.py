@@ -213,8 +213,10 @@ def test_an_adapter_reads_an_architecture_of_ones_own() -> None:
     model = MadeUp()
     sites = huggingface_sites(model, MadeUpAdapter())
     assert [site.name for site in sites] == [
-        "blocks.0.attention.norm", "blocks.0.attention", "blocks.0.feed_forward.norm",
-        "blocks.1.attention.norm", "blocks.1.attention", "blocks.1.feed_forward.norm", "head.norm",
+        # The feed-forward's update is absent, because no module returns it.
+        "blocks.0.attention.norm", "blocks.0.attention", "blocks.0.attention.update", "blocks.0.feed_forward.norm",
+        "blocks.1.attention.norm", "blocks.1.attention", "blocks.1.attention.update", "blocks.1.feed_forward.norm",
+        "head.norm",
     ]  # fmt: skip
     reader = Reader(sites)
     with reader.reading(), torch.no_grad():

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from sinks.errors import UserError
 from sinks.interop.sites import huggingface_sites
 from sinks.interop.verify import verify
-from sinks.observe import AttentionRecord, NormRecord, Reader
+from sinks.observe import AttentionRecord, NormRecord, Reader, UpdateRecord
 from tests.interop.families import SUPPORTED, UNSUPPORTED, build, tokens
 
 # Norms of a block that read its input and the middle of the stream, and the norm after the last block.
@@ -29,6 +29,7 @@ NORMS: dict[str, tuple[str | None, str | None, str]] = {
     "OPT": ("self_attn_layer_norm", "final_layer_norm", "model.decoder.final_layer_norm"),
 }
 ONE_MORE = ("Qwen3-Next", "Qwen3.5", "Gemma 2", "Gemma 3")  # the gain is 1 + w
+PARALLEL = ("GPT-NeoX", "Phi")
 ATTENDING = {"Qwen3-Next": [3], "Qwen3.5": [3]}
 
 
@@ -153,6 +154,102 @@ def test_records_hold_what_the_model_computes(name: str) -> None:
         torch.testing.assert_close(record.weight * record.input / rms, record.normalized, rtol=1e-3, atol=1e-4)
     centered = name in ("GPT-2", "GPT-NeoX", "Phi", "OPT")
     assert all((r.normalized is None) == centered for n, r in records.items() if n.endswith(".norm"))
+
+
+def hooked_stream(name: str, model: PreTrainedModel, rows: Tensor) -> dict[str, list[Tensor]]:
+    """Per block of an eager pass: its input, the middle of the stream, its output, and what the attention returns."""
+    seen: dict[str, list[Tensor]] = {"input": [], "middle": [], "output": [], "attention": []}
+    handles = []
+    for block in blocks_of(model):
+        middle = "mlp" if name.startswith("OLMo") else NORMS.get(name, USUAL)[1] or "mlp"
+        handles += [
+            block.register_forward_pre_hook(lambda m, args: seen["input"].append(args[0])),
+            block.get_submodule(middle).register_forward_pre_hook(
+                lambda m, args: seen["middle"].append(args[0].view(2, 12, 32))
+            ),
+            block.register_forward_hook(
+                lambda m, args, out: seen["output"].append(out if torch.is_tensor(out) else out[0])
+            ),
+        ]
+        for module in (m for m in block.modules() if hasattr(m, "is_causal")):
+            handles.append(module.register_forward_hook(lambda m, args, out: seen["attention"].append(out[0])))
+    with torch.no_grad():
+        model(rows, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_updates_are_what_is_added_to_the_stream(name: str) -> None:
+    model, rows = build(name), tokens()
+    hooked = hooked_stream(name, model, rows)
+    records = records_of(model, rows)
+    near = {"rtol": 1e-4, "atol": 1e-5}
+    for index in range(4):
+        first, second = (records[f"blocks.{index}.{site}.update"] for site in ("attention", "feed_forward"))
+        assert isinstance(first, UpdateRecord)
+        torch.testing.assert_close(first.residual, hooked["input"][index], **near)
+        if name in PARALLEL:
+            assert torch.equal(second.residual, first.residual)
+            torch.testing.assert_close(first.update, hooked["attention"][index], **near)
+            whole = first.residual + first.update + second.update
+        else:
+            torch.testing.assert_close(second.residual, hooked["middle"][index], **near)
+            middle = first.residual + first.update
+            # The model's own sum to the bit; a factor is known to rounding.
+            torch.testing.assert_close(middle, second.residual, **({} if name == "Granite" else {"rtol": 0, "atol": 0}))
+            whole = second.residual + second.update
+        torch.testing.assert_close(whole, hooked["output"][index], **near)
+
+
+def test_statistics_of_updates_equal_a_plain_computation() -> None:
+    model, rows = build("Gemma 2"), tokens()
+    hooked = hooked_stream("Gemma 2", model, rows)
+    reader = Reader(huggingface_sites(model), ["update"])
+    with reader.reading(), torch.no_grad():
+        model(rows, use_cache=False)
+    names = reader.names["update"]
+    arrays = reader.summarize()[1].arrays
+    assert names == [f"blocks.{i}.{site}.update" for i in range(4) for site in ("attention", "feed_forward")]
+    ratios = []
+    for x, middle, out in zip(hooked["input"], hooked["middle"], hooked["output"], strict=True):
+        for before, after in ((x, middle), (middle, out)):
+            ratios.append(((after - before).norm(dim=-1) / before.norm(dim=-1))[:, 1:].mean())
+    torch.testing.assert_close(torch.from_numpy(arrays["update/ratio"][0]), torch.stack(ratios), rtol=1e-4, atol=1e-5)
+
+
+def updates_in_training(name: str, **dropout: float) -> dict[str, UpdateRecord]:
+    model = build(name, **dropout).train()
+    return {at: record for at, record in records_of(model, tokens()).items() if isinstance(record, UpdateRecord)}
+
+
+def test_dropout_of_a_module_is_part_of_the_update() -> None:
+    records = updates_in_training("GPT-2", attn_pdrop=0.0, resid_pdrop=0.5)
+    first, second = records["blocks.0.attention.update"], records["blocks.0.feed_forward.update"]
+    assert (first.update == 0).double().mean() > 0.3
+    assert torch.equal(first.residual + first.update, second.residual)
+
+
+@pytest.mark.parametrize(("name", "option"), [("OPT", "dropout"), ("Phi", "resid_pdrop")])
+def test_updates_are_absent_in_training_where_dropout_hides_them(name: str, option: str) -> None:
+    assert updates_in_training(name, **{option: 0.5}) == {}
+    assert len(updates_in_training(name, **{option: 0.0})) == 8
+
+
+def test_updates_that_are_no_output_of_a_module_are_absent() -> None:
+    model = build("Llama")
+    block = blocks_of(model)[1]
+    scale = torch.linspace(0.5, 2, 32)
+
+    def scaled(hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        attended, _ = block.self_attn(hidden_states=block.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + scale * attended
+        return hidden_states + scale * block.mlp(block.post_attention_layernorm(hidden_states))
+
+    block.forward = scaled
+    found = [site.name for site in huggingface_sites(model) if site.kind == "update"]
+    assert found == [f"blocks.{i}.{site}.update" for i in (0, 2, 3) for site in ("attention", "feed_forward")]
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
