@@ -158,7 +158,7 @@ class _Probe:
         self.head_norm: StreamNorm | None = None
         self._modules = blocks
         self._events: list[_Event] = []
-        self._calls: list[tuple[nn.Module, AttentionCall]] = []
+        self._calls: list[tuple[nn.Module, Tensor]] = []  # and its weighted values [B, H, T, dv]
         self._dropouts: list[tuple[int, Tensor]] = []  # number of events before, and what is dropped out
         self._stream: Tensor | None = None  # a block's input, then the last block's output
 
@@ -172,7 +172,7 @@ class _Probe:
                 handles.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
             for module in inside - set(self._modules):
                 handles.append(module.register_forward_hook(self._record, with_kwargs=True))
-                self.seam.listen(module, lambda call, rows, module=module: self._calls.append((module, call)))  # type: ignore[misc]
+                self.seam.listen(module, lambda call, rows, module=module: self._attend(module, call))  # type: ignore[misc]
             for block in self._modules:
                 described = self.adapter.attention(block)
                 if described is not None:
@@ -205,7 +205,11 @@ class _Probe:
             self._events.append(_Event(module, read.clone(), made.clone(), norm, _matrix_of(module, read, made)))
 
     def _describe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._calls.append((module, self.adapter.call(module, args, kwargs)))
+        self._attend(module, self.adapter.call(module, args, kwargs))
+
+    def _attend(self, module: nn.Module, call: AttentionCall) -> None:
+        # At once: FSDP frees a learned sink when the block ends.
+        self._calls.append((module, call.run()[0]))
 
     def _leave(self, block: nn.Module, args: Any, output: Any) -> None:
         after = first_tensor(output)
@@ -293,9 +297,9 @@ class _Probe:
                 f"{type(block).__name__} calls attention {len(self._calls)} times, but once is what can be read: "
                 "give huggingface_sites an Adapter with `call`"
             )
-        (module,), call = modules, self._calls[0][1]
+        (module,), values = modules, self._calls[0][1]
         described = self.adapter.attention(block) is not None
-        out_weight, gate = self._output(module, call)
+        out_weight, gate = self._output(module, values)
         if described and out_weight is None:
             raise UserError(
                 f"what `call` describes is not what {type(module).__name__} computes: "
@@ -303,7 +307,7 @@ class _Probe:
             )
         return AttentionParts(module, not described, out_weight, gate)
 
-    def _output(self, module: nn.Module, call: AttentionCall) -> tuple[Callable[[], Tensor] | None, Gate | None]:
+    def _output(self, module: nn.Module, values: Tensor) -> tuple[Callable[[], Tensor] | None, Gate | None]:
         """Weight of the projection that reads the weighted values, and the gate between."""
         parts = set(module.modules())
         events = [event for event in self._events if event.module in parts]
@@ -317,7 +321,6 @@ class _Probe:
         if not makers or makers[-1].weight is None:
             return None, self.adapter.gate(module)
         projection = makers[-1]
-        values = call.run()[0]
         weighted = values.transpose(1, 2).flatten(2)
         gate = self.adapter.gate(module)
         if gate is None and projection.input.numel() == weighted.numel() and _close(projection.input, weighted):
