@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu_report import recipe
-from benchmarks.gpu_report.baselines import BASELINE_MODELS, Step, sampled, stepper
+from benchmarks.gpu_report.baselines import BASELINE_MODELS, Step, llama, sampled, stepper
 from benchmarks.turns import in_turns, print_provenance
 from sinks.families import Baseline, CausalLM
 from sinks.models.decoder import Architecture
@@ -53,10 +53,7 @@ def statistics_cost(repeats: int) -> None:
     kinds = {"all groups": everything, "residual": ["residual"]}
     kinds |= {name: ["residual", name] for name in everything if name != "residual"}
     seconds = interleaved({"none": step} | {n: sampled(step, model, groups) for n, groups in kinds.items()}, repeats)
-    extra = {
-        name: statistics.median(a / b - 1 for a, b in zip(seconds[name], seconds["none"], strict=True))
-        for name in kinds
-    }
+    extra = {name: extra_time(seconds[name], seconds["none"]) for name in kinds}
     print("extra time of a sampled step, in steps; every group includes residual:")
     for name, value in extra.items():
         print(
@@ -64,6 +61,24 @@ def statistics_cost(repeats: int) -> None:
             + ("" if name in ("all groups", "residual") else f"  alone {value - extra['residual']:+.3f}")
         )
     print(f"overhead of training with statistics at interval 50: {100 * extra['all groups'] / 50:.2f} %")
+
+
+def transformers_statistics_cost(repeats: int) -> None:
+    """Print the same overhead for Hugging Face's Llama of this shape, if transformers is installed."""
+    try:
+        other = llama(architecture(), VOCAB_SIZE, CONTEXT_LENGTH)
+    except ImportError as reason:
+        print(f"statistics of Hugging Face's Llama are not timed: {reason}")
+        return
+    step = stepper(other.model, other.loss, CPU)
+    seconds = interleaved({"none": step, "all groups": sampled(step, other.model)}, repeats)
+    extra = extra_time(seconds["all groups"], seconds["none"])
+    print(f"overhead of training Hugging Face's Llama with statistics at interval 50: {100 * extra / 50:.2f} %")
+
+
+def extra_time(sampled_steps: list[float], plain: list[float]) -> float:
+    """Of a sampled step, in steps."""
+    return statistics.median(a / b - 1 for a, b in zip(sampled_steps, plain, strict=True))
 
 
 def interleaved(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]:
@@ -155,6 +170,7 @@ def main() -> None:
     subprocess.run(command, env=os.environ | WITHOUT_BFLOAT16, check=True)
     compare(options.repeats)
     statistics_cost(options.statistics_repeats)
+    transformers_statistics_cost(options.statistics_repeats)
     print_provenance()
 
 

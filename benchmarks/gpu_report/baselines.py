@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sinks.families import CausalLM
+from sinks.interop.find import find_sites
 from sinks.models.decoder import Architecture
-from sinks.observe import Reader, sites_of
+from sinks.observe import Reader
 from sinks.observe.groups import GROUPS
 
 Step = Callable[[Tensor], None]
@@ -126,7 +126,7 @@ def stepper(
     return step
 
 
-def sampled(step: Step, model: CausalLM, groups: Collection[str] = tuple(GROUPS)) -> Step:
+def sampled(step: Step, model: nn.Module, groups: Collection[str] = tuple(GROUPS)) -> Step:
     """A step with statistics: recorded in the forward, totals moved to the host.
 
     Args:
@@ -134,7 +134,7 @@ def sampled(step: Step, model: CausalLM, groups: Collection[str] = tuple(GROUPS)
         model: whose sites are read.
         groups: of statistics that are read.
     """
-    reader = Reader(sites_of(model), groups)
+    reader = Reader(find_sites(model), groups)
 
     def run(rows: Tensor) -> None:
         reader.start()
