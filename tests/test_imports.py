@@ -29,14 +29,6 @@ def test_imports_with_torch_lightning_torchmetrics_and_numpy_alone(module: str) 
     subprocess.run([sys.executable, "-c", f"{BLOCK}\nimport {module}"], check=True)
 
 
-def test_transformers_is_needed_only_by_what_is_called_for_it() -> None:
-    """Blocking it would not do: torchmetrics imports it wherever it is installed."""
-    on_call = {ROOT / "sinks/cli/import_model.py"}
-    for file in {*(ROOT / "sinks").rglob("*.py")} - {*(ROOT / "sinks/interop").rglob("*.py")} - on_call:
-        at_top = re.findall(r"^(?:from|import) (transformers|sinks\.interop)\b", file.read_text(), re.MULTILINE)
-        assert not at_top, file
-
-
 def test_sink_kernels_imports_nothing_of_sinks_and_no_triton_until_asked() -> None:
     code = "import sys, sink_kernels; assert not [m for m in sys.modules if m.split('.')[0] in ('sinks', 'triton')]"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -35,7 +35,7 @@ if _AVAILABLE:
 
 # Up to this length the float32 backward with casts is faster: 0.3 to 0.6 of the time up to 128 tokens, 0.9 at 192.
 _SHORT = 192
-# Rows of a windowed block: of 32 to 512, the fastest or within a fifth of it for windows of 128 and 512 keys.
+# Rows of a windowed block: of 32 to 512, about the fastest forward for windows of 128 and 512 keys.
 _ROWS = 128
 
 
