@@ -1,0 +1,160 @@
+"""A transformers model with large sinks, a massive first token and short windows, which nobody's stack may drop."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sinks.errors import UserError
+from sinks.interop.adapter import Adapter
+from sinks.interop.classify import evaluating, parts_of
+from sinks.interop.seam import AttentionCall, configurations
+
+ROWS, LENGTH = 2, 12
+WINDOW = 4  # shorter than a row, so that a row shows whether it is applied
+OUTLIER = 100.0  # factor of the first token's embedding: large, and its square is far from float16's limit
+
+
+@dataclass(frozen=True)
+class Sink:
+    """The learned logits of one attention layer.
+
+    Args:
+        name: of the parameter or buffer; else of the attention module.
+        source: tensor they are stored in; a leaf.
+        received: what the attention function gets of it [H].
+        level: per head, the mean over rows of the largest logit of a key [H].
+    """
+
+    name: str
+    source: Tensor
+    received: Tensor
+    level: Tensor
+
+    @torch.no_grad()
+    def plant(self) -> None:
+        """Make them as large as the largest logit: the sink then takes a part of every row that is not negligible."""
+        shared = self.received.untyped_storage().data_ptr() == self.source.untyped_storage().data_ptr()
+        (self.received.detach() if shared else self.source).copy_(self.level)
+
+
+def rows_of(model: PreTrainedModel) -> Tensor:
+    """Random rows [ROWS, LENGTH] of token ids, all with the same first one, which is nowhere else."""
+    first = model.get_input_embeddings().num_embeddings // 2
+    rows = torch.randint(0, first, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    rows[:, 0] = first
+    return rows.to(model.device)
+
+
+def sinks_of(model: PreTrainedModel, tokens: Tensor) -> list[Sink]:
+    """The sinks that a model hands to its attention function, found by what a pass through the suite's own gets.
+
+    Raises:
+        UserError: if the model does not call transformers' attention interface.
+    """
+    parts, found = parts_of(model, Adapter()), list[Sink]()
+    names = {module: name for name, module in model.named_modules()}
+    stored = {tensor.untyped_storage().data_ptr(): name for name, tensor in _named_tensors(model).items()}
+
+    def take(module: nn.Module, call: AttentionCall, rows: Mapping[str, Tensor]) -> None:
+        if call.sink is not None:
+            source = _source(call.sink)
+            name = stored.get(source.untyped_storage().data_ptr(), f"what {names[module]} computes")
+            found.append(Sink(name, source, call.sink, rows["max_logit"].mean((0, 2))))
+
+    attentions = [block.attention.module for block in parts.blocks if block.attention is not None]
+    parts.seam.open("check")
+    try:
+        for module in attentions:
+            parts.seam.listen(module, partial(take, module), ("max_logit",))
+        with torch.enable_grad():
+            model(input_ids=tokens, use_cache=False)
+    finally:
+        for module in attentions:
+            parts.seam.listen(module, None)
+        parts.seam.close("check")
+    return found
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_buffers()), **dict(model.named_parameters())}
+
+
+def _source(tensor: Tensor) -> Tensor:
+    """The leaf that a tensor is computed from by a chain of functions of one argument, as a cast or a slice is."""
+    node: Any = tensor.grad_fn
+    while node is not None:
+        if hasattr(node, "variable"):
+            return node.variable
+        node = next((parent for parent, _ in node.next_functions if parent is not None), None)
+    return tensor
+
+
+@contextmanager
+def planted(model: PreTrainedModel, tokens: Tensor) -> Iterator[list[Sink] | UserError]:
+    """Plant all three inside the `with` block; weights, windows and modes are as before afterward.
+
+    Yields:
+        The sinks; or why they could not be found.
+    """
+    first = tokens[0, 0]
+
+    def enlarge(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return torch.where((args[0] == first).unsqueeze(-1), OUTLIER * output, output)
+
+    handle = model.get_input_embeddings().register_forward_hook(enlarge)
+    try:
+        with evaluating(model), windows(model, WINDOW):
+            try:
+                sinks = sinks_of(model, tokens)
+            except UserError as error:
+                yield error
+                return
+            with _kept(sinks):
+                for sink in sinks:
+                    sink.plant()
+                yield sinks
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def other_sinks(sinks: list[Sink]) -> Iterator[None]:
+    """Much smaller sinks inside the `with` block."""
+    with _kept(sinks), torch.no_grad():
+        for source in {id(sink.source): sink.source for sink in sinks}.values():
+            source.sub_(10.0)
+        yield
+
+
+@contextmanager
+def _kept(sinks: list[Sink]) -> Iterator[None]:
+    """Put the sinks' present values back after the `with` block."""
+    own = [(sink.source, sink.source.detach().clone()) for sink in sinks]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for source, before in own:
+                source.copy_(before)
+
+
+@contextmanager
+def windows(model: PreTrainedModel, size: int) -> Iterator[None]:
+    """Give every sliding window of a model another size inside the `with` block."""
+    holders = [*configurations(model), *model.modules()]
+    own = [
+        (holder, holder.sliding_window) for holder in holders if type(getattr(holder, "sliding_window", None)) is int
+    ]
+    try:
+        for holder, _ in own:
+            holder.sliding_window = size
+        yield
+    finally:
+        for holder, before in own:
+            holder.sliding_window = before
