@@ -1,19 +1,18 @@
 """A transformers model with large sinks, a massive first token and short windows, which nobody's stack may drop."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sinks.errors import UserError
-from sinks.interop.adapter import Adapter
-from sinks.interop.classify import evaluating, parts_of
-from sinks.interop.seam import AttentionCall, configurations
+from sinks.interop.classify import evaluating
+from sinks.interop.seam import AttentionCall, configurations, implementation
 
 ROWS, LENGTH = 2, 12
 WINDOW = 4  # shorter than a row, so that a row shows whether it is applied
@@ -52,33 +51,55 @@ def rows_of(model: PreTrainedModel) -> Tensor:
 
 
 def sinks_of(model: PreTrainedModel, tokens: Tensor) -> list[Sink]:
-    """The sinks that a model hands to its attention function, found by what a pass through the suite's own gets.
+    """The sinks that a model hands to its attention function, found by a function that takes note of them.
 
     Raises:
         UserError: if the model does not call transformers' attention interface.
     """
-    parts, found = parts_of(model, Adapter()), list[Sink]()
+    found, called = list[Sink](), set[str]()
     names = {module: name for name, module in model.named_modules()}
     stored = {tensor.untyped_storage().data_ptr(): name for name, tensor in _named_tensors(model).items()}
 
-    def take(module: nn.Module, call: AttentionCall, rows: Mapping[str, Tensor]) -> None:
-        if call.sink is not None:
-            source = _source(call.sink)
+    def attend(
+        module: nn.Module,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        out, rows = AttentionCall(q, k, v, scaling, sliding_window, softcap, s_aux).run(["max_logit"])
+        called.add(names[module])
+        if s_aux is not None:
+            source = _source(s_aux)
             name = stored.get(source.untyped_storage().data_ptr(), f"what {names[module]} computes")
-            found.append(Sink(name, source, call.sink, rows["max_logit"].mean((0, 2))))
+            found.append(Sink(name, source, s_aux, rows["max_logit"].detach().mean((0, 2))))
+        return out.transpose(1, 2), None
 
-    attentions = [block.attention.module for block in parts.blocks if block.attention is not None]
-    parts.seam.open("check")
-    try:
-        for module in attentions:
-            parts.seam.listen(module, partial(take, module), ("max_logit",))
-        with torch.enable_grad():
-            model(input_ids=tokens, use_cache=False)
-    finally:
-        for module in attentions:
-            parts.seam.listen(module, None)
-        parts.seam.close("check")
+    with _registered(attend) as name, implementation(model, "eager"), torch.enable_grad():
+        model.set_attn_implementation(name)  # without effect on a model that does not call the interface
+        model(input_ids=tokens, use_cache=False)
+    if not called:
+        raise UserError(
+            f"{type(model).__name__} does not call transformers' attention interface, by which sinks are found: "
+            "give a model that does"
+        )
     return found
+
+
+@contextmanager
+def _registered(function: Callable[..., Any]) -> Iterator[str]:
+    """Register an attention function inside the `with` block; it gets no mask."""
+    name = "sinks_probe"
+    ALL_ATTENTION_FUNCTIONS[name] = function
+    try:
+        yield name
+    finally:
+        del ALL_ATTENTION_FUNCTIONS[name]
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -247,7 +247,7 @@ def _in_the_checkpoint(subject: _Subject) -> None:
         raise Broken(f"the state dict lacks {_some(lost)}")
     with tempfile.TemporaryDirectory() as folder:
         with _saving_only(subject.model):
-            subject.model.save_pretrained(folder, state_dict=held)
+            subject.model.save_pretrained(folder, state_dict=dict(held))  # it deletes from what it gets
         saved = [tensor for file in Path(folder).glob("*.safetensors") for tensor in load_file(file).values()]
     lost = [name for name, value in held.items() if not any(_equal(value, tensor) for tensor in saved)]
     if lost:
