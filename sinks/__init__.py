@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sinks.checks.pretrained import check
+    from sinks.interop.check import check
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "check"]
@@ -16,6 +16,6 @@ def __getattr__(name: str) -> Any:
     from sinks.interop.extra import require_extra
 
     require_extra("transformers")
-    from sinks.checks.pretrained import check
+    from sinks.interop.check import check
 
     return check

@@ -39,6 +39,8 @@ class CheckCLI(TrainingCLI):
         parser.add_lightning_class_args(CausalLM, "model", subclass_mode=True)
         for section in ("trainer", "data"):
             parser.add_argument(f"--{section}", type=dict | None, default=None, help="ignored")
+        for option in ("ckpt_path", "weights_only"):  # of `sinks fit`, in the configuration of a run
+            parser.add_argument(f"--{option}", type=str | bool | None, default=None, help="ignored")
 
     def link_sections(self, parser: LightningArgumentParser) -> None:
         """Nothing: vocabulary and context are given."""
@@ -126,8 +128,8 @@ def check_pretrained(
     import torch
     from transformers.utils import logging
 
-    from sinks.checks.pretrained import check_model
     from sinks.cli.analyze import device_of
+    from sinks.interop.check import check_model
     from sinks.interop.load import load_pretrained
 
     logging.set_verbosity_error()

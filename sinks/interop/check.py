@@ -19,13 +19,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from sinks.checks.check import Line, tried
-from sinks.checks.planted import LENGTH, WINDOW, Sink, other_sinks, planted, rows_of, windows
 from sinks.checks.subject import Broken, NotTried, same
 from sinks.errors import UserError
 from sinks.interop.find import find_model
+from sinks.interop.planted import LENGTH, WINDOW, Sink, other_sinks, planted, rows_of, windows
 from sinks.interop.seam import IMPLEMENTATION, configurations, implementation
-
-FLASH = "flash_attention_"
 
 
 def check(module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> list[Line]:
@@ -53,7 +51,7 @@ def check_model(model: PreTrainedModel, optimizer: torch.optim.Optimizer | None 
     """The lines of `check`, each as soon as it is known; the model is as before once all have been taken."""
     tokens = rows_of(model)
     with planted(model, tokens) as sinks:
-        subject = _Subject(model, tokens, [] if isinstance(sinks, UserError) else sinks)
+        subject = _Subject(model, tokens, [] if isinstance(sinks, ValueError) else sinks)
         if subject.sinks:
             yield tried("sinks in the optimizer", partial(_in_the_optimizer, subject, optimizer))
             yield tried("sinks in the checkpoint", partial(_in_the_checkpoint, subject))
@@ -116,9 +114,9 @@ class _Subject:
 
 
 def _require_supported(model: PreTrainedModel, name: str) -> None:
-    version = name.removeprefix(FLASH)
-    known = FLASH_ATTENTION_COMPATIBILITY_MATRIX.get(int(version)) if name.startswith(FLASH) else None
-    if known is not None and not known["general_availability_check"]():
+    flash = {f"flash_attention_{version}": entry for version, entry in FLASH_ATTENTION_COMPATIBILITY_MATRIX.items()}
+    # transformers would download a kernel in its place.
+    if name in flash and not flash[name]["general_availability_check"]():
         raise NotTried("it is not installed, or not for this machine")
     with implementation(model, "eager"):  # whatever is set inside is undone
         try:
@@ -132,10 +130,10 @@ def _require_supported(model: PreTrainedModel, name: str) -> None:
 
 @contextlib.contextmanager
 def _rejecting(name: str) -> Iterator[None]:
-    """An implementation that says that it cannot do something is not tried: it drops nothing in silence."""
+    """An implementation that says that it cannot do something drops nothing in silence, and is not tried."""
     try:
         yield
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, RuntimeError) as error:  # of which NotImplementedError is one
         raise NotTried(f"{name} rejects it: {' '.join(str(error).split())[:200]}") from None
 
 

@@ -16,7 +16,7 @@ from sinks.interop.seam import AttentionCall, configurations, implementation
 
 ROWS, LENGTH = 2, 12
 WINDOW = 4  # shorter than a row, so that a row shows whether it is applied
-OUTLIER = 100.0  # factor of the first token's embedding: large, and its square is far from float16's limit
+OUTLIER = 100.0  # factor of the first token's embedding, which no other row has
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Sink:
     """The learned logits of one attention layer.
 
     Args:
-        name: of the parameter or buffer; else of the attention module.
+        name: of the parameter or buffer; where it is none, what names its attention module.
         source: tensor they are stored in; a leaf.
         received: what the attention function gets of it [H].
         level: per head, the mean over rows of the largest logit of a key [H].
@@ -76,7 +76,7 @@ def sinks_of(model: PreTrainedModel, tokens: Tensor) -> list[Sink]:
         called.add(names[module])
         if s_aux is not None:
             source = _source(s_aux)
-            name = stored.get(source.untyped_storage().data_ptr(), f"what {names[module]} computes")
+            name = stored.get(source.untyped_storage().data_ptr(), f"a tensor of {names[module]}")
             found.append(Sink(name, source, s_aux, rows["max_logit"].detach().mean((0, 2))))
         return out.transpose(1, 2), None
 
@@ -117,7 +117,7 @@ def _source(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def planted(model: PreTrainedModel, tokens: Tensor) -> Iterator[list[Sink] | UserError]:
+def planted(model: PreTrainedModel, tokens: Tensor) -> Iterator[list[Sink] | ValueError]:
     """Plant all three inside the `with` block; weights, windows and modes are as before afterward.
 
     Yields:
@@ -133,7 +133,7 @@ def planted(model: PreTrainedModel, tokens: Tensor) -> Iterator[list[Sink] | Use
         with evaluating(model), windows(model, WINDOW):
             try:
                 sinks = sinks_of(model, tokens)
-            except UserError as error:
+            except ValueError as error:  # of sink_kernels, or of the user
                 yield error
                 return
             with _kept(sinks):
