@@ -41,6 +41,11 @@ def test_help_comes_within_a_second_and_without_torch() -> None:
     assert time.perf_counter() - start < 1
 
 
+def test_sinks_imports_nothing_until_check_is_asked_for() -> None:
+    code = "import sys, sinks; assert 'torch' not in sys.modules; assert callable(sinks.check)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_built_wheel_holds_both_packages(tmp_path: Path) -> None:
     import zipfile
 

@@ -1,10 +1,11 @@
-"""Every property of one variant, and the table of results."""
+"""Every property of one variant, and the lines of the table of results."""
 
 import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from sinks.checks.properties import PROPERTIES
@@ -47,14 +48,14 @@ def check(make: Callable[[], CausalLM], only: Collection[str] = NAMES) -> Iterat
     subject = Subject(make)
     properties = PROPERTIES | {SHARDED: sharded_step}
     for name in only:
-        with _quiet():
-            line = _line(name, properties[name], subject)
-        yield line
+        yield tried(name, partial(properties[name], subject))
 
 
-def _line(name: str, property: Callable[[Subject], None], subject: Subject) -> Line:
+def tried(name: str, property: Callable[[], None]) -> Line:
+    """The line of one property, which raises `Broken` or `NotTried` if it does not hold or apply."""
     try:
-        property(subject)
+        with _quiet():
+            property()
     except NotTried as reason:
         return Line(name, "not tried", str(reason))
     except Broken as reason:

@@ -11,7 +11,7 @@ COMMANDS = {
     "fit": ("sinks.cli.training", "train a variant and record it in a run folder"),
     "validate": ("sinks.cli.training", "measure a checkpoint: loss and sink statistics"),
     "consolidate": ("sinks.cli.consolidate", "turn a checkpoint of shards into one file"),
-    "check": ("sinks.cli.check", "test the properties of every variant on yours"),
+    "check": ("sinks.cli.check", "test the properties of every variant on yours, or a model's sinks"),
     "plan": ("sinks.cli.plan", "count parameters, memory and operations, allocating nothing"),
     "analyze": ("sinks.cli.analyze", "find the sinks of a pretrained model, on a page"),
     "prepare": ("sinks.cli.prepare", "turn text into token chunks"),

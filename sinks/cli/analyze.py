@@ -72,7 +72,7 @@ def analyze(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    chosen = _device(device)
+    chosen = device_of(device)
     for name in models:
         pretrained = load_pretrained(name, chosen, getattr(torch, dtype), trust_remote_code, cache)
         for source, policy in product(texts, policies):
@@ -104,7 +104,12 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).resolve().name).strip("-.")[:100] or "model"
 
 
-def _device(name: str) -> "torch.device":
+def device_of(name: str) -> "torch.device":
+    """The device of an option: a GPU if there is one for auto.
+
+    Raises:
+        UserError: if it cannot be used.
+    """
     import torch
 
     if name == "auto":

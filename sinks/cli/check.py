@@ -1,13 +1,22 @@
-"""`sinks check`: tests the properties of every variant on one of them in a minute."""
+"""`sinks check`: tests in a minute what must hold for every variant, or for every way a pretrained model can be run."""
 
 import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from sinks.cli.parser import run_function
 from sinks.cli.training import TrainingCLI, command_line
 from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.runs.failures import users_mistake
+
+if TYPE_CHECKING:
+    from sinks.checks import Line
+
+USAGE = "sinks check VARIANT.yaml [--model.OPTION VALUE ...], sinks check RUN_FOLDER, or sinks check MODEL"
 
 # Sizes small enough for float64 and finite differences; components and their options are the variant's.
 SMALL = {
@@ -30,6 +39,8 @@ class CheckCLI(TrainingCLI):
         parser.add_lightning_class_args(CausalLM, "model", subclass_mode=True)
         for section in ("trainer", "data"):
             parser.add_argument(f"--{section}", type=dict | None, default=None, help="ignored")
+        for option in ("ckpt_path", "weights_only"):  # of `sinks fit`, in the configuration of a run
+            parser.add_argument(f"--{option}", type=str | bool | None, default=None, help="ignored")
 
     def link_sections(self, parser: LightningArgumentParser) -> None:
         """Nothing: vocabulary and context are given."""
@@ -44,16 +55,42 @@ class CheckCLI(TrainingCLI):
 
 def arguments_of(arguments: list[str]) -> list[str]:
     """The command's arguments as those of the training command: a variant's file comes first."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        raise UserError("what is to be checked is missing: sinks check VARIANT.yaml [--model.OPTION VALUE ...]")
     if arguments[0] in ("-h", "--help"):
         return arguments
     small = [f"--model.{name}={value}" for name, value in SMALL.items()]
     return ["-c", arguments[0], *small, "--run.dir=unused", *arguments[1:]]
 
 
+def configuration_of(name: str) -> Path | None:
+    """The configuration to check: a YAML file itself, or that of a run folder; None: the name is that of a model.
+
+    Raises:
+        UserError: if the folder is that of an analysis, which has no variant.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    if not (path / "provenance.json").is_file():
+        return None
+    if (path / "analysis.json").is_file():
+        raise UserError(f"{path} is an analysis of a pretrained model, no training run: check the model itself")
+    return path / "config.yaml"
+
+
 def main(command: str, arguments: list[str]) -> None:
     """Run `sinks check`; exits with 1 if a property does not hold."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        raise UserError(f"what is to be checked is missing: {USAGE}")
+    name, *options = arguments
+    file = Path(name) if name.startswith("-") else configuration_of(name)
+    if file is None:
+        run_function(check_pretrained, command, arguments)
+    else:
+        check_variant([str(file), *options])
+
+
+def check_variant(arguments: list[str]) -> None:
+    """Check the variant of a configuration file."""
     cli = command_line(arguments_of(arguments), run=False, cli=CheckCLI)
     assert isinstance(cli, CheckCLI)
     import torch
@@ -65,8 +102,46 @@ def main(command: str, arguments: list[str]) -> None:
         cli.build()
     except Exception as error:
         raise (users_mistake(error) or error) from None
+    print_table(check(cli.build))
+
+
+def check_pretrained(
+    model: str,
+    *,
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    cache: Path = Path("data"),
+    trust_remote_code: bool = False,
+) -> None:
+    """Test whether a pretrained model's sinks reach everything that runs, trains or saves it.
+
+    Args:
+        model: "smollm2", a folder, a .gguf file or a name on the Hugging Face hub.
+        device: cpu, cuda, or auto: a GPU if there is one.
+        dtype: of the weights.
+        cache: folder that holds converted .gguf files.
+        trust_remote_code: whether code that the model brings may run.
+    """
+    from sinks.interop.extra import require_extra
+
+    require_extra("transformers")
+    import torch
+    from transformers.utils import logging
+
+    from sinks.cli.analyze import device_of
+    from sinks.interop.check import check_model
+    from sinks.interop.load import load_pretrained
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    loaded = load_pretrained(model, device_of(device), getattr(torch, dtype), trust_remote_code, cache)
+    print_table(check_model(loaded.model))
+
+
+def print_table(lines: Iterable["Line"]) -> None:
+    """Print each line as soon as it is known, then their numbers; exits with 1 if a property does not hold."""
     results = []
-    for line in check(cli.build):
+    for line in lines:
         print(line, flush=True)
         results.append(line.result)
     print(f"{results.count('passed')} passed, {results.count('failed')} failed, {results.count('not tried')} not tried")

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NoReturn, get_args
 import lightning
 import torch
 import yaml
-from jsonargparse import get_loader, set_loader, set_parsing_settings
+from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
@@ -67,7 +67,9 @@ def reject_nulls(section: str, given: Any) -> None:
         given: its `class_path` and `init_args`, as parsed.
     """
     options = given.get("init_args") if given else None
-    nulls = {name for name, value in vars(options).items() if value is None} if options else set()
+    if not isinstance(options, Namespace):  # none, or a section that the command does not parse
+        return
+    nulls = {name for name, value in vars(options).items() if value is None}
     if not nulls:
         return
     module, _, name = given.class_path.rpartition(".")

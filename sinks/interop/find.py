@@ -1,11 +1,15 @@
 """The sites of whatever a module holds: parts of the suite, or a transformers model."""
 
 import sys
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from sinks.errors import UserError
 from sinks.observe import Site, sites_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def find_sites(module: nn.Module) -> list[Site]:
@@ -20,20 +24,32 @@ def find_sites(module: nn.Module) -> list[Site]:
         UserError: if the module holds several transformers models, or one that cannot be read.
     """
     own = sites_of(module)
-    if own or "transformers" not in sys.modules:
+    model = None if own else find_model(module)
+    if model is None:
         return own
-    from transformers import PreTrainedModel
-
     from sinks.interop.sites import huggingface_sites
+
+    return huggingface_sites(model)
+
+
+def find_model(module: nn.Module) -> "PreTrainedModel | None":
+    """The transformers model that a module is or holds; None if it holds none.
+
+    Raises:
+        UserError: if the module holds several.
+    """
+    if "transformers" not in sys.modules:
+        return None
+    from transformers import PreTrainedModel
 
     held = {name: part for name, part in module.named_modules() if isinstance(part, PreTrainedModel)}
     outer = {n: m for n, m in held.items() if not any(n != o and _inside(n, o) for o in held)}
     if len(outer) > 1:
         raise UserError(
             f"the module holds {len(outer)} transformers models ({', '.join(outer)}), but one is what is read: "
-            "use sinks.observe.Reader with the huggingface_sites of one"
+            "give one of them"
         )
-    return [site for model in outer.values() for site in huggingface_sites(model)]
+    return next(iter(outer.values()), None)
 
 
 def _inside(name: str, outer: str) -> bool:

@@ -5,7 +5,8 @@ positions. "sinks" is such a function. A `Seam` switches a model to it while som
 """
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -297,6 +298,19 @@ def configurations(model: nn.Module) -> list[Any]:
     """Every configuration from which a module of the model takes its attention implementation."""
     held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     return list({id(config): config for config in held if hasattr(config, IMPLEMENTATION)}.values())
+
+
+@contextmanager
+def implementation(model: nn.Module, name: str) -> Iterator[None]:
+    """Run another attention implementation inside the `with` block, without asking whether the model supports it."""
+    own = [(config, getattr(config, IMPLEMENTATION)) for config in configurations(model)]
+    try:
+        for config, _ in own:
+            setattr(config, IMPLEMENTATION, name)
+        yield
+    finally:
+        for config, before in own:
+            setattr(config, IMPLEMENTATION, before)
 
 
 def require_no_padding(attention_mask: Tensor | None) -> None:

@@ -1,15 +1,12 @@
 """Whether what is read of a model can be believed: its attention is counted, and its logits are compared with eager."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinks.errors import UserError
 from sinks.interop.classify import evaluating
-from sinks.interop.seam import IMPLEMENTATION, configurations
+from sinks.interop.seam import implementation
 from sinks.interop.sites import huggingface_sites
 from sinks.observe import Reader
 
@@ -32,7 +29,7 @@ def verify(model: PreTrainedModel, tokens: Tensor) -> None:
     with torch.no_grad(), evaluating(model):
         with reader.reading():
             own = model(input_ids=row, use_cache=False).logits.float()
-        with _eager(model):
+        with implementation(model, "eager"):
             expected = model(input_ids=row, use_cache=False).logits.float()
     read, layers = len(reader.totals()), len(reader.names["attention"])
     if read != layers:
@@ -44,16 +41,3 @@ def verify(model: PreTrainedModel, tokens: Tensor) -> None:
             f"logits of {type(model).__name__} differ from eager attention by {error:.1e} of the largest, but at most "
             f"{limit:.0e} can be believed: give huggingface_sites an Adapter with `attention` and `call`"
         )
-
-
-@contextmanager
-def _eager(model: PreTrainedModel) -> Iterator[None]:
-    configs = configurations(model)
-    own = [getattr(config, IMPLEMENTATION) for config in configs]
-    try:
-        for config in configs:
-            setattr(config, IMPLEMENTATION, "eager")
-        yield
-    finally:
-        for config, implementation in zip(configs, own, strict=True):
-            setattr(config, IMPLEMENTATION, implementation)

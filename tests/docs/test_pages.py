@@ -99,10 +99,10 @@ SOURCES = {"sinks": ROOT / "sinks", "sink_kernels": ROOT / "kernels/sink_kernels
 
 
 def package_of(module: str) -> str | None:
-    """The package of the table that a module belongs to; None for the top of `sinks`, and for others' modules."""
+    """The package of the table that a module belongs to; None for `sinks` itself and for others'."""
     first, *rest = module.split(".")
     if first == "sinks":
-        return f"sinks.{rest[0]}" if rest else None
+        return f"sinks.{rest[0]}" if rest and rest != ["__init__"] else None
     return first if first in SOURCES else None
 
 
