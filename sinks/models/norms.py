@@ -27,6 +27,9 @@ class Norm(nn.Module):
     [B, T, 1] and `normed` [B, T, D]: a gate and what it multiplies. `clipped` [B, T, D] bool: which values are clipped.
     What is not set is absent from the statistics.
 
+    A class that may be put into a trained model names in `added` the parameters that the model then lacks, as submodules
+    name them; their initial values must leave what the model computes as it is.
+
     Args:
         d_model: width D of the residual stream.
     """
@@ -74,6 +77,8 @@ class PreAffine(RMSNorm):
         d_model: width D of the residual stream.
         eps: added to the mean square.
     """
+
+    added = ("pre",)
 
     def __init__(self, d_model: int, eps: float = 1e-6) -> None:
         super().__init__(d_model, eps)

@@ -200,6 +200,8 @@ def run(
         return folder.summary()
     interval = next((c.interval for c in trainer.callbacks if isinstance(c, RunCheckpoints)), None)
     start = start_of(folder, ckpt_path, interval)
+    if start.checkpoint is None:
+        model.check_start()
     lock = run_lock(folder.path) if writes else nullcontext()
     with failures_reported(folder, trainer), lock:
         if writes:
