@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from sinks.families.causal_lm import CausalLM
 
 
-def instantiate(
-    model: dict[str, Any], data: dict[str, Any]
-) -> tuple["CausalLM", lightning.LightningDataModule]:
+def instantiate(model: dict[str, Any], data: dict[str, Any]) -> tuple["CausalLM", lightning.LightningDataModule]:
     """Model and data from their `class_path` / `init_args` sections of a run's config.yaml."""
     from jsonargparse import ArgumentParser  # not on a bare GPU machine, where runs are not loaded by configuration
 

@@ -22,6 +22,7 @@ class AttentionGate(nn.Module):
     """
 
     kind = "attention gates"
+    limit = 1.0  # of its values
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
@@ -97,15 +98,16 @@ class _StartsAtOne(AttentionGate):
     """2 sigmoid(W x) with W zero at the start."""
 
     added = ("projection.weight",)
+    limit = 2.0
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__(replace(config, init_std=0.0))
 
     def values(self, activations: Tensor) -> Tensor:
-        return 2 * super().values(activations)
+        return self.limit * super().values(activations)
 
     def rescale(self, out: Tensor) -> Tensor:
-        return 2 * out
+        return self.limit * out
 
 
 class IdentityHeadwiseGate(_StartsAtOne, HeadwiseGate):

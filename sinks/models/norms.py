@@ -27,9 +27,6 @@ class Norm(nn.Module):
     [B, T, 1] and `normed` [B, T, D]: a gate and what it multiplies. `clipped` [B, T, D] bool: which values are clipped.
     What is not set is absent from the statistics.
 
-    A class that may be put into a trained model names in `added` the parameters that the model then lacks, as submodules
-    name them; their initial values must leave what the model computes as it is.
-
     Args:
         d_model: width D of the residual stream.
     """

@@ -22,6 +22,8 @@ TRAINER_NOT_FINGERPRINTED = (
 HOW_LONG_A_SITTING_LASTS = ("max_time", "max_epochs", "min_epochs", "min_steps")
 # How a step's rows are distributed and read, and how a block is run, may change when a run resumes.
 HOW_ROWS_ARE_READ = ("batch_size", "validation_batch_size", "num_workers")
+# What the data's own fingerprint states already.
+IN_THE_DATA = ("tokenizer",)
 HOW_BLOCKS_ARE_RUN = ("execution",)
 
 # Options of `model.architecture` that were added later, and the value that stands for what was there before: at it a
@@ -103,7 +105,7 @@ def identity(
         `variant`, `seed` (None without one), `config_fingerprint`, `data_fingerprint`, and what all seeds share:
         `variant_fingerprint` and `content_fingerprint`.
     """
-    section = _without(config["data"], *HOW_ROWS_ARE_READ)
+    section = _without(config["data"], *HOW_ROWS_ARE_READ, *IN_THE_DATA)
     section["init_args"] |= {**data.places, "rows_per_step": rows_per_step}
     whole = {**config, "model": _without(config["model"], *HOW_BLOCKS_ARE_RUN), "data": section}
     whole |= {"stopping": list(stopping)} if stopping else {}
