@@ -154,14 +154,13 @@ class CausalLM(Described, lightning.LightningModule):
         self.decoder = self.meta_decoder()
         shard(self.decoder, self.device_mesh, self.device, self.execution.prepare)
 
-    def check_start(self) -> None:
-        """Reject weights that this model cannot start from, before anything is written.
+    def check_start(self) -> str | None:
+        """The checkpoint that `start_from` means; weights that this model cannot start from are rejected unread.
 
         Raises:
             UserError: naming the first weight that differs.
         """
-        if self.start_from is not None:
-            check_start(self.meta_decoder(), self.start_from)
+        return None if self.start_from is None else str(check_start(self.meta_decoder(), self.start_from))
 
     def on_fit_start(self) -> None:
         assert self.decoder is not None

@@ -38,13 +38,18 @@ def start_checkpoint(start_from: str | os.PathLike[str]) -> Path:
     return last_checkpoint(folder)
 
 
-def check_start(decoder: Decoder, start_from: str | os.PathLike[str]) -> None:
+def check_start(decoder: Decoder, start_from: str | os.PathLike[str]) -> Path:
     """Compare a decoder with the weights it is to start from, without reading them.
+
+    Returns:
+        The checkpoint that holds them.
 
     Raises:
         UserError: as `stored_names`.
     """
-    stored_names(decoder, _within_decoder(weight_sizes(start_checkpoint(start_from))), str(start_from))
+    checkpoint = start_checkpoint(start_from).resolve()
+    stored_names(decoder, _within_decoder(weight_sizes(checkpoint)), str(start_from))
+    return checkpoint
 
 
 @torch.no_grad()
