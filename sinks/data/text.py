@@ -91,6 +91,10 @@ class Text(TokenData):
     def location(self) -> str:
         """Folder or URL that holds train/ and val/; prepared on first access."""
         if self._given is not None:
+            if self.given_tokenizer is not None:
+                raise UserError(
+                    f"data.tokenizer is {self.given_tokenizer}, but {self._given} holds token ids already: leave it out"
+                )
             return self._given
         plan = Preparation.plan(
             self.sources,
