@@ -54,6 +54,7 @@ class GatedNorm(Norm):
 
     kind = "norm gates"
     wraps = "norm"  # a model without the gate has this module in its place
+    up_std = 1.0  # standard deviation of the initial W_up over that of W_down
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class GatedNorm(Norm):
         require("norm gate init_std", init_std, at_least=0, remedy="give e.g. 0.02")
         self.norm = norm(d_model)
         self.down = Linear(d_model, rank, init_std)
-        self.up = Linear(rank, d_model if granularity == "elementwise" else 1, init_std)
+        self.up = Linear(rank, d_model if granularity == "elementwise" else 1, init_std * self.up_std)
         self.gate_tap = Tap("gate")
         self.offset = logit(initial_gate, "initial_gate") if activation == "sigmoid" else 0.0
         self.activation = ACTIVATIONS[activation]
@@ -121,6 +122,7 @@ class IdentityGatedNorm(GatedNorm):
     """
 
     added = ("down.weight", "up.weight")
+    up_std = 0.0
 
     def __init__(
         self,
@@ -131,7 +133,6 @@ class IdentityGatedNorm(GatedNorm):
         norm: Callable[[int], Norm] = RMSNorm,
     ) -> None:
         super().__init__(d_model, rank, granularity, init_std=init_std, norm=norm)
-        self.up = Linear(rank, self.up.out_features, init_std=0.0)
 
     def gate(self, y: Tensor) -> Tensor:
         return 2 * super().gate(y)

@@ -140,7 +140,10 @@ class LearnableSink(Normalizer):
         nn.init.constant_(self.sink, self.initial / self.sink_scale)
 
     def options(self) -> dict[str, Any]:
-        return {"normalizer": "learnable_sink", "sink": self.sink_scale * self.sink.float()}
+        return {
+            "normalizer": "learnable_sink",
+            "sink": self.sink_scale * self.sink.to(torch.promote_types(self.sink.dtype, torch.float32)),
+        }
 
     def shard_plan(self) -> dict[str, Split]:
         return {"sink": Split("rows", "n_heads", self.config.n_heads)}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sinks.checks import check
 from sinks.cli import main
 from sinks.data.backcopy import Backcopy
 from sinks.errors import UserError
@@ -16,7 +17,7 @@ from sinks.families import CausalLM
 from sinks.families.objectives import Distillation, NextToken, Objective, OutlierPenalty, divergence
 from sinks.families.start_from import start
 from sinks.families.stored import stored_model
-from sinks.models.attention_gates import HeadwiseGate, IdentityElementwiseGate, IdentityHeadwiseGate
+from sinks.models.attention_gates import ElementwiseGate, HeadwiseGate, IdentityElementwiseGate, IdentityHeadwiseGate
 from sinks.models.decoder import Architecture
 from sinks.models.execution import Execution
 from sinks.models.gated_norm import GatedNorm, IdentityGatedNorm
@@ -135,6 +136,51 @@ def test_statistics_see_gates_of_one(source: Path) -> None:
         built(rows()[:, :-1])
     scalars, _ = reader.summarize()
     assert scalars["attention/gate_mean"] == scalars["norm/gate_mean"] == 1
+
+
+# -- away from the start ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granularity", ["elementwise", "tensorwise"])
+def test_the_norms_gate_is_twice_a_sigmoid(granularity: Any) -> None:
+    gated = IdentityGatedNorm(16, rank=3, granularity=granularity, norm=partial(PreAffine, eps=EPS)).double()
+    for parameter in gated.parameters():
+        torch.nn.init.normal_(parameter)
+    x, norm = torch.randn(2, 5, 16, dtype=torch.float64), gated.norm
+    assert isinstance(norm, PreAffine)
+    scaled = norm.pre * x
+    y = norm.weight * scaled / (scaled.square().mean(-1, keepdim=True) + EPS).sqrt()
+    h = y @ gated.down.weight.T
+    expected = y * 2 / (1 + (-(h / (1 + (-h).exp())) @ gated.up.weight.T).exp())
+    torch.testing.assert_close(gated(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ours", "plain"), [(IdentityHeadwiseGate, HeadwiseGate), (IdentityElementwiseGate, ElementwiseGate)]
+)
+def test_an_attention_gate_is_twice_the_plain_one(ours: Any, plain: Any) -> None:
+    """A factor of two is exact in binary floating point, so that it may be in the output projection as well."""
+    one, two = model(attention_gate=ours), model(attention_gate=plain)
+    for each in (one, two):
+        each.configure_model()
+    state = {k: torch.randn_like(v) if "gate.projection" in k else v for k, v in one.state_dict().items()}
+    one.load_state_dict(state)
+    two.load_state_dict({k: 2 * v if k.endswith("attention.out.weight") else v for k, v in state.items()})
+    batch = rows()
+    assert torch.equal(one(batch[:, :-1]), two(batch[:, :-1]))
+    means = []
+    for each in (one, two):
+        reader = Reader(sites_of(each))
+        with reader.reading(), torch.no_grad():
+            each(batch[:, :-1])
+        means.append(reader.summarize()[0]["attention/gate_mean"])
+    assert means[0] == pytest.approx(2 * means[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("parts", [ALL, IDENTITIES["headwise"] | SINK], ids=["all", "headwise-sink"])
+def test_the_properties_of_every_variant_hold(parts: dict[str, Any]) -> None:
+    failed = [str(line) for line in check(lambda: model(**parts)) if line.result == "failed"]
+    assert not failed, failed
 
 
 # -- resuming ---------------------------------------------------------------------------------------------------
