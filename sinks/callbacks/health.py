@@ -7,10 +7,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from sinks.callbacks.statistics import SinkStatistics
+from sinks.models.attention_gates import AttentionGate
 from sinks.record import Statistics
 
 SINK_HEAD = 0.3
-CLOSED, OPEN = 0.05, 0.95
+CLOSED, OPEN = 0.05, 0.95  # of the largest value
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Watch:
         return None
 
 
-def watched(scalars: dict[str, float], statistics: Statistics) -> list[Watch]:
-    """What is counted in one validation's statistics."""
+def watched(scalars: dict[str, float], statistics: Statistics, gate_limit: float = 1.0) -> list[Watch]:
+    """What is counted in one validation's statistics; `gate_limit` is the largest value of the attention gates."""
     watches = []
     mass = statistics.arrays.get("attention/first_token_mass")
     if mass is not None:
@@ -56,7 +57,7 @@ def watched(scalars: dict[str, float], statistics: Statistics) -> list[Watch]:
             watches.append(Watch(int(np.nan_to_num(scalars[f"residual/{key}"])), None, what, "values"))
     gate = statistics.arrays.get("attention/gate_mean")
     if gate is not None:
-        saturated = (gate[0] < CLOSED) | (gate[0] > OPEN)
+        saturated = (gate[0] < CLOSED * gate_limit) | (gate[0] > OPEN * gate_limit)
         watches.append(Watch(int(saturated.sum()), gate[0].size, "a saturated gate", "heads"))
     return watches
 
@@ -82,7 +83,8 @@ class HealthNotes(Callback):
         source = next((c for c in trainer.callbacks if isinstance(c, SinkStatistics)), None)
         if source is None or source.latest_arrays is None or not trainer.is_global_zero:
             return
-        for watch in watched(source.latest, source.latest_arrays):
+        limits = {module.limit for module in pl_module.modules() if isinstance(module, AttentionGate)}
+        for watch in watched(source.latest, source.latest_arrays, max(limits, default=1.0)):
             note = watch.note(self._before.get(watch.what, 0))
             self._before[watch.what] = watch.count
             if note and self.enabled and trainer.state.fn == "fit":

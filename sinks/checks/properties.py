@@ -88,8 +88,12 @@ def _slope(loss: Callable[[], Tensor], value: Tensor, direction: Tensor, step: f
 
 
 def every_parameter_learns(subject: Subject) -> None:
-    """Every parameter gets a gradient from the loss."""
+    """Every parameter gets a gradient from the loss, near the initial weights: zeros among them may block others."""
     model = subject.model()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
     model.loss(subject.rows(model)).backward()
     unused = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     if unused:

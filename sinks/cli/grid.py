@@ -125,18 +125,42 @@ def trainer_of(ablation: dict[str, Any]) -> dict[str, Any]:
     return {option: value for section in sections for option, value in section.items()}
 
 
+def precision_of(ablation: dict[str, Any]) -> str:
+    """That runs of an ablation have on this machine."""
+    from sinks.runs.precision import cpu_precision
+
+    precision = trainer_of(ablation).get("precision", "32-true")
+    return cpu_precision() if precision == CPU_PRECISION else precision
+
+
+def steps_within(ablation: dict[str, Any], minutes: float, runs: int, jobs: int) -> int:
+    """Steps of each of a number of runs, the same for all, that take about so many minutes together.
+
+    Raises:
+        UserError: if a run of the ablation was not timed in this machine's precision.
+    """
+    require("minutes", minutes, above=0, remedy="give e.g. 60")
+    precision = precision_of(ablation)
+    seconds = (ablation.get("run_seconds") or {}).get(precision)
+    if seconds is None:
+        raise UserError(
+            f"minutes is {minutes}, but {ablation['name']} has no run_seconds for {precision}: give steps, or write "
+            f"how long a run of {ablation['steps']} steps takes into the ablation's file"
+        )
+    together = min(jobs, runs)
+    return max(1, int(minutes * 60 * together / runs * ablation["steps"] / seconds))
+
+
 def where(ablation: dict[str, Any], runs: list[PlannedRun], jobs: int) -> str:
     """What the runs run on, in which precision, and about how long."""
     from sinks.record.provenance import processor
-    from sinks.runs.precision import cpu_precision, has_bfloat16
+    from sinks.runs.precision import has_bfloat16
 
-    trainer = trainer_of(ablation)
-    precision = trainer.get("precision", "32-true")
+    trainer, precision = trainer_of(ablation), precision_of(ablation)
     told = f"{trainer.get('accelerator', 'auto')}, {precision}"
-    if precision == CPU_PRECISION:
-        precision = cpu_precision()
+    if trainer.get("precision") == CPU_PRECISION:
         told = f"{processor()}, {precision}, as the CPU has {'' if has_bfloat16() else 'no '}bfloat16 instructions"
-    seconds = ablation.get("run_seconds", {}).get(precision)
+    seconds = (ablation.get("run_seconds") or {}).get(precision)
     if seconds is None or runs[0].steps != ablation["steps"]:  # shorter runs are mostly their start
         return told
     to_do = sum(run.steps - last_step(run) for run in runs if not run.done)
@@ -152,6 +176,7 @@ def grid(
     jobs: int | None = None,
     launch: str = "",
     commands: bool = False,
+    minutes: float | None = None,
 ) -> None:
     """Train every run of an ablation that is not finished, several at a time, and print their folder.
 
@@ -164,6 +189,7 @@ def grid(
         jobs: runs at a time, one thread each; one per core by default.
         launch: command in front of each run's, e.g. "srun --gpus=1".
         commands: print the commands instead, in an order in which they can run.
+        minutes: that all runs may take together, in place of steps; as many steps for each as were timed to fit.
     """
     content = read_ablation(ablation)
     names = with_needed(content, chosen("variant", variants, list(content["variants"])))
@@ -172,10 +198,14 @@ def grid(
     except ValueError:
         raise UserError(f"seeds are {seeds!r}, but must be whole numbers with commas between: give e.g. 0,1") from None
     chosen_seeds = [require("a seed", seed, at_least=0, remedy="give e.g. 0,1") for seed in dict.fromkeys(chosen_seeds)]
-    length: int = content["steps"] if steps is None else steps
-    require("steps", length, at_least=1, remedy="give a positive number")
     at_once: int = cores() if jobs is None else jobs
     require("jobs", at_once, at_least=1, remedy="leave it out for one per core")
+    if steps is not None and minutes is not None:
+        raise UserError(f"steps is {steps} and minutes is {minutes}, but both give the length of a run: give one")
+    if minutes is not None:
+        steps = steps_within(content, minutes, len(names) * len(chosen_seeds), at_once)
+    length: int = content["steps"] if steps is None else steps
+    require("steps", length, at_least=1, remedy="give a positive number")
     root = runs / (content["name"] if length == content["steps"] else f"{content['name']}-{length}steps")
     plan = planned(content, root, names, chosen_seeds, length)
     if commands:

@@ -16,6 +16,7 @@ def prepare(
     text_field: str = "text",
     processes: int | None = None,
     progress: bool = True,
+    tokenizer: str | None = None,
 ) -> None:
     """Tokenize text into checksummed chunks in a folder of its own; nothing is done twice.
 
@@ -29,11 +30,12 @@ def prepare(
         text_field: field of a .jsonl line, column of a .parquet file.
         processes: processes that tokenize; none: one for each core.
         progress: show progress bars on a terminal.
+        tokenizer: tokenizer.json of a model to use in place of one trained on the text; bos must be none.
     """
     from sinks.data.manifest import verify
     from sinks.data.prepare import Preparation
 
-    plan = Preparation.plan(sources, output, vocab_size, bos, validation_share, text_field)
+    plan = Preparation.plan(sources, output, vocab_size, bos, validation_share, text_field, tokenizer)
     unchanged = plan.finished
     folder = plan.run(processes, progress)
     manifest = verify(folder)

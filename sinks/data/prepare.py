@@ -2,7 +2,7 @@
 
     <output>/<name>-<fingerprint>/
         manifest.json      written last: contents and checksums
-        tokenizer.json     byte-level BPE, trained on the training documents
+        tokenizer.json     byte-level BPE, trained on the training documents; or a copy of the given one
         train/, val/       litdata chunks: token ids (uint16), about `CHUNK_BYTES` of text each
 
 Rows are cut from a chunk on reading, so one folder serves every context length; the remainder of each chunk (of about
@@ -45,6 +45,7 @@ class Preparation:
     document_bos: bool
     validation_share: float
     fingerprint: str
+    tokenizer: Path | None = None
 
     @classmethod
     def plan(
@@ -55,6 +56,7 @@ class Preparation:
         bos: BosPolicy = "document",
         validation_share: float = 0.05,
         text_field: str = "text",
+        tokenizer: str | Path | None = None,
     ) -> "Preparation":
         """Find the files and hash them (the 31 MB of the standard library: 0.1 s)."""
         check_vocab_size(vocab_size)
@@ -69,8 +71,12 @@ class Preparation:
         document_bos = bos == "document"
         settings = [FORMAT, corpus.fingerprint(), corpus.in_pieces, vocab_size, document_bos, validation_share]
         settings += [CHUNK_BYTES, importlib.metadata.version("tokenizers")]
+        given = None if tokenizer is None else Path(tokenizer)
+        if given is not None:
+            _check_tokenizer(given, vocab_size, bos)
+            settings.append(hashlib.sha256(given.read_bytes()).hexdigest())
         fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-        return cls(corpus, Path(output), vocab_size, document_bos, validation_share, fingerprint)
+        return cls(corpus, Path(output), vocab_size, document_bos, validation_share, fingerprint, given)
 
     @property
     def folder(self) -> Path:
@@ -127,11 +133,14 @@ class Preparation:
         in_validation = validation_documents(store.hashes, self.validation_share)
         members = {"train": np.flatnonzero(~in_validation), "val": np.flatnonzero(in_validation)}
 
-        with bar("training the tokenizer", len(members["train"]), unit="document") as training:
-            texts = _counted(store.texts(members["train"]), training)
-            # Every merge shortens the text; the trainer reserves memory for each entry it is asked for.
-            possible = SMALLEST_VOCABULARY + int(store.sizes[members["train"]].sum())
-            tokenizer = TextTokenizer.train(texts, min(self.vocab_size, possible))
+        if self.tokenizer is not None:
+            tokenizer = TextTokenizer.read(self.tokenizer)
+        else:
+            with bar("training the tokenizer", len(members["train"]), unit="document") as training:
+                texts = _counted(store.texts(members["train"]), training)
+                # Every merge shortens the text; the trainer reserves memory for each entry it is asked for.
+                possible = SMALLEST_VOCABULARY + int(store.sizes[members["train"]].sum())
+                tokenizer = TextTokenizer.train(texts, min(self.vocab_size, possible))
         tokenizer.save(folder)
 
         inputs = {folder / split: store.groups(members[split], CHUNK_BYTES) for split in SPLITS}
@@ -183,9 +192,22 @@ def prepare_text(
     text_field: str = "text",
     processes: int | None = None,
     progress: bool = True,
+    tokenizer: str | Path | None = None,
 ) -> Path:
     """Prepare a corpus as `sinks prepare` does, with the same arguments; returns the prepared folder."""
-    return Preparation.plan(sources, output, vocab_size, bos, validation_share, text_field).run(processes, progress)
+    plan = Preparation.plan(sources, output, vocab_size, bos, validation_share, text_field, tokenizer)
+    return plan.run(processes, progress)
+
+
+def _check_tokenizer(file: Path, vocab_size: int, bos: BosPolicy) -> None:
+    """A given tokenizer, whose ids need not have `<bos>` at 0."""
+    if not file.is_file():
+        raise UserError(f"there is no tokenizer {file}: give a tokenizer.json")
+    if bos != "none":
+        raise UserError(f"bos is {bos}, but a given tokenizer has no <bos> of the suite's: give none")
+    entries = len(TextTokenizer.read(file))
+    if entries > vocab_size:
+        raise UserError(f"vocab_size is {vocab_size}, but {file} has {entries} entries: give at least as many")
 
 
 @dataclass(frozen=True)

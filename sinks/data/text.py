@@ -39,6 +39,7 @@ class Text(TokenData):
         seed: data seed: the order of training rows.
         num_workers: loader processes per rank.
         window: number of chunks (each about a million tokens) whose rows are mixed.
+        tokenizer: tokenizer.json of a model to use in place of one trained on the text; bos must be none.
     """
 
     PLACES = ("sources", "folder")
@@ -58,6 +59,7 @@ class Text(TokenData):
         seed: int = 0,
         num_workers: int = 0,
         window: int = 4,
+        tokenizer: str | None = None,
     ) -> None:
         super().__init__(vocab_size, context_length, batch_size, seed, num_workers, validation_batch_size)
         for name, value in (("window", window), ("validation_rows", validation_rows)):
@@ -65,6 +67,7 @@ class Text(TokenData):
                 raise UserError(f"data.{name} is {value}, but must be at least 1: give a positive number")
         self.sources, self.folder, self.text_field, self.bos, self.window = sources, folder, text_field, bos, window
         self.validation_share, self.validation_rows = validation_share, validation_rows
+        self.given_tokenizer = tokenizer
         self._verified = False
 
     def prepare_data(self) -> None:
@@ -88,9 +91,19 @@ class Text(TokenData):
     def location(self) -> str:
         """Folder or URL that holds train/ and val/; prepared on first access."""
         if self._given is not None:
+            if self.given_tokenizer is not None:
+                raise UserError(
+                    f"data.tokenizer is {self.given_tokenizer}, but {self._given} holds token ids already: leave it out"
+                )
             return self._given
         plan = Preparation.plan(
-            self.sources, self.folder, self.vocab_size, self.bos, self.validation_share, self.text_field
+            self.sources,
+            self.folder,
+            self.vocab_size,
+            self.bos,
+            self.validation_share,
+            self.text_field,
+            self.given_tokenizer,
         )
         return str(plan.run())
 

@@ -1,4 +1,4 @@
-"""Byte-level BPE: encodes every text losslessly."""
+"""Byte-level BPE, which encodes every text losslessly; or a tokenizer that is given."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,11 +17,13 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class TextTokenizer:
-    """Text to token ids and back; id 0 is `<bos>`, which no text contains."""
+    """Text to token ids and back; id 0 is `<bos>`, which no text contains, unless the tokenizer was given."""
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
         # Text that happens to spell "<bos>" is text.
         tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self.tokenizer = tokenizer
 
     def __len__(self) -> int:
@@ -49,25 +51,34 @@ class TextTokenizer:
     @classmethod
     def load(cls, folder: str | Path) -> "TextTokenizer":
         """The tokenizer of a prepared folder."""
-        import tokenizers
-
         file = Path(folder) / TOKENIZER_FILE
         if not file.is_file():
             raise UserError(f"{folder} has no {TOKENIZER_FILE}: give a folder that `sinks prepare` wrote")
+        return cls.read(file, f"delete {folder} and prepare it again")
+
+    @classmethod
+    def read(cls, file: Path, remedy: str = "give a tokenizer.json") -> "TextTokenizer":
+        """The tokenizer of a tokenizer.json.
+
+        Raises:
+            UserError: if it cannot be read, with the remedy.
+        """
+        import tokenizers
+
         try:
             return cls(tokenizers.Tokenizer.from_file(str(file)))
         except Exception as error:  # tokenizers has no class of its own for a damaged file
-            raise UserError(f"{file} cannot be read ({error}): delete {folder} and prepare it again") from None
+            raise UserError(f"{file} cannot be read ({error}): {remedy}") from None
 
     def save(self, folder: str | Path) -> None:
         # Not by tokenizers, whose error for a full disk is not an OSError.
         (Path(folder) / TOKENIZER_FILE).write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text).ids
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids [T]; `<bos>` is skipped, and incomplete UTF-8 characters become U+FFFD."""

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from sinks.described import Described
 from sinks.errors import UserError
+from sinks.families.objectives import NextToken, Objective
 from sinks.families.optimizers import (
     AdamW,
     Optimization,
@@ -22,6 +23,7 @@ from sinks.families.optimizers import (
     parameter_groups,
     placeholders,
 )
+from sinks.families.start_from import check_start, start
 from sinks.families.token_mean import TokenMean
 from sinks.models.attention import Attention
 from sinks.models.attention_config import AttentionConfig
@@ -76,6 +78,8 @@ class CausalLM(Described, lightning.LightningModule):
         residual_clip: applied to the residual stream after each addition.
         feed_forward: feed-forward sublayer.
         execution: compilation and activation checkpointing.
+        start_from: run folder whose last weights a run starts from; parts that it lacks must leave the model as it is.
+        objective: what training minimizes.
     """
 
     def __init__(
@@ -93,6 +97,8 @@ class CausalLM(Described, lightning.LightningModule):
         residual_clip: Callable[[str], ResidualClip] = NoClip,
         feed_forward: Callable[[FeedForwardConfig], FeedForward] = SwiGLU,
         execution: Execution = Execution(),
+        start_from: str | None = None,
+        objective: Callable[[], Objective] = NextToken,
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
@@ -101,6 +107,9 @@ class CausalLM(Described, lightning.LightningModule):
         self.optimization = optimization
         self.execution = execution
         self.optimizer_factory = optimizer
+        self.start_from = start_from
+        self.objective = objective()
+        self.objective.check(self)
         if mixer is not None:
             reject_attention_options(architecture.attention_config("mixer", context_length), normalizer, attention_gate)
         self.components = Components(
@@ -145,6 +154,20 @@ class CausalLM(Described, lightning.LightningModule):
         self.decoder = self.meta_decoder()
         shard(self.decoder, self.device_mesh, self.device, self.execution.prepare)
 
+    def check_start(self) -> str | None:
+        """The checkpoint that `start_from` means; weights that this model cannot start from are rejected unread.
+
+        Raises:
+            UserError: naming the first weight that differs.
+        """
+        return None if self.start_from is None else str(check_start(self.meta_decoder(), self.start_from))
+
+    def on_fit_start(self) -> None:
+        assert self.decoder is not None
+        if self.start_from is not None and self.trainer.ckpt_path is None:  # a checkpoint has all weights
+            start(self.decoder, self.start_from)
+        self.objective.prepare(self)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids [B, T] -> logits [B, T, V].
 
@@ -171,7 +194,7 @@ class CausalLM(Described, lightning.LightningModule):
         return cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
+        loss = self.objective.loss(self, batch)
         value = loss.detach()
         # A non-finite loss always makes the gradient non-finite, which all ranks share: 0 * loss is then NaN.
         loss.register_hook(lambda gradient: gradient + 0 * value)

@@ -83,12 +83,12 @@ class Attention(SequenceMixer):
         out, rows = self.normalizer.attend(q, k, v, gate, self.row_statistics if reporting else ())
         if reporting:
             self._report({"q": q, "k": k, "v": v} | rows, gate)
-        return self.out(self.out_input(out.transpose(1, 2).flatten(2)))
+        return self.out(self.out_input(self.gate.rescale(out).transpose(1, 2).flatten(2)))
 
     @torch.no_grad()
     def _report(self, seen: dict[str, Tensor], gate: Tensor | None) -> None:
         """Without gradients, or a checkpointed block would save other tensors than its recomputation."""
-        self.report(**seen if gate is None else seen | {"gate": torch.sigmoid(gate)})
+        self.report(**seen if gate is None else seen | {"gate": self.gate.values(gate)})
 
     @property
     def out_weight(self) -> Tensor | None:

@@ -3,6 +3,8 @@
 Gated attention as in arXiv:2505.06708 (position G1, after the weighted sum, before the output projection).
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ class AttentionGate(nn.Module):
     """
 
     kind = "attention gates"
+    limit = 1.0  # of its values
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
@@ -28,6 +31,14 @@ class AttentionGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor | None:
         """[B, T, D] -> pre-activations [B, H, T] or [B, H, T, head_dim], or None for no gate."""
         raise NotImplementedError
+
+    def values(self, activations: Tensor) -> Tensor:
+        """What each output is multiplied by, for pre-activations of any shape."""
+        return torch.sigmoid(activations)
+
+    def rescale(self, out: Tensor) -> Tensor:
+        """What remains of the gate once `sink_kernels.attention` has multiplied by the sigmoid [B, H, T, head_dim]."""
+        return out
 
     def shard_plan(self) -> dict[str, Split]:
         """How tensor parallelism splits the parameters of the gate, by name."""
@@ -81,6 +92,38 @@ class ElementwiseGate(AttentionGate):
 
     def shard_plan(self) -> dict[str, Split]:
         return {"projection.weight": Split("rows", "n_heads", self.config.n_heads)}
+
+
+class _StartsAtOne(AttentionGate):
+    """2 sigmoid(W x) with W zero at the start."""
+
+    added = ("projection.weight",)
+    limit = 2.0
+
+    def __init__(self, config: AttentionConfig) -> None:
+        super().__init__(replace(config, init_std=0.0))
+
+    def values(self, activations: Tensor) -> Tensor:
+        return self.limit * super().values(activations)
+
+    def rescale(self, out: Tensor) -> Tensor:
+        return self.limit * out
+
+
+class IdentityHeadwiseGate(_StartsAtOne, HeadwiseGate):
+    """2 sigmoid(W x) per head and token, with W zero: the gate starts at exactly one, and leaves a trained model as is.
+
+    Args:
+        config: widths, names and initialization of the attention sublayer.
+    """
+
+
+class IdentityElementwiseGate(_StartsAtOne, ElementwiseGate):
+    """2 sigmoid(W x) per channel of each head's output and token, with W zero: as `IdentityHeadwiseGate`.
+
+    Args:
+        config: widths, names and initialization of the attention sublayer.
+    """
 
 
 class UnconditionalGate(AttentionGate):

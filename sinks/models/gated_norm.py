@@ -53,6 +53,8 @@ class GatedNorm(Norm):
     """
 
     kind = "norm gates"
+    wraps = "norm"  # a model without the gate has this module in its place
+    up_std = 1.0  # standard deviation of the initial W_up over that of W_down
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class GatedNorm(Norm):
         require("norm gate init_std", init_std, at_least=0, remedy="give e.g. 0.02")
         self.norm = norm(d_model)
         self.down = Linear(d_model, rank, init_std)
-        self.up = Linear(rank, d_model if granularity == "elementwise" else 1, init_std)
+        self.up = Linear(rank, d_model if granularity == "elementwise" else 1, init_std * self.up_std)
         self.gate_tap = Tap("gate")
         self.offset = logit(initial_gate, "initial_gate") if activation == "sigmoid" else 0.0
         self.activation = ACTIVATIONS[activation]
@@ -103,6 +105,37 @@ class GatedNorm(Norm):
         pre_affine = norm.pre if isinstance(norm, PreAffine) else None
         weights = (norm.weight, self.down.weight, self.up.weight)
         return gated_norm(x, *weights, pre_affine=pre_affine, eps=norm.eps, offset=self.offset)
+
+
+class IdentityGatedNorm(GatedNorm):
+    """y = norm(x); y * 2 sigmoid(W_up silu(W_down y)), with W_up zero: the gate starts at exactly one.
+
+    Put into a trained model, it leaves the model as it is, to the bit: the modules run, not the kernel, which rounds
+    otherwise than the norm alone.
+
+    Args:
+        d_model: width D of the residual stream.
+        rank: width r of the bottleneck; 2 * r * D parameters.
+        granularity: one gate per channel, or one per token.
+        init_std: standard deviation of the initial W_down.
+        norm: the norm that is gated.
+    """
+
+    added = ("down.weight", "up.weight")
+    up_std = 0.0
+
+    def __init__(
+        self,
+        d_model: int,
+        rank: int = 16,
+        granularity: Literal["elementwise", "tensorwise"] = "elementwise",
+        init_std: float = 0.02,
+        norm: Callable[[int], Norm] = RMSNorm,
+    ) -> None:
+        super().__init__(d_model, rank, granularity, init_std=init_std, norm=norm)
+
+    def gate(self, y: Tensor) -> Tensor:
+        return 2 * super().gate(y)
 
 
 class GateDyT(GatedNorm):

@@ -122,21 +122,28 @@ class LearnableSink(Normalizer):
 
     Args:
         config: widths and names of the attention sublayer.
-        sink_scale: factor between the parameter (float32, starts at zero) and the logit.
+        sink_scale: factor between the parameter (float32) and the logit.
+        initial: logit at the start; below a row's log-sum-exp, e.g. -5, it changes a trained model little.
     """
 
     learned_sinks = 1
+    added = ("sink",)
 
-    def __init__(self, config: AttentionConfig, sink_scale: float = 1.0) -> None:
+    def __init__(self, config: AttentionConfig, sink_scale: float = 1.0, initial: float = 0.0) -> None:
         super().__init__(config)
         self.sink_scale = require("sink_scale", sink_scale, above=0, remedy="give e.g. 10")
-        self.sink = nn.Parameter(torch.zeros(config.n_heads, dtype=torch.float32))
+        self.initial = require("initial sink logit", initial, remedy="give e.g. -5")
+        self.sink = nn.Parameter(torch.empty(config.n_heads, dtype=torch.float32))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.sink)
+        nn.init.constant_(self.sink, self.initial / self.sink_scale)
 
     def options(self) -> dict[str, Any]:
-        return {"normalizer": "learnable_sink", "sink": self.sink_scale * self.sink.float()}
+        return {
+            "normalizer": "learnable_sink",
+            "sink": self.sink_scale * self.sink.to(torch.promote_types(self.sink.dtype, torch.float32)),
+        }
 
     def shard_plan(self) -> dict[str, Split]:
         return {"sink": Split("rows", "n_heads", self.config.n_heads)}

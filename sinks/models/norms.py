@@ -75,6 +75,8 @@ class PreAffine(RMSNorm):
         eps: added to the mean square.
     """
 
+    added = ("pre",)
+
     def __init__(self, d_model: int, eps: float = 1e-6) -> None:
         super().__init__(d_model, eps)
         self.pre = nn.Parameter(torch.ones(d_model))

@@ -22,6 +22,8 @@ TRAINER_NOT_FINGERPRINTED = (
 HOW_LONG_A_SITTING_LASTS = ("max_time", "max_epochs", "min_epochs", "min_steps")
 # How a step's rows are distributed and read, and how a block is run, may change when a run resumes.
 HOW_ROWS_ARE_READ = ("batch_size", "validation_batch_size", "num_workers")
+# What the data's own fingerprint states already.
+IN_THE_DATA = ("tokenizer",)
 HOW_BLOCKS_ARE_RUN = ("execution",)
 
 # Options of `model.architecture` that were added later, and the value that stands for what was there before: at it a
@@ -34,6 +36,9 @@ ADDED_TO_ARCHITECTURE = {
     "attention_scale": None,
     "qk_norm_eps": 1e-6,
 }
+# The same of `model` itself, and of its normalizer.
+ADDED_TO_MODEL = {"start_from": None, "objective": {"class_path": "sinks.families.objectives.NextToken"}}
+ADDED_TO_NORMALIZER = {"initial": 0.0}
 
 
 def config_fingerprint(config: Mapping[str, Any], data_fingerprint: str) -> str:
@@ -50,13 +55,19 @@ def config_fingerprint(config: Mapping[str, Any], data_fingerprint: str) -> str:
 
 def _as_before(model: Any) -> Any:
     """A model section without later options at their defaults."""
-    try:
-        architecture = model["init_args"]["architecture"]
-    except (KeyError, TypeError):
+    if not isinstance(model, Mapping) or not isinstance(model.get("init_args"), Mapping):
         return model
-    added = ADDED_TO_ARCHITECTURE
-    kept = {key: value for key, value in architecture.items() if key not in added or value != added[key]}
-    return {**model, "init_args": {**model["init_args"], "architecture": kept}}
+    options = _kept(model["init_args"], ADDED_TO_MODEL)
+    if isinstance(options.get("architecture"), Mapping):
+        options["architecture"] = _kept(options["architecture"], ADDED_TO_ARCHITECTURE)
+    normalizer = options.get("normalizer")
+    if isinstance(normalizer, Mapping) and isinstance(normalizer.get("init_args"), Mapping):
+        options["normalizer"] = {**normalizer, "init_args": _kept(normalizer["init_args"], ADDED_TO_NORMALIZER)}
+    return {**model, "init_args": options}
+
+
+def _kept(options: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in added or value != added[key]}
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ def identity(
         `variant`, `seed` (None without one), `config_fingerprint`, `data_fingerprint`, and what all seeds share:
         `variant_fingerprint` and `content_fingerprint`.
     """
-    section = _without(config["data"], *HOW_ROWS_ARE_READ)
+    section = _without(config["data"], *HOW_ROWS_ARE_READ, *IN_THE_DATA)
     section["init_args"] |= {**data.places, "rows_per_step": rows_per_step}
     whole = {**config, "model": _without(config["model"], *HOW_BLOCKS_ARE_RUN), "data": section}
     whole |= {"stopping": list(stopping)} if stopping else {}

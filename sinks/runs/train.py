@@ -200,13 +200,16 @@ def run(
         return folder.summary()
     interval = next((c.interval for c in trainer.callbacks if isinstance(c, RunCheckpoints)), None)
     start = start_of(folder, ckpt_path, interval)
+    origin = {"began_from": start.began_from}
+    if model.start_from is not None:
+        origin["started_from"] = folder.provenance().get("started_from") if start.checkpoint else model.check_start()
     lock = run_lock(folder.path) if writes else nullcontext()
     with failures_reported(folder, trainer), lock:
         if writes:
             folder.remove_leftovers()
             if start.line is not None:
                 print(start.line)
-            folder.write_provenance(provenance() | recorder.identity | {"began_from": start.began_from})
+            folder.write_provenance(provenance() | recorder.identity | origin)
             folder.write_config(config_text)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):

@@ -114,3 +114,23 @@ def test_the_values_of_options_reach_the_command(
     Path("a.yaml").write_text(yaml.safe_dump(WHOLE | {"variants": variants}))
     assert main(["grid", "a.yaml", "--commands=true"]) == 0
     assert f"--run.note={value}" in shlex.split(capsys.readouterr().out)
+
+
+def test_minutes_give_every_run_as_many_steps_as_were_timed_to_fit(
+    in_the_root: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """800 steps took 50 s: 4 runs, 2 at a time, have 2 minutes, 1 for each, which are 960 steps."""
+    monkeypatch.setattr("sinks.runs.precision.has_bfloat16", lambda: False)
+    file = "experiments/ablations/backcopy.yaml"
+    options = ["--runs", str(tmp_path), "--variants=baseline,gated-norm", "--seeds=0,1", "--jobs=2", "--commands=true"]
+    assert main(["grid", file, *options, "--minutes=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert all("--trainer.max_steps=960" in line and "backcopy-960steps" in line for line in lines)
+    for more, words in {
+        ("--minutes=2", "--steps=3"): "both give the length of a run: give one",
+        ("--minutes=0",): "minutes is 0.0, but must be above 0",
+    }.items():
+        assert words in one_line(["grid", file, *options, *more], capsys)
+    untimed = ["grid", "experiments/ablations/text.yaml", "--runs", str(tmp_path), "--minutes=2"]
+    assert "text has no run_seconds for 32-true: give steps" in one_line(untimed, capsys)

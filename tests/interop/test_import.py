@@ -9,9 +9,9 @@ import torch
 
 from sinks.described import section_of
 from sinks.errors import UserError
+from sinks.families.stored import instantiate
 from sinks.interop.decoder_import import import_model
 from sinks.observe import Reader, sites_of
-from sinks.runs.load import instantiate
 from tests.interop.shapes import SHAPES, SIZES, YARN, assert_same_logits, tiny, tokens, transformers
 
 

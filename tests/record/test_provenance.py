@@ -6,8 +6,17 @@ import pytest
 
 from sinks.described import section_of
 from sinks.families import CausalLM
+from sinks.families.objectives import NextToken
+from sinks.models.normalizers import LearnableSink
 from sinks.record import provenance as module
-from sinks.record.fingerprint import ADDED_TO_ARCHITECTURE, DataIdentity, config_fingerprint, identity
+from sinks.record.fingerprint import (
+    ADDED_TO_ARCHITECTURE,
+    ADDED_TO_MODEL,
+    ADDED_TO_NORMALIZER,
+    DataIdentity,
+    config_fingerprint,
+    identity,
+)
 from sinks.record.provenance import provenance
 from tests.families.variants import SMALL
 
@@ -110,3 +119,28 @@ def test_options_that_were_added_later_do_not_change_a_run_that_leaves_them_out(
 
     assert fingerprint() == fingerprint(**ADDED_TO_ARCHITECTURE)
     assert fingerprint() != fingerprint(rope_fraction=0.5)
+
+
+def test_options_of_the_model_that_were_added_later_do_not_either() -> None:
+    built = CausalLM(11, 12, architecture=SMALL, start_from=None, objective=NextToken, normalizer=LearnableSink)
+    section = section_of(built, "vocab_size", "context_length")
+    assert {key: section["init_args"][key] for key in ADDED_TO_MODEL} == ADDED_TO_MODEL
+    before = {key: value for key, value in section["init_args"].items() if key not in ADDED_TO_MODEL}
+    sink = {"class_path": before["normalizer"]["class_path"]}
+
+    def fingerprint(normalizer: dict[str, float], **options: Any) -> str:
+        arguments = before | {"normalizer": sink | {"init_args": {"sink_scale": 1.0} | normalizer}} | options
+        return config_fingerprint(CONFIG | {"model": {**section, "init_args": arguments}}, "data")
+
+    assert fingerprint({}) == fingerprint(ADDED_TO_NORMALIZER, **ADDED_TO_MODEL)
+    assert fingerprint({}) != fingerprint({"initial": -5.0})
+    assert fingerprint({}) != fingerprint({}, start_from="runs/imported")
+
+
+def test_where_a_tokenizer_is_stored_does_not_count() -> None:
+    """What it is counts in the data's own fingerprint."""
+    data = {"class_path": "Text", "init_args": {"sources": None, "seed": 0}}
+    config = CONFIG | {"model": {"class_path": "Baseline", "init_args": {}}, "seed_everything": 0}
+    found = DataIdentity("0", "text")
+    here = {**data, "init_args": data["init_args"] | {"tokenizer": "here.json"}}  # type: ignore[operator]
+    assert identity(config | {"data": data}, "mine", found, 4) == identity(config | {"data": here}, "mine", found, 4)

@@ -22,7 +22,7 @@ DECILES = 10
 
 
 def attention_gate_accumulators(gate: Tensor) -> dict[str, Tensor]:
-    """Accumulators of gate values g, [B, H, T] or [B, H, T, head_dim] in [0, 1].
+    """Accumulators of gate values g, [B, H, T] or [B, H, T, head_dim].
 
     Returns:
         count, first_count: values of each head at all tokens, and at token 0 alone.
@@ -52,7 +52,7 @@ def attention_gate_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tens
     """Statistics from (summed) `attention_gate_accumulators`, each [H].
 
     Returns:
-        gate_mean, gate_std: of all values, in [0, 1]; a deviation near 0 means a constant factor.
+        gate_mean, gate_std: of all values; a deviation near 0 means a constant factor.
         gate_closed: fraction of values below 0.1.
         gate_first, gate_rest: mean at token 0, and at all others (NaN if T is 1).
         gate_first_over_rest: their ratio; far below 1 the gate does at token 0 what a sink did.
