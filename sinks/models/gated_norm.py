@@ -54,7 +54,7 @@ class GatedNorm(Norm):
 
     kind = "norm gates"
     wraps = "norm"  # a model without the gate has this module in its place
-    up_std = 1.0  # standard deviation of the initial W_up over that of W_down
+    up_std = 1.0  # of the initial W_up, over that of W_down
 
     def __init__(
         self,
