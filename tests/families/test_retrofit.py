@@ -198,7 +198,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     "parts",
     [
-        pytest.param(p, id=kind, marks=[] if kind in ("sink", "all-distilled") else pytest.mark.slow)
+        pytest.param(p, id=kind, marks=[] if kind == "sink" else pytest.mark.slow)
         for kind, p in KINDS.items()
     ],
 )
