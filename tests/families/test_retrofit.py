@@ -197,10 +197,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     "parts",
-    [
-        pytest.param(p, id=kind, marks=[] if kind == "sink" else pytest.mark.slow)
-        for kind, p in KINDS.items()
-    ],
+    [pytest.param(p, id=kind, marks=[] if kind == "sink" else pytest.mark.slow) for kind, p in KINDS.items()],
 )
 def test_it_resumes_bit_for_bit(parts: dict[str, Any], source: Path, tmp_path: Path) -> None:
     whole = fit(model(source, **parts), tmp_path / "whole")
