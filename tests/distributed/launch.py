@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from sinks.record import RunFolder
 from tests.cli.small import small
 
@@ -38,3 +40,16 @@ def run(folder: Path, strategy: str, *more: str, variant: str = "gated-both", ro
     done = subprocess.run([*launcher, "sinks", "fit", *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return RunFolder(folder)
+
+
+def assert_same_statistics(found: RunFolder, expected: RunFolder, tolerance: float) -> None:
+    """Every array of both stages, relative to its largest value."""
+    for stage in ("train", "validation"):
+        ours, theirs = found.statistics(stage), expected.statistics(stage)
+        assert (ours.steps.tolist(), ours.sites) == (theirs.steps.tolist(), theirs.sites)
+        assert ours.arrays.keys() == theirs.arrays.keys()
+        for name, array in theirs.arrays.items():
+            scale = np.nanmax(np.abs(array), initial=1e-30)
+            np.testing.assert_allclose(
+                ours.arrays[name], array, rtol=tolerance, atol=tolerance * scale, err_msg=f"{stage} {name}"
+            )

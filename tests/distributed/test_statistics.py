@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sinks.record import RunFolder
-from tests.distributed.launch import run
+from tests.distributed.launch import assert_same_statistics, run
 
 CASES: dict[str, tuple[list[str], float]] = {
     "ddp": ([], 1e-6),
@@ -43,16 +43,7 @@ def test_two_ranks_equal_one_process(case: str, alone: Callable[[str], RunFolder
     more, tolerance = CASES[case]
     one = alone(case if case.split("+")[-1] in ("compile", "bf16") else "")
     two = run(tmp_path, case.split("+")[0], *STILL, *more)
-    for stage in ("train", "validation"):
-        expected, found = one.statistics(stage), two.statistics(stage)
-        assert found.steps.tolist() == expected.steps.tolist()
-        assert found.sites == expected.sites
-        assert found.arrays.keys() == expected.arrays.keys()
-        for name, array in expected.arrays.items():
-            scale = np.nanmax(np.abs(array), initial=1e-30)
-            np.testing.assert_allclose(
-                found.arrays[name], array, rtol=tolerance, atol=tolerance * scale, err_msg=f"{stage} {name}"
-            )
+    assert_same_statistics(two, one, tolerance)
     losses = [folder.series("validation/loss")[1] for folder in (one, two)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=max(tolerance, 1e-6))
     norms = [folder.series("train/gradient_norm")[1] for folder in (one, two)]

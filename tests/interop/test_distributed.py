@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sinks.record import RunFolder
+from tests.distributed.launch import assert_same_statistics
 from tests.interop.held_training import train
 
 TOLERANCE = 1e-6  # that of the suite's own models in float32
@@ -31,15 +32,6 @@ def test_two_ranks_equal_one_process(strategy: str, one: RunFolder, tmp_path: Pa
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     two = RunFolder(tmp_path)
-    for stage in ("train", "validation"):
-        expected, found = one.statistics(stage), two.statistics(stage)
-        assert found.steps.tolist() == expected.steps.tolist()
-        assert found.sites == expected.sites
-        assert found.arrays.keys() == expected.arrays.keys()
-        for name, array in expected.arrays.items():
-            scale = np.nanmax(np.abs(array), initial=1e-30)
-            np.testing.assert_allclose(
-                found.arrays[name], array, rtol=TOLERANCE, atol=TOLERANCE * scale, err_msg=f"{stage} {name}"
-            )
+    assert_same_statistics(two, one, TOLERANCE)
     losses = [folder.series("validation/loss")[1] for folder in (one, two)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=TOLERANCE)

@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[2]
 VARIANTS = sorted(ROOT.glob("experiments/variants/retrofit-*.yaml"))
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "qwen3-windows-biases", "gpt-oss"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("llama-tied", "qwen3-windows-biases")]
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", *SLOW])
 def test_an_imported_model_trains_on_from_its_own_loss(name: str, tmp_path: Path) -> None:
     tiny(name, vocab_size=VOCABULARY).save_pretrained(tmp_path / "model")
     assert main(["import", str(tmp_path / "model"), *SMALL, "--run.dir", str(tmp_path / "run")]) == 0

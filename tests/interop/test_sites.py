@@ -281,6 +281,7 @@ def test_what_is_no_causal_model_is_rejected(kind: str, message: str) -> None:
         huggingface_sites(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_half_precision_finds_the_same_sites(name: str) -> None:
     model = build(name)
