@@ -40,6 +40,8 @@ class SinkStatistics(Callback):
         leave_out: groups to skip.
         sink_dimensions: how many dimensions count as the residual sink of a site.
         maps: whether TensorBoard gets maps and histograms with every validation.
+        document_start: id of the first token of every document: each document of a row is then read on its own
+            (docs/statistics.md). By default the first token of a row is apart, whatever it is.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class SinkStatistics(Callback):
         leave_out: list[GroupName] = [],  # noqa: B006
         sink_dimensions: int = 1,
         maps: bool = True,
+        document_start: int | None = None,
     ) -> None:
         for name, value in (("interval", interval), ("start", start), ("sink_dimensions", sink_dimensions)):
             require(f"statistics.{name}", value, at_least=1, remedy="give a positive number")
@@ -64,6 +67,10 @@ class SinkStatistics(Callback):
         self.validation, self.patterns, self.maps = validation, sites, maps
         self.groups = [name for name in GROUPS if name not in leave_out]
         self.sink_dimensions = sink_dimensions
+        if document_start is not None:
+            remedy = "give the id of the token that begins each document"
+            require("statistics.document_start", document_start, at_least=0, remedy=remedy)
+        self.document_start = document_start
         self.latest: dict[str, float] = {}
         self.latest_arrays: Statistics | None = None
         self.sampling = False
@@ -99,7 +106,8 @@ class SinkStatistics(Callback):
         if self._reader is None or self._module is not pl_module:
             from sinks.interop.find import find_sites
 
-            self._reader = Reader(find_sites(pl_module), self.groups, self.sink_dimensions, self.patterns)
+            sites = find_sites(pl_module, self.document_start)
+            self._reader = Reader(sites, self.groups, self.sink_dimensions, self.patterns)
             self._reader.dimensions, self._module = dict(self._resumed_dimensions), pl_module
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -6,30 +6,33 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from sinks.errors import UserError
-from sinks.observe import Site, sites_of
+from sinks.observe import Site, by_document, sites_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def find_sites(module: nn.Module) -> list[Site]:
+def find_sites(module: nn.Module, document_start: int | None = None) -> list[Site]:
     """The suite's own sites in a module; if there are none, those of the transformers model that it holds.
 
     Runs a transformers model once over 8 tokens. Imports transformers only where the module can hold a model of it.
 
     Args:
         module: e.g. a LightningModule, on its device.
+        document_start: id of the first token of every document, to read each document of a row on its own; see
+            `by_document`.
 
     Raises:
-        UserError: if the module holds several transformers models, or one that cannot be read.
+        UserError: if the module holds several transformers models, or one that cannot be read, or if documents cannot
+            be found.
     """
     own = sites_of(module)
     model = None if own else find_model(module)
     if model is None:
-        return own
+        return own if document_start is None else by_document(own, module, document_start)
     from sinks.interop.sites import huggingface_sites
 
-    return huggingface_sites(model)
+    return huggingface_sites(model, document_start=document_start)
 
 
 def find_model(module: nn.Module) -> "PreTrainedModel | None":

@@ -7,7 +7,7 @@ positions. "sinks" is such a function. A `Seam` switches a model to it while som
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from sink_kernels import attention, key_mass
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from sinks.errors import UserError
+from sinks.observe.documents import Documents, documents_of_positions
 
 NAME = "sinks"
 IMPLEMENTATION = "_attn_implementation"  # of a configuration; transformers has no public name to read it
@@ -36,6 +38,7 @@ class AttentionCall:
         window: number of keys a query sees, including its own; all by default.
         softcap: limit of the scaled logits.
         sink: learned logit per head [H].
+        documents: of packed rows, which do not see one another.
     """
 
     q: Tensor
@@ -45,6 +48,7 @@ class AttentionCall:
     window: int | None = None
     softcap: float | None = None
     sink: Tensor | None = None
+    documents: Documents | None = None
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -56,6 +60,10 @@ class AttentionCall:
 
     def run(self, stats: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """Output [B, H, T, dv], and the named row statistics of `sink_kernels.attention` [B, H, T]."""
+        if self.documents is not None:
+            parts = [part.run(stats) for part in self.of_documents()]
+            rows = {name: self.documents.join([found[name] for _, found in parts], dim=2) for name in stats}
+            return self.documents.join([out for out, _ in parts], dim=2), rows
         width = max(self.q.shape[-1], self.v.shape[-1])
         q, k, v = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (self.q, self.k, self.v))
         sink = None if self.sink is None else self.sink.float()
@@ -64,20 +72,30 @@ class AttentionCall:
         out, rows = attention(q, k, v, sink=sink, stats=tuple(stats), **self._options)  # type: ignore[arg-type]
         return out[..., : self.v.shape[-1]], rows
 
+    def of_documents(self) -> "list[AttentionCall]":
+        """The documents of packed rows, those of one length in one call; whole rows as they are."""
+        if self.documents is None:
+            return [self]
+        parts = self.documents.split({"q": self.q, "k": self.k, "v": self.v}, dim=2)
+        return [replace(self, documents=None, **part) for part in parts]  # type: ignore[arg-type]
+
     def detached(self) -> "AttentionCall":
         """The same without gradients."""
         sink = None if self.sink is None else self.sink.detach()
-        q, k, v = (x.detach() for x in (self.q, self.k, self.v))
-        return AttentionCall(q, k, v, self.scale, self.window, self.softcap, sink)
+        return replace(self, q=self.q.detach(), k=self.k.detach(), v=self.v.detach(), sink=sink)
 
     def attend(self, values: Tensor) -> Tensor:
         """Sums [B, H, T, dv] of other values [B, Hkv, T, dv] by the same weights, in float32."""
-        other = AttentionCall(self.q.float(), self.k.float(), values, self.scale, self.window, self.softcap, self.sink)
-        return other.run()[0]
+        return replace(self, q=self.q.float(), k=self.k.float(), v=values).run()[0]
 
-    def key_mass(self, lse: Tensor) -> Tensor:
-        """Mass each key receives from all queries [B, H, T] float32."""
-        return key_mass(self.q, self.k, lse, **self._options)
+    def key_mass(self, q: Tensor, k: Tensor, lse: Tensor) -> Tensor:
+        """Mass each key receives from all queries [B, H, T] float32, with the options of this call."""
+        return key_mass(q, k, lse, **self._options)
+
+    def first_token_within(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight of each query on the first token and lse, both [B, H, T], with the options of this call."""
+        _, rows = replace(self, q=q, k=k, v=v).run(("first_key_mass", "lse"))
+        return rows["first_key_mass"], rows["lse"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,9 @@ class _Listening:
 
 # Module that calls the function -> who listens there. Of all models, because transformers registers one function.
 _listening: WeakKeyDictionary[nn.Module, _Listening] = WeakKeyDictionary()
+# Positions of packed rows -> their documents. By the tensor, which the model passes on to its attention, and again when
+# a checkpointed block is computed again.
+_documents: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def sinks_attention(
@@ -103,21 +124,29 @@ def sinks_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    position_ids: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function `sinks`: causal, whole rows.
+    """The attention function `sinks`: causal, on whole rows, or within each document of rows packed by positions.
 
     Returns:
         Output [B, T, H, dv]; no weights.
 
     Raises:
-        UserError: on a mask, packed rows, a cache, dropout, or attention that is not causal.
+        UserError: on a mask, a cache, dropout, attention that is not causal, or packed rows whose documents are not
+            known here, or see one another in the model's own attention.
     """
     where = f"{type(module).__name__} {getattr(module, 'layer_idx', '')}".strip()
     if attention_mask is not None:
         raise UserError(f"{where} got a mask {tuple(attention_mask.shape)}, but only causal rows are read: give none")
-    if cu_seq_lens_q is not None:
-        raise UserError(f"{where} got packed rows (cu_seq_lens_q), but only whole rows are read: give one text a row")
+    documents = None if position_ids is None else _documents.get(position_ids)
+    if cu_seq_lens_q is not None and documents is None:
+        raise UserError(
+            f"{where} got packed rows (cu_seq_lens_q) without positions: give position_ids that start again at 0 with "
+            "every document"
+        )
+    if _Pass.current is not None:
+        _Pass.current.require_separate(where, documents)
     if query.shape[2] != key.shape[2]:
         raise UserError(
             f"{where} got {query.shape[2]} queries and {key.shape[2]} keys, but only whole rows are read: "
@@ -127,7 +156,7 @@ def sinks_attention(
         raise UserError(f"{where} drops {dropout:g} of its weights, but must drop none: set attention dropout to 0")
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         raise UserError(f"{where} is not causal, but only causal attention is read: give a causal language model")
-    call = AttentionCall(query, key, value, scaling, sliding_window, softcap, s_aux)
+    call = AttentionCall(query, key, value, scaling, sliding_window, softcap, s_aux, documents)
     if _Pass.current is not None:
         _Pass.current.windows_used.add(sliding_window)
     listening = None if _Pass.current is None else _listening.get(module)
@@ -145,12 +174,16 @@ def causal_or_error(
     q_length: int | None = None,
     kv_length: int | None = None,
     config: Any = None,
+    use_vmap: bool = False,
     **kwargs: Any,
 ) -> None:
-    """The mask function `sinks`: no mask, because the attention function is causal by itself.
+    """The mask function `sinks`: no mask, because the attention function is causal and keeps documents apart itself.
+
+    transformers does not allow it to skip the mask where the model wants one of its own (then `use_vmap` is true), and
+    where positions show that rows are packed.
 
     Raises:
-        UserError: on padding, packed rows, a cache, or anything else that is not a whole causal row.
+        UserError: on padding, a cache, or anything else that is neither a whole causal row nor packed by positions.
     """
     require_no_padding(attention_mask)
     if q_length != kv_length:
@@ -158,7 +191,9 @@ def causal_or_error(
             f"the model got {q_length} queries and {kv_length} keys, but only whole rows are read: "
             "run them without a cache, and do not generate"
         )
-    if not allow_is_causal_skip:
+    if not allow_is_causal_skip and not use_vmap and _Pass.current is not None and _Pass.current.packed is not None:
+        _Pass.current.separated = True
+    elif not allow_is_causal_skip:
         raise UserError(
             f"{type(config).__name__} asks for a mask of its own, or the rows are packed, but only whole causal rows "
             "are read: give one text a row, or huggingface_sites an Adapter with `attention` and `call`"
@@ -172,13 +207,32 @@ AttentionMaskInterface.register(NAME, causal_or_error)
 
 
 class _Pass:
-    """One forward pass through the seam: windows that were asked for, by masks and in calls."""
+    """One forward pass through the seam.
+
+    Args:
+        packed: documents of packed rows, None for whole rows.
+
+    Attributes:
+        separated: whether the model asked for masks that keep the documents apart.
+        windows_masked, windows_used: windows that were asked for, by masks and in calls.
+    """
 
     current: "_Pass | None" = None
 
-    def __init__(self) -> None:
+    def __init__(self, packed: Documents | None) -> None:
+        self.packed, self.separated = packed, False
         self.windows_masked: set[int] = set()
         self.windows_used: set[int | None] = set()
+
+    def require_separate(self, where: str, documents: Documents | None) -> None:
+        """Check that packed documents do not see one another in the model's own attention, nor in the seam's."""
+        if self.packed is not None and not self.separated:
+            raise UserError(
+                f"position_ids start again, but {where} lets documents see one another: give no attention_mask and "
+                "use_cache=False; if that is so already, the model cannot be packed by positions"
+            )
+        if documents is not self.packed:
+            raise UserError(f"position_ids start again, but {where} does not get them: give one text a row")
 
     def finish(self) -> None:
         if lost := self.windows_masked - self.windows_used:
@@ -198,10 +252,16 @@ class Seam:
     Args:
         stack: the module that runs the blocks, once per forward pass; it gets `position_ids`.
         switches: whether its attention calls transformers' interface; otherwise the implementation is left alone.
+
+    Attributes:
+        document_start: id of the first token of every document, where attention runs across documents.
     """
+
+    document_start: int | None = None
 
     def __init__(self, stack: nn.Module, switches: bool = True) -> None:
         self.stack, self._switches = stack, switches
+        self._documents: Documents | None = None
         self._open: set[str] = set()
         self._own: list[tuple[Any, str | None]] = []  # configurations, and the implementations they had
         self._handles: list[Any] = []
@@ -212,6 +272,17 @@ class Seam:
     def reading(self) -> bool:
         """Whether the model is in a forward pass that is to be read."""
         return self._pass is not None and self._pass is _Pass.current
+
+    @property
+    def packed(self) -> Documents | None:
+        """The documents of rows that are packed by positions; None for whole rows."""
+        return None if self._pass is None else self._pass.packed
+
+    @property
+    def documents(self) -> Documents:
+        """The documents of whole rows, by `document_start`."""
+        assert self._documents is not None, "document_start is given"
+        return self._documents
 
     def open(self, site: str) -> None:
         """Read forward passes from now on, for a site."""
@@ -238,6 +309,8 @@ class Seam:
     def _detach(self) -> None:
         for handle in self._handles:
             handle.remove()
+        if self.reading:  # an error ended the pass
+            _Pass.current = None
         self._handles, self._pass = [], None
         self._restore()
 
@@ -246,10 +319,15 @@ class Seam:
         if not self._open:
             self._detach()
             return
-        require_whole_rows(stack, args, kwargs)
+        given = _arguments(stack, args, kwargs)
+        packed = packed_documents(given)
+        if packed is not None and not self._switches:
+            raise UserError("position_ids start again, but an Adapter's `call` reads whole rows: give one text a row")
+        if self.document_start is not None:
+            self._documents = _documents_by_id(given, self.document_start, packed)
         if self._switches:
             self._switch()
-        self._pass = _Pass.current = _Pass()
+        self._pass = _Pass.current = _Pass(packed)
 
     def _after(self, stack: nn.Module, args: Any, output: Any) -> None:
         if self.reading and self._pass is not None:
@@ -324,17 +402,28 @@ def require_no_padding(attention_mask: Tensor | None) -> None:
         raise UserError(f"attention_mask excludes {padded} tokens, but only rows without padding are read: cut them")
 
 
-def require_whole_rows(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Check the mask, cache and positions that a caller gives: a host sync for a mask, and one for positions.
-
-    Raises:
-        UserError: if tokens are excluded, the cache is not empty, or the positions are not 0, 1, 2, ...
-    """
+def _arguments(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by name; none if it is no call of forward, which raises its own error."""
     try:
         given = inspect.signature(stack.forward).bind_partial(*args, **kwargs).arguments
     except TypeError:
-        return  # not a call of forward: it raises its own error
-    given |= given.get("kwargs", {})
+        return {}
+    return given | given.get("kwargs", {})
+
+
+def packed_documents(given: Mapping[str, Any]) -> Documents | None:
+    """Check the mask, cache and positions that a caller gives: a host sync for a mask, and one for positions.
+
+    Args:
+        given: arguments of the module that runs the blocks.
+
+    Returns:
+        The documents of rows that are packed, i.e. whose positions start again at 0; None for whole rows.
+
+    Raises:
+        UserError: if tokens are excluded, the cache is not empty, the positions of a document are not 0, 1, 2, ..., or
+            `cu_seq_lens_q` says otherwise.
+    """
     cached = getattr(given.get("past_key_values"), "get_seq_length", lambda: 0)()
     if cached:
         raise UserError(f"the cache holds {cached} tokens, but only whole rows are read: run without, do not generate")
@@ -342,7 +431,41 @@ def require_whole_rows(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     if isinstance(mask, Tensor) and mask.dim() == 2:
         require_no_padding(mask)
     positions = given.get("position_ids")
-    if isinstance(positions, Tensor):
-        expected = torch.arange(positions.shape[-1], device=positions.device)
-        if not bool((positions == expected).all()):
-            raise UserError("position_ids are not 0, 1, 2, ..., but only whole rows are read: give one text a row")
+    if not isinstance(positions, Tensor):
+        return None
+    tokens = first_tensor(given.get("input_ids"), given.get("inputs_embeds"))
+    shared = positions.dim() == 2 and len(positions) == 1
+    try:
+        documents = documents_of_positions(
+            positions.expand(len(tokens), -1) if shared and tokens is not None else positions
+        )
+    except ValueError:
+        raise UserError(
+            "position_ids are not 0, 1, 2, ... in every document, but only such rows are read: give one text a row, or "
+            "position_ids that start again at 0"
+        ) from None
+    lengths = given.get("cu_seq_lens_q")
+    if documents is not None and isinstance(lengths, Tensor) and lengths.tolist() != documents.bounds:
+        raise UserError("position_ids start again where cu_seq_lens_q does not begin a document: give one of them")
+    _documents.pop(positions, None)
+    if documents is not None:
+        _documents[positions] = documents
+    return documents
+
+
+def _documents_by_id(given: Mapping[str, Any], document_start: int, packed: Documents | None) -> Documents:
+    """The documents of whole rows, by the id of the first token of each.
+
+    Raises:
+        UserError: if positions show documents already, or no ids are given.
+    """
+    if packed is not None:
+        raise UserError(
+            f"document_start is {document_start}, but position_ids show where documents start: leave document_start out"
+        )
+    ids = given.get("input_ids")
+    if not isinstance(ids, Tensor):
+        raise UserError(
+            f"document_start is {document_start}, but the model gets no input_ids: leave document_start out"
+        )
+    return Documents(ids == document_start)

@@ -1,6 +1,7 @@
 """The sites of a transformers causal LM, read on its own unedited code."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from sinks.interop.adapter import Adapter
 from sinks.interop.classify import AttentionParts, BlockParts, StreamNorm, Update, parts_of
 from sinks.interop.seam import AttentionCall, Seam, first_tensor
 from sinks.observe import AttentionRecord, NormRecord, Site, UpdateRecord
+from sinks.observe.by_document import DocumentSite, check_document_start
 from sinks.observe.sites import ROW_STATISTICS, Kind, Listener
 
 
@@ -35,6 +37,12 @@ class _Hooked:
     def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
         raise NotImplementedError
 
+    def _report(self, record: NormRecord | UpdateRecord, listener: Listener) -> None:
+        """Pass on a record of whole rows, or those of the documents of packed rows."""
+        packed = self._seam.packed
+        for part in [record] if packed is None else record.of_documents(packed):
+            listener(part)
+
 
 class _NormSite(_Hooked):
     def __init__(self, name: str, seam: Seam, norm: StreamNorm, block: nn.Module) -> None:
@@ -46,7 +54,7 @@ class _NormSite(_Hooked):
         @torch.no_grad()
         def see(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             if self._seam.reading:
-                listener(self._record(_first(args, kwargs), output.detach()))
+                self._report(self._record(_first(args, kwargs), output.detach()), listener)
 
         handles = [self._norm.module.register_forward_hook(see, with_kwargs=True)]
         if self._norm.flat:
@@ -77,7 +85,7 @@ class _ResidualSite(_Hooked):
         @torch.no_grad()
         def see(module: nn.Module, args: Any, kwargs: Any) -> None:
             if self._seam.reading:
-                listener(NormRecord(input=_first(args, kwargs), output=None))
+                self._report(NormRecord(input=_first(args, kwargs), output=None), listener)
 
         return [self._block.register_forward_pre_hook(see, with_kwargs=True)]
 
@@ -97,7 +105,7 @@ class _UpdateSite(_Hooked):
             residual, self._residual = self._residual, None
             if residual is not None and self._seam.reading and not (self._update.dropped and module.training):
                 made, factor = _first(output, {}).reshape(residual.shape), self._update.factor
-                listener(UpdateRecord(residual, made if factor == 1 else factor * made))
+                self._report(UpdateRecord(residual, made if factor == 1 else factor * made), listener)
 
         return [
             self._block.register_forward_pre_hook(self._keep_shape, with_kwargs=True),
@@ -122,7 +130,7 @@ class _AttentionSite(_Hooked):
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
         super().listen(listener, fields)
         if self._parts.calls_interface:
-            self._seam.listen(self._parts.module, listener and self._passing_to(listener), _row_statistics(fields))
+            self._seam.listen(self._parts.module, listener and partial(self._see, listener), _row_statistics(fields))
 
     def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
         handles = []
@@ -135,37 +143,43 @@ class _AttentionSite(_Hooked):
                 if not self._seam.reading:
                     return
                 call = self._adapter.call(module, args, kwargs)
-                listener(self._record(call, call.run(_row_statistics(fields))[1]))
+                self._see(listener, call, call.run(_row_statistics(fields))[1])
 
             handles.append(self._parts.module.register_forward_hook(see, with_kwargs=True))
         return handles
 
-    def _passing_to(self, listener: Listener) -> Callable[[AttentionCall, dict[str, Tensor]], None]:
-        return lambda call, rows: listener(self._record(call, rows))
-
     def _keep_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self._gate_output = output.detach()
 
-    def _record(self, call: AttentionCall, rows: dict[str, Tensor]) -> AttentionRecord:
-        call = call.detached()
-        lse, gate, out_weight = rows.get("lse"), None, self._parts.out_weight
+    def _see(self, listener: Listener, call: AttentionCall, rows: dict[str, Tensor]) -> None:
+        """Pass on the record of whole rows, or those of the documents of packed rows."""
+        tensors = dict(rows)
         if self._parts.gate is not None and self._gate_output is not None:
-            gate = torch.sigmoid(self._parts.gate.read(self._gate_output, call.q.shape[1], call.v.shape[3]))
-            self._gate_output = None
+            gate = self._parts.gate.read(self._gate_output, call.q.shape[1], call.v.shape[3])
+            tensors["gate"], self._gate_output = torch.sigmoid(gate), None
+        split = [tensors] if call.documents is None else call.documents.split(tensors, dim=2)
+        for part, its in zip(call.detached().of_documents(), split, strict=True):
+            listener(self._record(part, its))
+
+    def _record(self, call: AttentionCall, tensors: dict[str, Tensor]) -> AttentionRecord:
+        out_weight = self._parts.out_weight
         return AttentionRecord(
             q=call.q,
             k=call.k,
             v=call.v,
-            gate=gate,
-            **{name: rows.get(at) for name, at in ROW_STATISTICS.items()},  # type: ignore[arg-type]
+            gate=tensors.get("gate"),
+            **{name: tensors.get(at) for name, at in ROW_STATISTICS.items()},  # type: ignore[arg-type]
             learned_sinks=0 if call.sink is None else 1,
             out_weight=None if out_weight is None else out_weight().detach(),
             attend=call.attend,
-            masses=None if lse is None else (lambda: call.key_mass(lse)),
+            masses=call.key_mass,
+            within=call.first_token_within,
         )
 
 
-def huggingface_sites(model: nn.Module, adapter: Adapter | None = None) -> list[Site]:
+def huggingface_sites(
+    model: nn.Module, adapter: Adapter | None = None, document_start: int | None = None
+) -> list[Site]:
     """The sites of a transformers causal LM, of kinds "norm", "attention" and "update".
 
     They are named as in the suite's own decoder. `blocks.{i}.attention.norm` reads the input of a block,
@@ -183,6 +197,8 @@ def huggingface_sites(model: nn.Module, adapter: Adapter | None = None) -> list[
     Args:
         model: a transformers causal LM, on its device; or any model that an adapter describes.
         adapter: what cannot be found by itself; see `Adapter`.
+        document_start: id of the first token of every document, where a row holds several and attention runs across
+            them: each is then read on its own, as `by_document` says. Rows that are packed by `position_ids` need none.
 
     Raises:
         UserError: if the model is none, or does not call transformers' attention interface.
@@ -198,7 +214,10 @@ def huggingface_sites(model: nn.Module, adapter: Adapter | None = None) -> list[
         sites += _block_sites(f"blocks.{index}", block, seam, adapter or Adapter())
     if parts.head_norm is not None:
         sites.append(_NormSite("head.norm", seam, parts.head_norm, parts.blocks[-1].module))
-    return sites
+    if document_start is None:
+        return sites
+    seam.document_start = check_document_start(document_start)
+    return [DocumentSite(site, seam) for site in sites]
 
 
 def _block_sites(name: str, block: BlockParts, seam: Seam, adapter: Adapter) -> Iterator[Site]:

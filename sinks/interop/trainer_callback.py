@@ -23,20 +23,29 @@ class TrainerStatistics(TrainerCallback):
         interval: optimizer steps between sampled steps; the first is sampled too.
         groups: names of the groups to read; all by default.
         sink_dimensions: how many dimensions count as the residual sink of a site.
+        document_start: id of the first token of every document, where rows hold several and attention runs across them:
+            each is then read on its own. Rows that `DataCollatorWithFlattening` packs need none.
     """
 
     def __init__(
-        self, trainer: Trainer, interval: int = 50, groups: list[str] | None = None, sink_dimensions: int = 1
+        self,
+        trainer: Trainer,
+        interval: int = 50,
+        groups: list[str] | None = None,
+        sink_dimensions: int = 1,
+        document_start: int | None = None,
     ) -> None:
         self.interval = require("interval", interval, at_least=1, remedy="give a positive number")
         self._trainer, self._groups, self._sink_dimensions = trainer, groups, sink_dimensions
+        self._document_start = document_start
         self._reader: Reader | None = None
         self._sampling = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._reader = Reader(find_sites(kwargs["model"]), self._groups, self._sink_dimensions)
+        sites = find_sites(kwargs["model"], self._document_start)
+        self._reader = Reader(sites, self._groups, self._sink_dimensions)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -20,7 +20,7 @@ from sinks.models.norms import Norm, NormSite
 from sinks.models.positions import LearnedPositions, Position, Rope
 from sinks.models.residual import ResidualAdd
 from sinks.models.rope import Frequencies
-from sinks.models.taps import Tap
+from sinks.models.taps import Report, Tap
 
 # Which projections have biases: all, none, or those to queries, keys and values, of attention, of the feed-forward.
 Biases = bool | Literal["qkv", "attention", "feed_forward"]
@@ -207,7 +207,7 @@ class Head(Linear):
 
 
 class Decoder(nn.Module):
-    """Token ids [B, T] -> logits [B, T, V].
+    """Token ids [B, T] -> logits [B, T, V]. With a listener, `report` passes on the `tokens` first.
 
     Args:
         vocab_size: number of token ids V.
@@ -229,6 +229,7 @@ class Decoder(nn.Module):
         if len(layers) != architecture.n_layers:
             raise UserError(f"{len(layers)} layers were given, but architecture.n_layers is {architecture.n_layers}")
         self.context_length = context_length
+        self.report = Report()
         width, std = architecture.d_model, architecture.embedding_std
         self.embedding = Embedding(vocab_size, width, std)
         self.positions = (
@@ -249,6 +250,7 @@ class Decoder(nn.Module):
             self.head.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
+        self.report(tokens=tokens)
         x = self.embedding_tap(self.positions(self.embedding(tokens)))
         for block in self.blocks:
             x = block(x)

@@ -58,6 +58,11 @@ class Normalizer(nn.Module):
         """Whether a row's weights, learned sinks included, sum to one; otherwise masses are fractions of the total."""
         return self.options().get("normalizer", "softmax") in ("softmax", "off_by_one", "learnable_sink")
 
+    @property
+    def separable(self) -> bool:
+        """Whether each weight is a function of its own score, divided by exp(lse) of its row."""
+        return self.options().get("normalizer", "softmax") in ("softmax", "off_by_one", "learnable_sink", "sigmoid")
+
     @final
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Sequence[Statistic] = ()
@@ -83,6 +88,11 @@ class Normalizer(nn.Module):
         if not stats:
             return attention(q, k, v, gate=gate, **self.arguments()), {}
         return attention(q, k, v, gate=gate, stats=stats, **self.arguments())
+
+    def first_token_within(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight of each query on the first of the given tokens, and lse, both [B, H, T], of attention among these."""
+        _, rows = self.attend(q, k, v, None, ("first_key_mass", "lse"))
+        return rows["first_key_mass"], rows["lse"]
 
     def key_mass(self, q: Tensor, k: Tensor, lse: Tensor) -> Tensor | None:
         """Mass each key receives [B, H, T] float32, from `lse` of the same call; None where undefined."""

@@ -5,11 +5,13 @@ to an attention or a norm that it does not describe. B batch, T tokens, D channe
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 from torch import Tensor
 
+from sinks.observe.documents import Documents
 from sinks.stats import functional
 
 
@@ -44,6 +46,11 @@ class NormRecord:
         """Of each token's |input| [B, T], computed once for all groups."""
         return functional.token_median(self.input)
 
+    def of_documents(self, documents: Documents) -> "list[NormRecord]":
+        """A record of the documents of each length, as rows."""
+        names = ("input", "output", "divided", "normalized", "gate", "normed", "clipped")
+        return _split(self, names, documents)
+
 
 @dataclass
 class AttentionRecord:
@@ -64,7 +71,9 @@ class AttentionRecord:
         row_normalized: whether weights of a row, learned sinks included, sum to one.
         attend: values [B, n_kv_heads, T, head_dim] -> their sums by these weights, without a gate [B, H, T, head_dim];
             None with learned values.
-        masses: computes `key_mass` [B, H, T], None where it is not defined.
+        masses: q, k, lse -> `key_mass` [B, H, T], None where it is not defined.
+        within: q, k, v of parts of rows -> weight of each query on the first token of its part and lse, both [B, H, T],
+            of attention within the part. None where a weight is not a function of its own score over exp(lse).
     """
 
     q: Tensor | None = None
@@ -80,12 +89,38 @@ class AttentionRecord:
     out_weight: Tensor | None = None
     row_normalized: bool = True
     attend: Callable[[Tensor], Tensor] | None = None
-    masses: Callable[[], Tensor | None] | None = None
+    masses: Callable[[Tensor, Tensor, Tensor], Tensor | None] | None = None
+    within: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     @cached_property
     def key_mass(self) -> Tensor | None:
         """Mass each key receives from all queries [B, H, T]."""
-        return None if self.masses is None else self.masses()
+        if self.masses is None or self.q is None or self.k is None or self.lse is None:
+            return None
+        return self.masses(self.q, self.k, self.lse)
+
+    def of_documents(self, documents: Documents) -> "list[AttentionRecord]":
+        """Records of attention that runs across documents: weights are those of whole rows.
+
+        Returns:
+            First what concerns whole rows: entropy and largest logit. Then, of the documents of each length, what their
+            own queries put on their own keys; without `attend`, because outputs hold what other documents add.
+        """
+        rows = AttentionRecord(entropy=self.entropy, max_logit=self.max_logit, learned_sinks=self.learned_sinks)
+        own = replace(self, entropy=None, max_logit=None, attend=None)
+        if self.within is None:
+            own = replace(own, first_token_mass=None, masses=None)
+        names = ("q", "k", "v", "first_token_mass", "learned_sink_mass", "lse", "gate")
+        return [rows, *(part._from_own_first_token() for part in _split(own, names, documents, dim=2))]
+
+    def _from_own_first_token(self) -> "AttentionRecord":
+        """The same, with the mass on the document's first token in place of the row's."""
+        if self.first_token_mass is None:
+            return self
+        q, k, v, lse = self.q, self.k, self.v, self.lse
+        assert self.within is not None and q is not None and k is not None and v is not None and lse is not None  # noqa: PT018
+        mass, lse_within = self.within(q, k, v)
+        return replace(self, first_token_mass=mass * (lse_within - lse).exp())
 
 
 @dataclass
@@ -97,6 +132,10 @@ class ClipRecord:
     """
 
     clipped: Tensor
+
+    def of_documents(self, documents: Documents) -> "list[ClipRecord]":
+        """Itself: no token is apart."""
+        return [self]
 
 
 @dataclass
@@ -111,5 +150,16 @@ class UpdateRecord:
     residual: Tensor
     update: Tensor
 
+    def of_documents(self, documents: Documents) -> "list[UpdateRecord]":
+        """A record of the documents of each length, as rows."""
+        return _split(self, ("residual", "update"), documents)
+
 
 Record = NormRecord | AttentionRecord | ClipRecord | UpdateRecord
+Split = TypeVar("Split", NormRecord, AttentionRecord, UpdateRecord)
+
+
+def _split(record: Split, names: tuple[str, ...], documents: Documents, dim: int = 1) -> list[Split]:
+    """A record of the documents of each length; fields that are not named are shared."""
+    given = {name: getattr(record, name) for name in names if getattr(record, name) is not None}
+    return [replace(record, **part) for part in documents.split(given, dim)]  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ ROW_STATISTICS = {
 
 
 class Site(Protocol):
-    """A place that reports a record of every forward pass while there is a listener.
+    """A place that reports a record of every forward pass, or several of its documents, while there is a listener.
 
     Args:
         name: stable, e.g. `blocks.0.attention`.
@@ -59,7 +59,6 @@ class _AttentionSite:
 
     def _record(self, tensors: dict[str, Any]) -> AttentionRecord:
         q, k, normalizer = tensors["q"], tensors["k"], self._module.normalizer
-        lse = tensors.get("lse")
         return AttentionRecord(
             **{name: tensors.get(name) for name in ("q", "k", "v", "gate")},
             **{name: tensors.get(at) for name, at in ROW_STATISTICS.items()},
@@ -69,7 +68,8 @@ class _AttentionSite:
             attend=None
             if normalizer.learned_values
             else (lambda values: normalizer.attend(q.float(), k.float(), values, None)[0]),
-            masses=None if lse is None else (lambda: normalizer.key_mass(q, k, lse)),
+            masses=normalizer.key_mass,
+            within=normalizer.first_token_within if normalizer.separable else None,
         )
 
 

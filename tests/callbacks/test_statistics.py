@@ -57,6 +57,7 @@ def test_reports_are_off_before_backward_and_sampled_at_the_interval() -> None:
         ({"interval": 0}, "interval is 0, but must be at least 1"),
         ({"start": 0}, "start is 0"),
         ({"start": 10, "stop": 5}, "stop is 5, but must be at least 10"),
+        ({"document_start": -1}, r"statistics.document_start is -1, but must be at least 0"),
         ({"leave_out": ["nothing"]}, "'nothing', but groups are residual"),
     ],
 )

@@ -19,6 +19,9 @@ CASES: dict[str, tuple[list[str], float]] = {
     "fsdp2+checkpointing": (["--model.execution.activation_checkpointing=true"], 1e-6),
     "ddp+compile": (["--model.execution.compile=true"], 1e-6),
     "fsdp2+bf16": (["--trainer.precision=bf16-mixed"], 1e-2),
+    # Ranks have other numbers of documents, and so of queries.
+    "ddp+documents": (["--statistics.document_start=5"], 1e-6),
+    "fsdp2+documents": (["--statistics.document_start=5"], 1e-6),
 }
 STILL = ("--model.norm_rank=4", "--model.optimization.lr=1e-12")
 
@@ -36,12 +39,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunFolder
     return of
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow if "compile" in case else ()) for case in CASES]
-)
+SLOW = ("ddp+compile", "ddp+documents", "fsdp2+documents")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])
 def test_two_ranks_equal_one_process(case: str, alone: Callable[[str], RunFolder], tmp_path: Path) -> None:
     more, tolerance = CASES[case]
-    one = alone(case if case.split("+")[-1] in ("compile", "bf16") else "")
+    one = alone(case if case.split("+")[-1] in ("compile", "bf16", "documents") else "")
     two = run(tmp_path, case.split("+")[0], *STILL, *more)
     assert_same_statistics(two, one, tolerance)
     losses = [folder.series("validation/loss")[1] for folder in (one, two)]
