@@ -326,6 +326,7 @@ class Seam:
         if self.document_start is not None:
             self._documents = _documents_by_id(given, self.document_start, packed)
         if self._switches:
+            require_no_weights(stack, given)
             self._switch()
         self._pass = _Pass.current = _Pass(packed)
 
@@ -409,6 +410,17 @@ def _arguments(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     except TypeError:
         return {}
     return given | given.get("kwargs", {})
+
+
+def require_no_weights(stack: nn.Module, given: Mapping[str, Any]) -> None:
+    """Check that nobody waits for attention weights, of which a model would return none without an error.
+
+    Raises:
+        UserError: if they are asked for by the caller or the configuration.
+    """
+    asked = given.get("output_attentions")
+    if getattr(getattr(stack, "config", None), "output_attentions", False) if asked is None else asked:
+        raise UserError("output_attentions is true, but no weights exist while statistics are read: set it to false")
 
 
 def packed_documents(given: Mapping[str, Any]) -> Documents | None:

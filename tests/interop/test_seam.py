@@ -62,6 +62,18 @@ def test_a_mask_of_ones_and_ordinary_positions_change_nothing(name: str) -> None
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("name", ["Llama", "gpt-oss", "GPT-2", "OPT", "GPT-NeoX"])
+@pytest.mark.parametrize("configured", [False, True])
+def test_weights_that_would_be_missing_are_rejected(name: str, configured: bool) -> None:
+    model = build(name)
+    reader = reader_of(model)
+    model.config.output_attentions = configured
+    with pytest.raises(UserError, match="output_attentions is true, but no weights exist"), reader.reading():
+        model(tokens(), use_cache=False, **({} if configured else {"output_attentions": True}))
+    reader.stop()
+    assert model(tokens(), use_cache=False, output_attentions=True).attentions[-1].shape == (2, 4, 12, 12)
+
+
 def test_generation_is_rejected() -> None:
     model = build("Llama")
     with pytest.raises(UserError, match="the cache holds 12 tokens"), reader_of(model).reading():

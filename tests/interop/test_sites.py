@@ -268,6 +268,35 @@ def test_a_model_that_ignores_the_interface_is_rejected(name: str) -> None:
     assert model.config._attn_implementation == "eager"
 
 
+def test_a_model_that_accepts_the_name_and_ignores_it_is_rejected() -> None:
+    model = build("Bloom", implementation="sinks")  # it then has no mask either, and is not causal
+    with pytest.raises(UserError, match="0 of 4 attention layers of BloomForCausalLM"):
+        huggingface_sites(model)
+
+
+def skip(block: nn.Module, longer_than: int) -> None:
+    own = block.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return x if x.shape[1] > longer_than else own(x, *args, **kwargs)
+
+    block.forward = forward  # type: ignore[method-assign]
+
+
+def test_layers_that_do_not_call_are_counted() -> None:
+    model = build("Llama")
+    skip(blocks_of(model)[2], longer_than=0)
+    with pytest.raises(UserError, match="3 of 4 attention layers of LlamaForCausalLM"):
+        huggingface_sites(model)
+
+
+def test_layers_that_are_skipped_later_are_counted() -> None:
+    model = build("Llama")
+    skip(blocks_of(model)[2], longer_than=8)  # not in the pass that finds the modules
+    with pytest.raises(UserError, match="3 of 4 attention layers reported, but all must: do not skip layers"):
+        verify(model, tokens())
+
+
 def test_what_is_no_transformers_model_is_rejected() -> None:
     with pytest.raises(UserError, match="Linear is no transformers model: use sites_of, or give an Adapter"):
         huggingface_sites(nn.Linear(3, 3))  # type: ignore[arg-type]
