@@ -3,17 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
+from sinks.callbacks import SinkStatistics
 from sinks.errors import UserError
 from sinks.interop.sites import huggingface_sites
 from sinks.interop.trainer_callback import TrainerStatistics
 from sinks.observe import Reader
 from tests.interop.families import build, tokens
 from tests.interop.test_seam import FalconAdapter
+from tests.interop.test_training import Kept, Wrapped
 
 # Two rows of 12 tokens: a document of one token, two lengths in a row, and one length in both rows.
 LENGTHS = ((5, 1, 6), (7, 5))
@@ -177,6 +181,35 @@ def test_an_id_is_rejected_where_it_cannot_be_used() -> None:
         huggingface_sites(model, document_start=-1)
 
 
+def short(folder: Path, rows: int, steps: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=rows, report_to=[], save_strategy="no",
+        use_cpu=True, disable_tqdm=True, learning_rate=0.01, train_sampling_strategy="sequential",
+        logging_strategy="no",
+    )  # fmt: skip
+
+
+def test_the_id_in_training(tmp_path: Path) -> None:
+    """In Lightning and in transformers' own Trainer, at the first step."""
+    pytest.importorskip("accelerate")
+    scalars, _ = read(build("Llama").train(), [{"input_ids": MARKED, "use_cache": False}], start=BOS)
+    expected = {f"train/{key}": scalars[key] for key in ("attention/first_token_mass", "residual/max_abs_first_token")}
+
+    module, logger = Wrapped(build("Llama").train()), Kept()
+    lightning.Trainer(
+        accelerator="cpu", devices=1, max_steps=1, logger=logger, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[SinkStatistics(document_start=BOS)],
+    ).fit(module, DataLoader(MARKED, batch_size=2))  # type: ignore[arg-type]  # fmt: skip
+    assert {key: logger.logged[1][key] for key in expected} == pytest.approx(expected, rel=1e-5)
+
+    examples = [{"input_ids": ids, "labels": ids} for ids in MARKED]
+    trainer = Trainer(build("Llama"), short(tmp_path, 2, 1), train_dataset=examples)  # type: ignore[arg-type]
+    trainer.add_callback(TrainerStatistics(trainer, document_start=BOS))
+    trainer.train()
+    logged = next(entry for entry in trainer.state.log_history if "train/residual/max_abs" in entry)
+    assert {key: logged[key] for key in expected} == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_collator_that_packs_in_transformers_own_trainer(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     weights: list[dict[str, Tensor]] = []
@@ -186,13 +219,9 @@ def test_a_collator_that_packs_in_transformers_own_trainer(tmp_path: Path) -> No
             weights.append({name: value.clone() for name, value in kwargs["model"].state_dict().items()})
 
     examples = [ids[: 12 - 2 * (i % 4)] for i, ids in enumerate(tokens(6, 12))]
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=3, report_to=[], save_strategy="no",
-        use_cpu=True, disable_tqdm=True, learning_rate=0.01, train_sampling_strategy="sequential",
-        logging_strategy="no",
-    )  # fmt: skip
     trainer = Trainer(
-        build("Llama"), arguments, data_collator=DataCollatorWithFlattening(return_flash_attn_kwargs=True),
+        build("Llama"), short(tmp_path, 3, 2),
+        data_collator=DataCollatorWithFlattening(return_flash_attn_kwargs=True),
         train_dataset=[{"input_ids": ids.tolist()} for ids in examples],  # type: ignore[arg-type]
     )  # fmt: skip
     trainer.add_callback(TrainerStatistics(trainer, interval=2, groups=["mass", "residual", "keys"]))
