@@ -28,7 +28,7 @@ help:  ## show this help
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[hf,notebooks,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[hf,eval,notebooks,dev]"
 	@touch $@
 
 install: $(VENV)/.installed  ## build .venv (everything else does so by itself)

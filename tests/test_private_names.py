@@ -65,7 +65,13 @@ def test_no_class_overrides_a_private_name_of_lightning() -> None:
     for info in pkgutil.walk_packages(sinks.__path__, "sinks."):
         if info.name == "sinks.__main__" or info.name == "sinks.lightning_private":
             continue
-        for _, kind in inspect.getmembers(importlib.import_module(info.name), inspect.isclass):
+        try:
+            module = importlib.import_module(info.name)
+        except ModuleNotFoundError as error:
+            if str(error.name).split(".")[0] != "lm_eval":  # an extra that may be absent
+                raise
+            continue
+        for _, kind in inspect.getmembers(module, inspect.isclass):
             if kind.__module__ != info.name:
                 continue
             theirs = [base for base in kind.__mro__[1:] if base.__module__.startswith("lightning.")]

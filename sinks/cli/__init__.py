@@ -14,6 +14,7 @@ COMMANDS = {
     "check": ("sinks.cli.check", "test the properties of every variant on yours, or a model's sinks"),
     "plan": ("sinks.cli.plan", "count parameters, memory and operations, allocating nothing"),
     "analyze": ("sinks.cli.analyze", "find the sinks of a pretrained model, on a page"),
+    "evaluate": ("sinks.cli.evaluate", "run lm-eval's tasks on a run or a pretrained model"),
     "prepare": ("sinks.cli.prepare", "turn text into token chunks"),
     "grid": ("sinks.cli.grid", "train every run of an ablation, several at a time"),
     "value": ("sinks.cli.value", "print one number of a finished run"),
