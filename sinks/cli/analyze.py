@@ -43,7 +43,7 @@ def analyze(
         rows: number of rows.
         tokens: length of a row.
         bos: what every row begins with, may be repeated: what the tokenizer itself puts before a text (auto, the
-            default), nothing (none), or an id.
+            default), nothing (none), the start of a chat with the model's template (chat), or an id.
         batch_size: rows at a time.
         device: cpu, cuda, or auto: a GPU if there is one.
         dtype: of the weights.

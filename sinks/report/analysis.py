@@ -102,4 +102,4 @@ def names_of(analyses: list[Analysis]) -> list[str]:
 def bos_of(one: Analysis) -> str:
     """How rows begin."""
     bos = one.content["text"]["bos"]
-    return "no BOS" if bos is None else f"BOS {bos}"
+    return {None: "no BOS", "chat": "chat template"}.get(bos, f"BOS {bos}")

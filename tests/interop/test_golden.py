@@ -103,3 +103,24 @@ def test_residual_stream_on_16_rows_of_512(smollm2: Pretrained, bos: str) -> Non
     votes = np.bincount(dimension)
     if bos == "none":
         assert {d: n for d, n in enumerate(votes) if n} == {507: 26, 247: 21, 17: 12, 260: 1, 199: 1}
+
+
+def test_gains_at_the_massive_and_the_sink_dimensions(smollm2: Pretrained) -> None:
+    """|gain| over the median |gain| of its norm: the feed-forward norms shut out 507, and neither 247 nor 17."""
+    arrays = measured(smollm2, 2, 64, "none").statistics
+    gain = torch.from_numpy(arrays.arrays["norm/gain"][0]).abs()
+    relative = gain / gain.median(1, keepdim=True).values
+    sites = arrays.sites["norm"]
+    of = {
+        kind: torch.stack([relative[sites.index(f"blocks.{i}.{kind}.norm")] for i in range(30)])
+        for kind in ("attention", "feed_forward")
+    }
+    wrong = []
+    for dimension, golden in GOLDEN["gain"].items():
+        at = {kind: of[kind][:, int(dimension)] for kind in of}
+        found = {"head": relative[sites.index("head.norm"), int(dimension)]}
+        for kind, values in at.items():
+            found |= {f"{kind}_median": values.median(), f"{kind}_least": values.min(), f"{kind}_most": values.max()}
+            found[f"{kind}_late_median"] = values[12:29].median()
+        wrong += [(dimension, name, golden[name], x) for name, x in found.items() if not agrees(x, golden[name])]
+    assert wrong == []

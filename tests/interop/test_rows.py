@@ -8,6 +8,8 @@ import torch
 
 pytest.importorskip("transformers")
 
+from transformers import PreTrainedTokenizerFast
+
 from sinks.errors import UserError
 from sinks.interop.load import Pretrained, load_pretrained
 from sinks.interop.rows import read_rows
@@ -71,7 +73,7 @@ def test_the_default_text_is_the_standard_library(pretrained: Pretrained) -> Non
 
 @pytest.mark.parametrize("bos", ["300", "-1", "seven", "", "1.0", "\u0661"])
 def test_a_bos_that_is_no_id_is_one_line(bos: str, pretrained: Pretrained, text: str) -> None:
-    with pytest.raises(UserError, match="but must be auto, none or an id below 300"):
+    with pytest.raises(UserError, match="but must be auto, none, chat or an id below 300"):
         read_rows(pretrained, text, 1, 12, bos)
 
 
@@ -85,3 +87,39 @@ def test_a_tokenizer_of_another_model_is_one_line(text: str, tmp_path: Path) -> 
 def test_rows_of_nothing_are_one_line(rows: int, tokens: int, pretrained: Pretrained, text: str) -> None:
     with pytest.raises(UserError, match=r"(rows is 0|tokens is 1), but must be at least"):
         read_rows(pretrained, text, rows, tokens)
+
+
+TEMPLATE = "{% for message in messages %}<bos>{{ message.role }}: {{ message.content }}<bos>{% endfor %}"
+
+
+def with_template(pretrained: Pretrained, folder: Path, template: str | None) -> Pretrained:
+    fast = PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer().tokenizer)
+    fast.chat_template = template
+    fast.save_pretrained(folder)
+    return Pretrained(pretrained.model, pretrained.tokenizer, "tiny", folder, None)
+
+
+def test_a_row_is_the_beginning_of_a_chat(pretrained: Pretrained, text: str, tmp_path: Path) -> None:
+    rows = read_rows(with_template(pretrained, tmp_path / "chat", TEMPLATE), text, 3, 24, "chat")
+    start = [0, *tiny.tokenizer().encode("user: ")]
+    plain = read_rows(pretrained, text, 3, 24, "none").tokens
+    assert len(start) > 1
+    assert rows.tokens.tolist() == [start + row[: -len(start)] for row in plain.tolist()]
+    assert rows.bos == "chat"
+
+
+@pytest.mark.parametrize(
+    ("template", "tokens", "reason"),
+    [
+        (None, 24, "tiny has no chat template: give auto, none or an id"),
+        ("{{ raise_exception('no users here') }}", 24, "cannot be rendered .*no users here"),
+        ("{{ messages[0].content }}", 24, "puts nothing before a message"),
+        ("<bos>", 24, "puts nothing before a message"),
+        (TEMPLATE, 3, r"the start of a chat has \d+ tokens, but a row has 3: give --tokens more"),
+    ],
+)
+def test_a_chat_that_cannot_begin_is_one_line(
+    template: str | None, tokens: int, reason: str, pretrained: Pretrained, text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        read_rows(with_template(pretrained, tmp_path / "chat", template), text, 1, tokens, "chat")
