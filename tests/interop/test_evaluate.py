@@ -270,6 +270,25 @@ def test_few_shots_and_a_limit_are_those_of_the_command(place: Path, tmp_path: P
     assert found["options"] == {"limit": 2, "batch_size": 1, "max_length": CONTEXT, "prefix_token_id": 0}
 
 
+def test_a_group_has_the_mean_of_its_tasks(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(place / "tasks" / "manager.py"))
+    tasks = write_tasks(tmp_path / "tasks")
+    other = yaml.safe_load((tasks / "tiny_choices.yaml").read_text()) | {"task": "other", "doc_to_target": 0}
+    group = {"group": "all", "task": ["tiny_choices", "other"], "aggregate_metric_list": [{"metric": "acc"}]}
+    for name, content in (("other", other), ("all", group)):
+        (tasks / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    arguments = [str(place / "run"), "--tasks=all", f"--include={tasks}", f"--out={tmp_path}"]
+    assert main(["evaluate", *arguments]) == 0
+    found = {
+        name: one["acc,none"] for name, one in json.loads((tmp_path / "results.json").read_text())["results"].items()
+    }
+    assert found["tiny_choices"] != found["other"]
+    assert found["all"] == pytest.approx((found["tiny_choices"] + found["other"]) / 2)
+    assert "|Groups|" in capsys.readouterr().out.replace(" ", "")
+
+
 def test_another_prefix_token_gives_other_numbers(place: Path, tmp_path: Path) -> None:
     own, other = (evaluated(place, "run", tmp_path / str(i), f"--prefix_token_id={i}") for i in (0, 7))
     assert [found["options"]["prefix_token_id"] for found in (own, other)] == [0, 7]
@@ -298,6 +317,8 @@ def test_mistakes_are_one_line_and_write_nothing(
         (tasks / f"{name}.yaml").write_text(
             yaml.safe_dump(remote | {"task": name, "dataset_path": data, "dataset_kwargs": files})
         )
+    unsafe = yaml.safe_load((tasks / "tiny_texts.yaml").read_text()) | {"task": "unsafe", "unsafe_code": True}
+    (tasks / "unsafe.yaml").write_text(yaml.safe_dump(unsafe))
     tiny("llama", vocab_size=36).save_pretrained(tmp_path / "synthetic-model")
     assert main(["import", str(tmp_path / "synthetic-model"), *SMALL, f"--run.dir={tmp_path / 'synthetic'}"]) == 0
     shutil.copytree(place / "run", tmp_path / "no-checkpoint", ignore=shutil.ignore_patterns("*.ckpt"))
@@ -311,6 +332,7 @@ def test_mistakes_are_one_line_and_write_nothing(
         ([run, known, "--include=nowhere"], "there is no folder nowhere of task files"),
         ([run, "--tasks=remote"], "remote could not be loaded (Couldn't reach 'nobody/nothing' on the Hub"),
         ([run, "--tasks=moved"], "moved could not be loaded (Unable to find"),
+        ([run, "--tasks=unsafe"], "unsafe runs code that the model writes"),
         ([run, known, "--limit=0"], "limit is 0"),
         ([run, known, "--num_fewshot=-1"], "num_fewshot is -1"),
         ([run, known, "--batch_size=0"], "batch_size is 0"),
