@@ -14,9 +14,11 @@ PACKAGES = ("torch", "triton", "lightning", "torchmetrics", "litdata", "numpy", 
 
 
 def _git(*arguments: str) -> str | None:
+    # With its locks, `git status` rewrites the index, and one that is killed leaves a lock that stops the next commit.
+    command = ["git", "--no-optional-locks", *arguments]
     try:
         result = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, timeout=10, cwd=Path(__file__).parent, check=True
+            command, capture_output=True, text=True, timeout=10, cwd=Path(__file__).parent, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

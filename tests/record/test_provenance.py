@@ -1,5 +1,8 @@
 """Fingerprints distinguish runs by what they compute differently, and nothing else; provenance is complete anywhere."""
 
+import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,6 +108,24 @@ def test_outside_a_checkout_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) 
     assert found["commit"] is None
     assert found["dirty"] is None
     assert module._version("no-such-package") is None
+
+
+def test_git_is_asked_without_writing_to_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a run killed while it asks would leave a lock in the user's repository."""
+
+    def git(*arguments: str) -> None:
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *author, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "file").write_text("content")
+    git("init")
+    git("add", "file")
+    git("commit", "-m", "message")
+    os.utime(tmp_path / "file", (0, 0))  # `git status` would read the file again, and note that in the index
+    before = (tmp_path / ".git/index").read_bytes()
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "provenance.py"))
+    assert provenance()["dirty"] is False
+    assert (tmp_path / ".git/index").read_bytes() == before
 
 
 def test_options_that_were_added_later_do_not_change_a_run_that_leaves_them_out() -> None:
