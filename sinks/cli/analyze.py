@@ -29,6 +29,7 @@ def analyze(
     batch_size: int = 2,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
+    stream: bool = False,
     out: Path = Path("runs/analysis"),
     cache: Path = Path("data"),
     trust_remote_code: bool = False,
@@ -47,6 +48,7 @@ def analyze(
         batch_size: rows at a time.
         device: cpu, cuda, or auto: a GPU if there is one.
         dtype: of the weights.
+        stream: read the weights of a block from disk when it runs, for a model larger than memory.
         out: folder of the page, and of the run folders in it: MODEL/TEXT-bos-BOS.
         cache: folder that holds converted .gguf files.
         trust_remote_code: whether code that a model brings may run.
@@ -62,6 +64,8 @@ def analyze(
     from sinks.interop.extra import require_extra
 
     require_extra("transformers")
+    from logging import ERROR, getLogger
+
     import torch
     from transformers.utils import logging
 
@@ -72,9 +76,10 @@ def analyze(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    getLogger("accelerate").setLevel(ERROR)
     chosen = device_of(device)
     for name in models:
-        pretrained = load_pretrained(name, chosen, getattr(torch, dtype), trust_remote_code, cache)
+        pretrained = load_pretrained(name, chosen, getattr(torch, dtype), trust_remote_code, cache, stream)
         for source, policy in product(texts, policies):
             found = read_rows(pretrained, source, rows, tokens, policy)
             folder, unchanged = analyze_rows(pretrained, found, places[name, source, policy], batch_size, progress)

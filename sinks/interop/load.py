@@ -3,10 +3,14 @@
 Weights are read from safetensors only: a pickle can run code.
 """
 
+import math
 import re
+import weakref
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,6 +58,7 @@ def load_pretrained(
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     cache: str | Path = "data",
+    stream: bool = False,
 ) -> Pretrained:
     """A causal language model and its tokenizer.
 
@@ -63,18 +68,29 @@ def load_pretrained(
         dtype: of the weights.
         trust_remote_code: whether code that the model brings may run.
         cache: folder that holds converted .gguf files.
+        stream: leave the weights on disk, and read those of a block when it runs; for inference only. Those that are
+            stored in another layout than used, e.g. of experts, are copied to a temporary folder while the model lives.
 
     Raises:
         UserError: if there is no such model, it is no causal language model that transformers knows, it brings code of
             its own that is not trusted, or weights or tokenizer are missing or damaged.
     """
-    require_extra("transformers")
+    require_extra("transformers", *(["accelerate"] if stream else []))
     folder = folder_of(name, cache, trust_remote_code)
     config = _read_config(folder, name, trust_remote_code)
     weight_files(folder)
     tokenizer, bos = _read_tokenizer(folder, name, trust_remote_code)
-    model = _read_model(folder, name, config, dtype, trust_remote_code).to(device).eval()
-    _check_causal(model, name)
+    with ExitStack() as stack:
+        offload = stack.enter_context(TemporaryDirectory(prefix="sinks-")) if stream else None
+        model = _read_model(folder, name, config, dtype, trust_remote_code, offload)
+        if stream:
+            from sinks.interop.stream import stream_weights
+
+            stream_weights(model, device)
+            weakref.finalize(model, stack.pop_all().close)
+        else:
+            model.to(device)
+    _check_causal(model.eval(), name)
     return Pretrained(model, tokenizer, name, folder, bos)
 
 
@@ -164,9 +180,13 @@ def _read_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> tuple["
     return tokenizer, leading_special_token(backend or tokenizer)
 
 
-def _read_model(folder: Path, name: str, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def _read_model(
+    folder: Path, name: str, config: Any, dtype: torch.dtype, trust_remote_code: bool, offload: str | None
+) -> Any:
+    """With a folder for weights that are not stored as they are used, all stay on disk."""
     from transformers import AutoModelForCausalLM
 
+    placed = {} if offload is None else {"device_map": {"": "disk"}, "offload_folder": offload}
     with reading(f"the weights of {name}"):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -175,6 +195,7 @@ def _read_model(folder: Path, name: str, config: Any, dtype: torch.dtype, trust_
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **placed,
         )
     # transformers would initialize what is missing at random.
     missing = sorted(info["missing_keys"])
@@ -194,6 +215,11 @@ def _check_causal(model: Any, name: str) -> None:
     changed[0, -1] = 0
     before, after = (model(row, use_cache=False).logits[0, :-1].float() for row in (tokens, changed))
     difference, largest = (before - after).abs().max().item(), before.abs().max().item()
+    if not math.isfinite(largest):
+        raise UserError(
+            f"the logits of {name} are not finite: restore its weights, use float32, or do not stream them "
+            "(its modules may use one another's)"
+        )
     if difference > torch.finfo(model.dtype).eps ** 0.5 * largest:  # experts round differently with other tokens
         raise UserError(
             f"{name} is no causal language model: its logits change by {difference:.2g} of {largest:.2g} with a later "
