@@ -21,7 +21,7 @@ ARCHIVE ?=
 GPU_REPORT_DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install ablation ablation-text ablation-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench clean
+.PHONY: help install ablation ablation-text ablation-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench bench-analysis clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -119,6 +119,9 @@ test-oldest: .venv-oldest/.installed  ## the kernel tests on the oldest supporte
 bench: $(VENV)/.installed  ## time a training step beside Hugging Face's Llama and litgpt's GPT, and what statistics cost
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.attention_cpu
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training_step
+
+bench-analysis: smollm2  ## what the analysis of SmolLM2 costs beside a plain forward pass, and beside TransformerLens if installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.analysis_speed
 
 clean:  ## remove runs and caches, keep .venv
 	rm -rf $(call quoted,$(RUNS)) .pytest_cache .mypy_cache .ruff_cache
