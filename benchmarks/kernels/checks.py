@@ -11,10 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from sink_kernels import attention_op
 from sink_kernels.attention import attention
 from sink_kernels.gated_norm import gated_norm
-from sink_kernels.key_mass import key_mass
 from sink_kernels.options import STATISTICS, Options
 from sink_kernels.validation import validate_scores
 from torch import Tensor
@@ -150,7 +148,7 @@ def gradients(out: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def attention_checks(call: Call, dtype: torch.dtype) -> dict[str, Check]:
-    """Output, every gradient, every statistic and the key mass of the Triton attention in `dtype`.
+    """Output, every gradient, and every statistic of the Triton attention in `dtype`.
 
     A GPU multiplies float32 in three TF32 passes and approximates exp, hence the wider limits.
     """
@@ -170,15 +168,13 @@ def attention_checks(call: Call, dtype: torch.dtype) -> dict[str, Check]:
         error = _finite((grad.double() - exact_grad).norm() / scale)
         checks[f"gradient of {name}"] = Check(error, of_sink if name == "sink" else of_grads)
 
-    _, stats = own.run(attention, backend="triton", stats=STATISTICS)
-    _, expected_stats = exact.run(attention, backend="reference", stats=STATISTICS)
+    numbers = own.q.detach().float().norm(dim=-1)
+    _, stats = own.run(attention, backend="triton", stats=STATISTICS, numbers=numbers)
+    _, expected_stats = exact.run(attention, backend="reference", stats=STATISTICS, numbers=numbers)
     for name, value in stats.items():
         scale = expected_stats[name].abs().max().clamp_min(1.0)
         checks[name] = Check(_finite((value - expected_stats[name]).abs().max() / scale), 4 * of_stats)
-    flat = attention_op.flat(own.resolved())
-    mass = attention_op.key_mass(own.q.detach(), own.k.detach(), stats["lse"], *flat)
-    exact_mass = key_mass(exact.q, exact.k, expected_stats["lse"], **call.options)
-    return checks | {"key mass": Check(relative_error(mass, exact_mass), 4 * of_stats)}
+    return checks
 
 
 def make_norm_inputs(

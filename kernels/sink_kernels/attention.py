@@ -36,7 +36,13 @@ def attention(  # type: ignore[overload-overlap]
 
 @overload
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, stats: Sequence[Statistic], **arguments: Unpack[_Arguments]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    stats: Sequence[Statistic],
+    numbers: Tensor | None = None,
+    **arguments: Unpack[_Arguments],
 ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
@@ -54,6 +60,7 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     stats: Sequence[Statistic] = (),
+    numbers: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
     """Causal attention. See `sink_kernels.reference` for the formulas of every normalizer.
@@ -74,6 +81,7 @@ def attention(
         window: number of keys a query sees, including its own; all by default.
         softcap: limit of the scaled logits, s <- cap * tanh(s / cap).
         stats: names of the statistics to return (below).
+        numbers: one per key and query head [B, H, T], for the statistic `weighted_sum`; only with `stats`.
         backend: "auto" uses "triton" on a GPU and "flash" on the CPU if they support the call, else "reference".
             "triton": everything except clipped_softmax, functions and float64, D up to 256. "flash": softmax,
             off_by_one and learnable_sink. "fa4": the same without softcap, by an installed FlashAttention-4. A named
@@ -83,15 +91,18 @@ def attention(
         out [B, H, T, D] in q's dtype, or (out, {name: Tensor}) if `stats` is not empty. Under torch.autocast q, k and v
         are cast first, as in torch's own attention.
 
-    Statistics, each [B, H, T] float32 and not differentiable, one number per query:
+    Statistics, each [B, H, T] float32 and not differentiable, one number per query (key_mass: per key):
         lse: log of the row's denominator, sink included; for clipped_softmax that of the inner softmax; for
             sigmoid the log of the row's total mass, log sum_j sigmoid(s_ij + bias); for a function likewise.
         first_key_mass: weight on key 0.
         sink_mass: weight on the sink, exp(sink - lse); 0 without a sink.
         entropy: of the row's weights in nats, including the sink's.
         max_logit: largest s_ij; neither the sink nor the sigmoid's bias counts.
-    The rows of sigmoid, clipped_softmax and a function need not sum to 1: first_key_mass and entropy are those of the
-    row *renormalized* to sum to 1, a proxy. A clipped row or a function's may be empty: both are then 0.
+        key_mass: what a key receives from all queries, sum_i P_ij; see `sink_kernels.key_mass`.
+        weighted_sum: sum_j P_ij x_j of the `numbers` x, returned where these are given.
+    The rows of sigmoid, clipped_softmax and a function need not sum to 1: first_key_mass, entropy, key_mass and
+    weighted_sum are those of the row *renormalized* to sum to 1, a proxy. A clipped row or a function's may be empty:
+    all are then 0.
     """
     device_type = q.device.type
     if torch.is_autocast_enabled(device_type) and q.dtype != torch.float64:
@@ -110,9 +121,10 @@ def attention(
         window=window,
         softcap=softcap,
         stats=stats,
+        numbers=numbers,
         backend=backend,
     )
-    out, taken = _backend(backend, q, options).attend(q, k, v, sink, gate, options, stats)
+    out, taken = _backend(backend, q, options).attend(q, k, v, sink, gate, options, stats, numbers)
     return (out, taken) if stats else out
 
 

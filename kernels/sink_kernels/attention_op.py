@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sink_kernels.launching import triton_unsupported
@@ -33,8 +34,9 @@ def unsupported(q: Tensor, options: Options) -> str | None:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options, stats: Sequence[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options,
+    stats: Sequence[str], numbers: Tensor | None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
     # The total of a sigmoid row is a statistic; that of a softmax row is computed anyway.
     row_stats = "entropy" in stats or "max_logit" in stats or (options.normalizer == "sigmoid" and len(stats) > 0)
@@ -49,7 +51,29 @@ def attend(
                 taken["sink_mass"] = (logit - lse).exp()
             else:
                 taken["sink_mass"] = torch.zeros_like(lse)
-    return out, {name: taken[name] for name in stats}
+    with torch.no_grad():
+        if "key_mass" in stats:
+            taken["key_mass"] = key_mass(q, k, lse, *flat(options))
+        found = {name: taken[name] for name in stats}
+        return out, found if numbers is None else found | {"weighted_sum": _weighted_sum(q, k, sink, options, numbers)}
+
+
+def _weighted_sum(q: Tensor, k: Tensor, sink: Tensor | None, options: Options, numbers: Tensor) -> Tensor:
+    """sum_j P_ij x_j [B, H, T] of numbers x, by one more forward pass in float32 that attends to them.
+
+    The g-th query head of a key head reads channel g of the values. The other channels are 1 and give the row's total
+    mass, so one is needed more than there are query heads; queries and keys are padded where they have fewer.
+    """
+    group = q.shape[1] // k.shape[1]
+    width = max(q.shape[3], group + 1)
+    q, k = (F.pad(x.float(), (0, width - x.shape[3])) for x in (q, k))
+    values = F.pad(numbers.float().unflatten(1, (-1, group)).transpose(2, 3), (0, width - group), value=1.0)
+    out, *_ = attention_forward(q, k, values, sink, None, *flat(options), False, False)
+    grouped = out.unflatten(1, (-1, group))
+    sums = grouped[..., :group].diagonal(dim1=2, dim2=4).transpose(2, 3)
+    if options.renormalized:
+        sums = sums / grouped[..., group].clamp_min(torch.finfo(torch.float32).tiny)
+    return sums.flatten(1, 2)
 
 
 @torch.library.custom_op("sink_kernels::attention_forward", mutates_args=())

@@ -35,8 +35,9 @@ def unsupported(q: Tensor, options: Options) -> str | None:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options, stats: Sequence[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options,
+    stats: Sequence[str], numbers: Tensor | None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
     flash_attn_func = importlib.import_module("flash_attn.cute.interface").flash_attn_func
     if options.has_sink:
@@ -55,7 +56,7 @@ def attend(
     if gate is not None:
         opened = torch.sigmoid(gate).to(out.dtype)
         out = out * (opened if gate.dim() == 4 else opened.unsqueeze(-1))
-    return out, statistics(q, k, lse.detach(), sink, options, stats)
+    return out, statistics(q, k, lse.detach(), sink, options, stats, numbers)
 
 
 def _installed() -> bool:

@@ -51,8 +51,9 @@ def unsupported(q: Tensor, options: Options) -> str | None:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options, stats: Sequence[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options,
+    stats: Sequence[str], numbers: Tensor | None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     if options.has_sink and sink is None:
@@ -67,7 +68,7 @@ def attend(
     if gate is not None:
         opened = torch.sigmoid(gate).to(out.dtype)
         out = out * (opened if gate.dim() == 4 else opened.unsqueeze(-1))
-    return out, statistics(q, k, lse, sink, options, stats)
+    return out, statistics(q, k, lse, sink, options, stats, numbers)
 
 
 def _widens(q: Tensor) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sink_kernels import attention_op, reference
 from sink_kernels.options import Normalizer, NormalizerFunction
-from sink_kernels.row_blocks import logit_blocks
+from sink_kernels.row_blocks import block_statistics, logit_blocks
 from sink_kernels.validation import validate_scores
 
 
@@ -24,6 +24,8 @@ def key_mass(
     softcap: float | None = None,
 ) -> Tensor:
     """Mass each key receives from all queries: sum_i P_ij, [B, H, T] in float32, not differentiable.
+
+    `attention` returns the same as its statistic `key_mass`, on a CPU for less.
 
     Args:
         q: queries [B, H, T, D].
@@ -53,17 +55,18 @@ def key_mass(
             logits = reference.causal_logits(q.to(wide), repeated, options)
             weights = reference.normalize(logits, None, options)
             return (weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(wide).tiny)).sum(2).float()
+        if not options.renormalized:
+            return block_statistics(q, k, lse.to(wide), None, options, ("key_mass",), None)["key_mass"].float()
         mass = torch.zeros(q.shape[:3], dtype=wide, device=q.device)
         for rows, keys, blocks in logit_blocks(q, k, options):
             logits = blocks.flatten(1, 2)
             row_lse = lse[:, :, rows].to(logits.dtype).unsqueeze(-1)
-            if options.bias is not None:
+            if options.clip is None:
+                assert options.bias is not None
                 weights = torch.sigmoid(logits + options.bias) / row_lse.exp()
             else:
-                weights = (logits - row_lse).exp()
-            if options.clip is not None:
                 gamma, zeta = options.clip
-                weights = ((zeta - gamma) * weights + gamma).clamp(0.0, 1.0)
+                weights = ((zeta - gamma) * (logits - row_lse).exp() + gamma).clamp(0.0, 1.0)
                 weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
             mass[:, :, keys] += weights.sum(2)
         return mass.float()

@@ -24,8 +24,9 @@ from sink_kernels.options import Options
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options, stats: Sequence[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, gate: Tensor | None, options: Options,
+    stats: Sequence[str], numbers: Tensor | None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Attention of q [B, H, T, D] over k, v [B, Hkv, T, D]: out [B, H, T, D] in q's dtype, statistics [B, H, T]."""
     with torch.autocast(q.device.type, enabled=False):
         wide = torch.promote_types(q.dtype, torch.float32)
@@ -37,7 +38,7 @@ def attend(
         if gate is not None:
             out = out * torch.sigmoid(gate.to(wide) if gate.dim() == 4 else gate.to(wide).unsqueeze(-1))
         with torch.no_grad():
-            taken = statistics(logits.detach(), weights.detach(), sink_logit, options, stats)
+            taken = statistics(logits.detach(), weights.detach(), sink_logit, options, stats, numbers)
         return out.to(q.dtype), taken
 
 
@@ -74,10 +75,11 @@ def normalize(logits: Tensor, sink_logit: Tensor | None, options: Options) -> Te
 
 
 def statistics(
-    logits: Tensor, weights: Tensor, sink_logit: Tensor | None, options: Options, names: Sequence[str]
-) -> dict[str, Tensor]:
+    logits: Tensor, weights: Tensor, sink_logit: Tensor | None, options: Options,
+    names: Sequence[str], numbers: Tensor | None,
+) -> dict[str, Tensor]:  # fmt: skip
     """The named statistics [B, H, T] in float32; defined in `sink_kernels.attention`."""
-    if not names:
+    if not names and numbers is None:
         return {}
     # An empty row has no mass on any key and no entropy.
     mass = weights.sum(-1).clamp_min(torch.finfo(weights.dtype).tiny) if options.renormalized else weights.new_ones(())
@@ -90,6 +92,8 @@ def statistics(
             value = logits.amax(-1)
         elif name == "first_key_mass":
             value = weights[..., 0] / mass
+        elif name == "key_mass":
+            value = (weights / mass.unsqueeze(-1)).sum(2)
         elif name == "sink_mass":
             value = torch.zeros_like(lse) if sink_logit is None else (sink_logit.squeeze(-1) - lse).exp()
         else:
@@ -100,6 +104,8 @@ def statistics(
                 sink_mass = (sink_logit.squeeze(-1) - lse).exp()
                 value = value - torch.special.xlogy(sink_mass, sink_mass)
         taken[name] = value.float()
+    if numbers is not None:
+        taken["weighted_sum"] = ((weights @ numbers.to(weights.dtype).unsqueeze(-1)).squeeze(-1) / mass).float()
     return taken
 
 

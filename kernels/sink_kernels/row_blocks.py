@@ -1,7 +1,7 @@
 """Passes over the attention matrix a block of rows at a time, given the lse: never a T x T matrix.
 
-Values that the fused forward does not return (entropy, the largest logit, the mass of each key) are recomputed from q,
-k and the saved lse, at the cost of q k^T.
+Values that the fused forward does not return (entropy, the largest logit, the mass of each key, weighted sums) are
+recomputed from q, k and the saved lse, all in one pass, at the cost of q k^T.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from sink_kernels.masks import forbidden
 from sink_kernels.options import Options
 
-# 4 MB of float32: a block that stays in a core's cache.
-_BLOCK_ELEMENTS = 2**20
+# 0.5 MB of float32: a block that stays in a core's cache.
+_BLOCK_ELEMENTS = 2**17
 
 
 def logit_blocks(q: Tensor, k: Tensor, options: Options) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -39,16 +39,27 @@ def logit_blocks(q: Tensor, k: Tensor, options: Options) -> Iterator[tuple[slice
         if options.softcap is not None:
             logits = options.softcap * torch.tanh(logits / options.softcap)
         logits = logits.view(batch, kv_heads, heads // kv_heads, stop - start, stop - first)
-        mask = forbidden(positions[rows], positions[keys], options.window)
-        yield rows, keys, logits.masked_fill(mask, float("-inf"))
+        # Without a window all of the rows see the keys before the first of them.
+        near = slice(start if options.window is None else first, stop)
+        mask = forbidden(positions[rows], positions[near], options.window)
+        logits[..., near.start - first :].masked_fill_(mask, float("-inf"))
+        yield rows, keys, logits
 
 
 def statistics(
-    q: Tensor, k: Tensor, lse: Tensor, sink: Tensor | None, options: Options, names: Sequence[str]
-) -> dict[str, Tensor]:
-    """The named statistics [B, H, T] in float32 of the softmax kinds; `sink` [H] or None for no sink."""
-    if not names:
-        return {}
+    q: Tensor, k: Tensor, lse: Tensor, sink: Tensor | None, options: Options,
+    names: Sequence[str], numbers: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The named statistics [B, H, T] in float32 of the softmax kinds, and `weighted_sum` where there are numbers.
+
+    Args:
+        q, k: queries [B, H, T, D] and keys [B, Hkv, T, D].
+        lse: [B, H, T], sink included.
+        sink: [H]; None for no sink.
+        options: of the call.
+        names: of statistics.
+        numbers: [B, H, T], one per key.
+    """
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         logit = None if sink is None else sink.to(lse.dtype).view(1, -1, 1)
         taken: dict[str, Tensor] = {}
@@ -59,30 +70,43 @@ def statistics(
                 taken[name] = first_key_mass(q, k, lse, options)
             elif name == "sink_mass":
                 taken[name] = torch.zeros_like(lse) if logit is None else (logit - lse).exp()
-        if "entropy" in names or "max_logit" in names:
-            taken["entropy"], taken["max_logit"] = entropy_and_max_logit(q, k, lse, logit, options)
-        return {name: taken[name].float() for name in names}
+        if numbers is not None or {"entropy", "max_logit", "key_mass"} & {*names}:
+            taken |= block_statistics(q, k, lse, logit, options, names, numbers)
+        wanted = names if numbers is None else (*names, "weighted_sum")
+        return {name: taken[name].float() for name in wanted}
 
 
-def entropy_and_max_logit(
-    q: Tensor, k: Tensor, lse: Tensor, sink_logit: Tensor | None, options: Options
-) -> tuple[Tensor, Tensor]:
-    """(entropy, max_logit), both [B, H, T], of the softmax kinds: H_i = lse_i - sum_j P_ij s_ij - P_i,sink sink_h."""
-    entropies, maxima = [], []
-    for rows, _, logits in logit_blocks(q, k, options):
-        flat = logits.flatten(1, 2)
+def block_statistics(
+    q: Tensor, k: Tensor, lse: Tensor, sink_logit: Tensor | None, options: Options,
+    names: Sequence[str], numbers: Tensor | None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Those of the named statistics that need every weight, P_ij = exp(t_ij) with t = s - lse, in one pass.
+
+    The entropy is H_i = -sum_j P_ij t_ij - P_i,sink t_i,sink.
+    """
+    taken = {name: torch.zeros_like(lse) for name in ("entropy", "max_logit", "key_mass") if name in names}
+    if numbers is not None:
+        taken["weighted_sum"] = torch.empty_like(lse)
+        numbers = numbers.to(lse.dtype).unsqueeze(2)
+    for rows, keys, logits in logit_blocks(q, k, options):
         row_lse = lse[:, :, rows]
-        maxima.append(flat.amax(-1))
-        weights = (flat - row_lse.unsqueeze(-1)).exp()
-        # 0 * -inf at forbidden keys is NaN; they contribute nothing.
-        expected = (weights * flat.clamp_min(torch.finfo(flat.dtype).min)).sum(-1)
-        entropies.append(row_lse - expected)
-    entropy = torch.cat(entropies[::-1], dim=-1)
-    if sink_logit is not None:
-        sink_mass = (sink_logit - lse).exp()
+        t = logits.flatten(1, 2).sub_(row_lse.unsqueeze(-1))
+        if "max_logit" in taken:
+            taken["max_logit"][:, :, rows] = t.amax(-1) + row_lse
+        weights = t.exp()
+        if "key_mass" in taken:
+            taken["key_mass"][:, :, keys] += weights.sum(2)
+        if numbers is not None:
+            # On a CPU a product of a matrix and a vector takes six times as long.
+            taken["weighted_sum"][:, :, rows] = (weights * numbers[..., keys]).sum(-1)
+        if "entropy" in taken:
+            # 0 * -inf at forbidden keys is NaN; they contribute nothing.
+            taken["entropy"][:, :, rows] = -t.clamp_min_(torch.finfo(t.dtype).min).mul_(weights).sum(-1)
+    if "entropy" in taken and sink_logit is not None:
+        sink_t = sink_logit - lse
         # A sink at -inf holds no mass and adds nothing.
-        entropy = entropy - sink_mass * sink_logit.clamp_min(torch.finfo(lse.dtype).min)
-    return entropy, torch.cat(maxima[::-1], dim=-1)
+        taken["entropy"] -= sink_t.exp() * sink_t.clamp_min(torch.finfo(lse.dtype).min)
+    return taken
 
 
 def first_key_mass(q: Tensor, k: Tensor, lse: Tensor, options: Options) -> Tensor:

@@ -27,6 +27,7 @@ def validate_attention(
     window: int | None,
     softcap: float | None,
     stats: Sequence[str],
+    numbers: Tensor | None,
     backend: str,
 ) -> Options:
     """Check every argument of `attention`; return its resolved options. Takes a few microseconds."""
@@ -70,6 +71,14 @@ def validate_attention(
     for name in stats:
         if name not in STATISTICS:
             raise ValueError(f"unknown statistic {name!r}: choose among {', '.join(STATISTICS)}")
+    if numbers is not None:
+        if not stats:
+            raise ValueError("numbers without stats: the sums of numbers are a statistic; name others, e.g. ('lse',)")
+        if numbers.shape != shape[:3] or not numbers.is_floating_point() or numbers.device != q.device:
+            raise ValueError(
+                f"numbers are {tuple(numbers.shape)} {numbers.dtype} on {numbers.device}: they must be floating point, "
+                f"one per key and query head, [B, H, T] = {tuple(shape[:3])}, on {q.device}"
+            )
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose among {', '.join(BACKENDS)}")
     return options

@@ -21,13 +21,13 @@ from sinks.interop.rows import TextRows
 from sinks.interop.sites import huggingface_sites
 from sinks.interop.verify import verify
 from sinks.models.cross_entropy import cross_entropy
-from sinks.observe import Reader
+from sinks.observe import NormRecord, Reader, Record
 from sinks.observe.sites import Site
 from sinks.record import RunFolder, Statistics
 from sinks.record.fingerprint import config_fingerprint, reject_another_run
 from sinks.record.lock import run_lock
 from sinks.record.provenance import provenance
-from sinks.stats.functional import uniform_first_token_mass
+from sinks.stats import functional
 
 STAGE = "analysis"
 
@@ -65,28 +65,23 @@ def measure(
         progress: whether to show a line on a terminal.
     """
     batches = tokens.split(batch_size)
-    dimensions = sink_dimensions(model, sites, batches[0])
     detection = Detection()
-    reader = Reader(sites, listener=detection.take)
-    reader.dimensions = dimensions
+
+    def take(site: str, record: Record) -> None:
+        if isinstance(record, NormRecord) and site not in reader.dimensions:
+            reader.dimensions[site] = functional.choose_sink_dimensions(functional.mean_abs(record.input))
+        detection.take(site, record)
+
+    reader = Reader(sites, listener=take)
     losses = []
     with reader.reading():
         for batch in _shown(batches, progress):
             detection.start_batch(batch)
             losses.append(row_losses(model, batch))
     scalars, statistics = reader.summarize()
-    scalars["attention/first_token_mass_uniform"] = uniform_first_token_mass(tokens.shape[1])
+    scalars["attention/first_token_mass_uniform"] = functional.uniform_first_token_mass(tokens.shape[1])
     found = detection.results(lambda i: pretrained.tokenizer.decode([i], skip_special_tokens=False))
     return Measured(torch.cat(losses).double().mean().item(), scalars, statistics, found)
-
-
-def sink_dimensions(model: nn.Module, sites: Sequence[Site], batch: Tensor) -> dict[str, Tensor]:
-    """The sink dimensions [1] of every norm site, as one batch has them."""
-    reader = Reader(sites, groups=["residual"])
-    with reader.reading():
-        row_losses(model, batch)
-    reader.choose_dimensions(reader.totals())
-    return reader.dimensions
 
 
 @torch.no_grad()

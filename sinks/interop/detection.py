@@ -123,8 +123,9 @@ class Detection:
 
     def _take_stream(self, site: str, record: NormRecord) -> None:
         assert self._tokens is not None
-        massive = functional.massive_tokens(record.input).cpu()
-        peak = record.input.float().abs().amax(-1).cpu()
+        peak = record.largest[..., 0]  # [B, T]
+        massive = functional.massive_tokens(peak, record.sample_median).cpu()
+        peak = peak.cpu()
         stream = self._streams.setdefault(site, _Stream())
         for row, position in massive.nonzero().tolist():
             token, size = (position, int(self._tokens[row, position])), float(peak[row, position])
@@ -141,13 +142,14 @@ class Detection:
     def _keep_sample(self, site: str, record: NormRecord) -> None:
         """Keep |h| of the first row at the site with the strongest residual sink, where it is largest."""
         h = record.input[:1]
-        found = functional.residual_statistics(functional.residual_accumulators(h, record.median[:1]))
-        if not float(found["sink_score"]) > self._sample_score:
+        mean_abs = functional.mean_abs(h)
+        score = float(mean_abs.max() / mean_abs.median())
+        if not score > self._sample_score:
             return
-        self._sample_score = float(found["sink_score"])
+        self._sample_score = score
         shown = h[0, :SAMPLE_TOKENS].float().abs().cpu()
         count = min(SAMPLE_CHANNELS // 2, shown.shape[1])
-        chosen = {*shown[0].topk(count).indices.tolist(), *found["mean_abs"].cpu().topk(count).indices.tolist()}
+        chosen = {*shown[0].topk(count).indices.tolist(), *mean_abs.cpu().topk(count).indices.tolist()}
         channels = sorted(chosen)
         assert self._tokens is not None
         self._sample_ids = self._tokens[0, : len(shown)].tolist()

@@ -58,19 +58,31 @@ class AttentionCall:
             "scale": scale, "window": self.window, "softcap": self.softcap,
         }  # fmt: skip
 
-    def run(self, stats: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
-        """Output [B, H, T, dv], and the named row statistics of `sink_kernels.attention` [B, H, T]."""
+    def run(
+        self, stats: Collection[str] = (), numbers: Callable[["AttentionCall"], Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Attention.
+
+        Args:
+            stats: names of statistics of `sink_kernels.attention`.
+            numbers: makes one number per key and query head [B, H, T], which the weights sum up.
+
+        Returns:
+            Output [B, H, T, dv], and the statistics [B, H, T] by name; also `numbers` and their `weighted_sum`.
+        """
         if self.documents is not None:
-            parts = [part.run(stats) for part in self.of_documents()]
-            rows = {name: self.documents.join([found[name] for _, found in parts], dim=2) for name in stats}
+            parts = [part.run(stats, numbers) for part in self.of_documents()]
+            rows = {name: self.documents.join([found[name] for _, found in parts], dim=2) for name in parts[0][1]}
             return self.documents.join([out for out, _ in parts], dim=2), rows
         width = max(self.q.shape[-1], self.v.shape[-1])
         q, k, v = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (self.q, self.k, self.v))
         sink = None if self.sink is None else self.sink.float()
         if not stats:
             return attention(q, k, v, sink=sink, **self._options)[..., : self.v.shape[-1]], {}
-        out, rows = attention(q, k, v, sink=sink, stats=tuple(stats), **self._options)  # type: ignore[arg-type]
-        return out[..., : self.v.shape[-1]], rows
+        with torch.no_grad():
+            made = None if numbers is None else numbers(self)
+        out, rows = attention(q, k, v, sink=sink, stats=tuple(stats), numbers=made, **self._options)  # type: ignore[arg-type]
+        return out[..., : self.v.shape[-1]], rows if made is None else rows | {"numbers": made}
 
     def of_documents(self) -> "list[AttentionCall]":
         """The documents of packed rows, those of one length in one call; whole rows as they are."""
@@ -83,10 +95,6 @@ class AttentionCall:
         """The same without gradients."""
         sink = None if self.sink is None else self.sink.detach()
         return replace(self, q=self.q.detach(), k=self.k.detach(), v=self.v.detach(), sink=sink)
-
-    def attend(self, values: Tensor) -> Tensor:
-        """Sums [B, H, T, dv] of other values [B, Hkv, T, dv] by the same weights, in float32."""
-        return replace(self, q=self.q.float(), k=self.k.float(), v=values).run()[0]
 
     def key_mass(self, q: Tensor, k: Tensor, lse: Tensor) -> Tensor:
         """Mass each key receives from all queries [B, H, T] float32, with the options of this call."""
@@ -101,6 +109,7 @@ class AttentionCall:
 @dataclass(frozen=True)
 class _Listening:
     stats: tuple[str, ...]
+    numbers: Callable[[AttentionCall], Tensor] | None
     listener: Listener
 
 
@@ -160,7 +169,7 @@ def sinks_attention(
     if _Pass.current is not None:
         _Pass.current.windows_used.add(sliding_window)
     listening = None if _Pass.current is None else _listening.get(module)
-    out, rows = call.run(() if listening is None else listening.stats)
+    out, rows = call.run() if listening is None else call.run(listening.stats, listening.numbers)
     if listening is not None:
         with torch.no_grad():
             listening.listener(call, rows)
@@ -299,12 +308,18 @@ class Seam:
         if not self._open and not self._backward_pending:
             self._detach()
 
-    def listen(self, module: nn.Module, listener: Listener | None, stats: Collection[str] = ()) -> None:
-        """Pass each call of an attention module and its row statistics to a listener; None to stop."""
+    def listen(
+        self,
+        module: nn.Module,
+        listener: Listener | None,
+        stats: Collection[str] = (),
+        numbers: Callable[[AttentionCall], Tensor] | None = None,
+    ) -> None:
+        """Pass each call of an attention module, and what `AttentionCall.run` gives, to a listener; None to stop."""
         if listener is None:
             _listening.pop(module, None)
         else:
-            _listening[module] = _Listening(tuple(stats), listener)
+            _listening[module] = _Listening(tuple(stats), numbers, listener)
 
     def _detach(self) -> None:
         for handle in self._handles:

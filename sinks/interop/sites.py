@@ -1,6 +1,6 @@
 """The sites of a transformers causal LM, read on its own unedited code."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,8 @@ from sinks.interop.classify import AttentionParts, BlockParts, StreamNorm, Updat
 from sinks.interop.seam import AttentionCall, Seam, first_tensor
 from sinks.observe import AttentionRecord, NormRecord, Site, UpdateRecord
 from sinks.observe.by_document import DocumentSite, check_document_start
-from sinks.observe.sites import ROW_STATISTICS, Kind, Listener
+from sinks.observe.sites import ROW_STATISTICS, Kind, Listener, row_statistics
+from sinks.stats.functional import projected_value_norms
 
 
 class _Hooked:
@@ -130,7 +131,14 @@ class _AttentionSite(_Hooked):
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
         super().listen(listener, fields)
         if self._parts.calls_interface:
-            self._seam.listen(self._parts.module, listener and partial(self._see, listener), _row_statistics(fields))
+            see = listener and partial(self._see, listener)
+            self._seam.listen(self._parts.module, see, row_statistics(fields), self._key_numbers(fields))
+
+    def _key_numbers(self, fields: Collection[str]) -> Callable[[AttentionCall], Tensor] | None:
+        out_weight = self._parts.out_weight
+        if out_weight is None or "value_norm_sums" not in fields:
+            return None
+        return lambda call: projected_value_norms(call.v, out_weight(), call.q.shape[1])
 
     def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
         handles = []
@@ -143,7 +151,7 @@ class _AttentionSite(_Hooked):
                 if not self._seam.reading:
                     return
                 call = self._adapter.call(module, args, kwargs)
-                self._see(listener, call, call.run(_row_statistics(fields))[1])
+                self._see(listener, call, call.run(row_statistics(fields), self._key_numbers(fields))[1])
 
             handles.append(self._parts.module.register_forward_hook(see, with_kwargs=True))
         return handles
@@ -171,7 +179,8 @@ class _AttentionSite(_Hooked):
             **{name: tensors.get(at) for name, at in ROW_STATISTICS.items()},  # type: ignore[arg-type]
             learned_sinks=0 if call.sink is None else 1,
             out_weight=None if out_weight is None else out_weight().detach(),
-            attend=call.attend,
+            value_norms=tensors.get("numbers"),
+            value_norm_sums=tensors.get("weighted_sum"),
             masses=call.key_mass,
             within=call.first_token_within,
         )
@@ -253,11 +262,6 @@ def require_attention(model: nn.Module, blocks: list[BlockParts]) -> None:
             f"{len(found)} of {len(expected)} attention layers of {type(model).__name__} call transformers' attention "
             "interface, but all must do so to be read: give huggingface_sites an Adapter with `attention` and `call`"
         )
-
-
-def _row_statistics(fields: Collection[str]) -> list[str]:
-    wanted = {*fields, "lse"} if "key_mass" in fields else {*fields}
-    return [at for name, at in ROW_STATISTICS.items() if name in wanted]
 
 
 def _first(args: Any, kwargs: Any) -> Tensor:

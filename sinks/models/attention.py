@@ -21,8 +21,9 @@ from sinks.models.taps import Report, Tap
 class Attention(SequenceMixer):
     """Grouped-query attention: [B, T, D] -> [B, T, D].
 
-    With a listener, it reports `q`, `k`, `v` (positions applied), the row statistics that `row_statistics`
-    names, and the values of its `gate`, if it has one.
+    With a listener, it reports `q`, `k`, `v` (positions applied), the statistics that `row_statistics` names, the
+    values of its `gate`, if it has one, and the `numbers` [B, H, T] that `key_numbers` makes of v, with their weighted
+    sums.
 
     Args:
         config: widths, names and initialization.
@@ -61,6 +62,7 @@ class Attention(SequenceMixer):
         self.gate_tap = Tap(f"{config.site}.gate")  # pre-activations
         self.report = Report()
         self.row_statistics: tuple[Statistic, ...] = ()
+        self.key_numbers: Callable[[Tensor], Tensor] | None = None
         self.out_input = Tap(f"{config.site}.out.input")
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -79,10 +81,13 @@ class Attention(SequenceMixer):
         gate = self.gate(x)
         if gate is not None:
             gate = self.gate_tap(gate)
-        reporting = self.report.listener is not None
-        out, rows = self.normalizer.attend(q, k, v, gate, self.row_statistics if reporting else ())
-        if reporting:
-            self._report({"q": q, "k": k, "v": v} | rows, gate)
+        if self.report.listener is None:
+            out, _ = self.normalizer.attend(q, k, v, gate)
+        else:
+            with torch.no_grad():
+                numbers = None if self.key_numbers is None else self.key_numbers(v)
+            out, rows = self.normalizer.attend(q, k, v, gate, self.row_statistics, numbers)
+            self._report({"q": q, "k": k, "v": v} | rows | ({} if numbers is None else {"numbers": numbers}), gate)
         return self.out(self.out_input(self.gate.rescale(out).transpose(1, 2).flatten(2)))
 
     @torch.no_grad()

@@ -65,7 +65,13 @@ class Normalizer(nn.Module):
 
     @final
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Sequence[Statistic] = ()
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gate: Tensor | None,
+        stats: Sequence[Statistic] = (),
+        numbers: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Attention with this normalizer.
 
@@ -74,20 +80,21 @@ class Normalizer(nn.Module):
             k: keys [B, n_kv_heads, T, head_dim].
             v: values [B, n_kv_heads, T, head_dim].
             gate: pre-activations [B, H, T] or [B, H, T, head_dim] of the output gate, None for none.
-            stats: names of row statistics; `first_key_mass` is that of the first token.
+            stats: names of statistics; `first_key_mass` is that of the first token.
+            numbers: one per key and query head [B, H, T], for the statistic `weighted_sum`.
 
         Returns:
             The output [B, H, T, head_dim], and the named statistics [B, H, T] in float32. The masses of rows that are
             not normalized are fractions of the row's total, a proxy (arXiv:2410.10781, section 5).
         """
-        return self._attend(q, k, v, gate, stats)
+        return self._attend(q, k, v, gate, stats, numbers)
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Sequence[Statistic]
+        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Sequence[Statistic], numbers: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if not stats:
             return attention(q, k, v, gate=gate, **self.arguments()), {}
-        return attention(q, k, v, gate=gate, stats=stats, **self.arguments())
+        return attention(q, k, v, gate=gate, stats=stats, numbers=numbers, **self.arguments())
 
     def first_token_within(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Weight of each query on the first of the given tokens, and lse, both [B, H, T], of attention among these."""
@@ -200,7 +207,7 @@ class KeyValueBias(Normalizer):
         return q, torch.cat([key, k], dim=2), torch.cat([value, v], dim=2), gate
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Sequence[Statistic]
+        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Sequence[Statistic], numbers: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         q, k, v, gate = self._prepend(q, k, v, gate)
         if not stats:

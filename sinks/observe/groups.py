@@ -67,17 +67,6 @@ def _bound_accumulators(record: Any, dimensions: Tensor | None) -> Accumulators 
     return functional.bound_accumulators(record.divided, record.normalized, record.weight, dimensions)
 
 
-def _contribution_accumulators(record: Any, dimensions: Tensor | None) -> Accumulators | None:
-    """The values are one-hot norms; renormalizing takes one more channel, for the row's total mass."""
-    n_heads, n_kv_heads, head_dim = record.q.shape[1], record.v.shape[1], record.v.shape[3]
-    if n_heads // n_kv_heads + (not record.row_normalized) > head_dim:
-        return None
-    norms = functional.projected_value_norms(record.v, record.out_weight, n_heads)
-    mixed = record.attend(functional.contribution_values(norms, n_kv_heads, head_dim))
-    totals = functional.contribution_totals(mixed, n_kv_heads, renormalize=not record.row_normalized)
-    return functional.contribution_accumulators(record.first_token_mass, norms, totals)
-
-
 def _clip_accumulators(record: Any, dimensions: Tensor | None) -> Accumulators:
     return functional.share_accumulators(record.clipped)
 
@@ -89,11 +78,12 @@ def _clip_statistics(accumulators: Accumulators) -> dict[str, Tensor]:
 GROUPS = {group.name: group for group in (
     Group("residual", "norm", "residual", (), lambda r, d: functional.residual_accumulators(r.input, r.median),
           functional.residual_statistics),
-    Group("massive", "norm", "residual", (), lambda r, d: functional.massive_accumulators(r.input, r.median),
+    Group("massive", "norm", "residual", (),
+          lambda r, d: functional.massive_accumulators(r.input, r.median, r.sample_median),
           functional.massive_statistics),
     Group("kurtosis", "norm", "residual", (), lambda r, d: functional.kurtosis_accumulators(r.input),
           functional.kurtosis_statistics),
-    Group("energy", "norm", "residual", (), lambda r, d: functional.energy_accumulators(r.input),
+    Group("energy", "norm", "residual", (), lambda r, d: functional.energy_accumulators(r.input, r.largest),
           functional.energy_statistics),
     Group("rescale", "norm", "residual", ("output",), _rescale_accumulators, _rescale_statistics),
     Group("bound", "norm", "norm", ("divided", "normalized", "weight"), _bound_accumulators,
@@ -118,8 +108,9 @@ GROUPS = {group.name: group for group in (
           functional.key_mass_statistics),
     Group("values", "attention", "attention", ("v",), lambda r, d: functional.value_accumulators(r.v),
           functional.value_statistics),
-    Group("contribution", "attention", "attention", ("q", "v", "first_token_mass", "out_weight", "attend"),
-          _contribution_accumulators, functional.contribution_statistics),
+    Group("contribution", "attention", "attention", ("first_token_mass", "value_norms", "value_norm_sums"),
+          lambda r, d: functional.contribution_accumulators(r.first_token_mass, r.value_norms, r.value_norm_sums),
+          functional.contribution_statistics),
     Group("attention_gate", "attention", "attention", ("gate",),
           lambda r, d: functional.attention_gate_accumulators(r.gate), functional.attention_gate_statistics),
 )}  # fmt: skip

@@ -42,9 +42,23 @@ class NormRecord:
     clipped: Tensor | None = None
 
     @cached_property
+    def _median_and_largest(self) -> tuple[Tensor, Tensor]:
+        return functional.token_median_and_largest(self.input)
+
+    @property
     def median(self) -> Tensor:
         """Of each token's |input| [B, T], computed once for all groups."""
-        return functional.token_median(self.input)
+        return self._median_and_largest[0]
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest of each token's |input|, descending [B, T, max(TOP_CHANNELS)]."""
+        return self._median_and_largest[1]
+
+    @cached_property
+    def sample_median(self) -> Tensor:
+        """Of each sample's |input| [B]."""
+        return functional.sample_median(self.input)
 
     def of_documents(self, documents: Documents) -> "list[NormRecord]":
         """A record of the documents of each length, as rows."""
@@ -68,10 +82,11 @@ class AttentionRecord:
         learned_sinks: number of learned sinks that count as keys in the entropy.
         gate: values of the output gate [B, H, T] or [B, H, T, head_dim].
         out_weight: weight of the output projection [D, H * head_dim].
+        key_mass: mass each key receives from all queries [B, H, T].
+        value_norms: norm of each value times the head's output projection [B, H, T].
+        value_norm_sums: sums of these by the weights of each query [B, H, T].
         row_normalized: whether weights of a row, learned sinks included, sum to one.
-        attend: values [B, n_kv_heads, T, head_dim] -> their sums by these weights, without a gate [B, H, T, head_dim];
-            None with learned values.
-        masses: q, k, lse -> `key_mass` [B, H, T], None where it is not defined.
+        masses: q, k, lse of parts of rows -> `key_mass` within the parts [B, H, T], None where it is not defined.
         within: q, k, v of parts of rows -> weight of each query on the first token of its part and lse, both [B, H, T],
             of attention within the part. None where a weight is not a function of its own score over exp(lse).
     """
@@ -87,40 +102,40 @@ class AttentionRecord:
     learned_sinks: int = 0
     gate: Tensor | None = None
     out_weight: Tensor | None = None
+    key_mass: Tensor | None = None
+    value_norms: Tensor | None = None
+    value_norm_sums: Tensor | None = None
     row_normalized: bool = True
-    attend: Callable[[Tensor], Tensor] | None = None
     masses: Callable[[Tensor, Tensor, Tensor], Tensor | None] | None = None
     within: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-
-    @cached_property
-    def key_mass(self) -> Tensor | None:
-        """Mass each key receives from all queries [B, H, T]."""
-        if self.masses is None or self.q is None or self.k is None or self.lse is None:
-            return None
-        return self.masses(self.q, self.k, self.lse)
 
     def of_documents(self, documents: Documents) -> "list[AttentionRecord]":
         """Records of attention that runs across documents: weights are those of whole rows.
 
         Returns:
             First what concerns whole rows: entropy and largest logit. Then, of the documents of each length, what their
-            own queries put on their own keys; without `attend`, because outputs hold what other documents add.
+            own queries put on their own keys; without `value_norm_sums`, which hold what other documents add.
         """
         rows = AttentionRecord(entropy=self.entropy, max_logit=self.max_logit, learned_sinks=self.learned_sinks)
-        own = replace(self, entropy=None, max_logit=None, attend=None)
+        own = replace(self, entropy=None, max_logit=None, value_norms=None, value_norm_sums=None)
         if self.within is None:
-            own = replace(own, first_token_mass=None, masses=None)
-        names = ("q", "k", "v", "first_token_mass", "learned_sink_mass", "lse", "gate")
-        return [rows, *(part._from_own_first_token() for part in _split(own, names, documents, dim=2))]
+            own = replace(own, first_token_mass=None, key_mass=None)
+        names = ("q", "k", "v", "first_token_mass", "learned_sink_mass", "lse", "gate", "key_mass")
+        return [rows, *(part._from_own_tokens() for part in _split(own, names, documents, dim=2))]
 
-    def _from_own_first_token(self) -> "AttentionRecord":
-        """The same, with the mass on the document's first token in place of the row's."""
-        if self.first_token_mass is None:
+    def _from_own_tokens(self) -> "AttentionRecord":
+        """The same, with the masses on the document's first token and on its keys in place of the row's."""
+        if self.first_token_mass is None and self.key_mass is None:
             return self
-        q, k, v, lse = self.q, self.k, self.v, self.lse
+        q, k, v, lse, first, keys = self.q, self.k, self.v, self.lse, self.first_token_mass, self.key_mass
         assert self.within is not None and q is not None and k is not None and v is not None and lse is not None  # noqa: PT018
-        mass, lse_within = self.within(q, k, v)
-        return replace(self, first_token_mass=mass * (lse_within - lse).exp())
+        if first is not None:
+            mass, lse_within = self.within(q, k, v)
+            first = mass * (lse_within - lse).exp()
+        if keys is not None:
+            assert self.masses is not None
+            keys = self.masses(q, k, lse)
+        return replace(self, first_token_mass=first, key_mass=keys)
 
 
 @dataclass

@@ -3,23 +3,26 @@
 from collections.abc import Callable, Collection
 from typing import Any, Literal, Protocol
 
-from torch import nn
+from sink_kernels import Statistic
+from torch import Tensor, nn
 
 from sinks.models.attention import Attention
 from sinks.models.clips import ResidualClip
 from sinks.models.norms import NormSite
 from sinks.models.residual import ResidualAdd
 from sinks.observe.records import AttentionRecord, ClipRecord, NormRecord, UpdateRecord
+from sinks.stats.functional import projected_value_norms
 
 Kind = Literal["norm", "attention", "update", "clip"]
 Listener = Callable[[Any], None]  # of a record of the site's kind
-# Row statistics of `sink_kernels.attention`, by the field they fill.
+# Statistics of `sink_kernels.attention`, by the field they fill.
 ROW_STATISTICS = {
     "first_token_mass": "first_key_mass",
     "learned_sink_mass": "sink_mass",
     "lse": "lse",
     "entropy": "entropy",
     "max_logit": "max_logit",
+    "key_mass": "key_mass",
 }
 
 
@@ -53,24 +56,36 @@ class _AttentionSite:
         self.name, self._module = module.config.site, module
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
-        wanted = {*fields, "lse"} if "key_mass" in fields else {*fields}
-        self._module.row_statistics = tuple(at for name, at in ROW_STATISTICS.items() if name in wanted)  # type: ignore[misc]
+        # Where a learned key is one of the keys, what concerns keys is not defined.
+        defined = {*fields} - ({"key_mass", "value_norm_sums"} if self._module.normalizer.learned_values else set())
+        self._module.row_statistics = row_statistics(defined)
+        weighed = "value_norm_sums" in defined and self._module.out_weight is not None
+        self._module.key_numbers = self._value_norms if weighed else None
         self._module.report.listener = listener and (lambda tensors: listener(self._record(tensors)))
 
+    def _value_norms(self, v: Tensor) -> Tensor:
+        weight = self._module.out_weight
+        assert weight is not None
+        return projected_value_norms(v, weight, weight.shape[1] // v.shape[3])
+
     def _record(self, tensors: dict[str, Any]) -> AttentionRecord:
-        q, k, normalizer = tensors["q"], tensors["k"], self._module.normalizer
+        normalizer = self._module.normalizer
         return AttentionRecord(
             **{name: tensors.get(name) for name in ("q", "k", "v", "gate")},
             **{name: tensors.get(at) for name, at in ROW_STATISTICS.items()},
             learned_sinks=normalizer.learned_sinks,
             out_weight=self._module.out_weight,
+            value_norms=tensors.get("numbers"),
+            value_norm_sums=tensors.get("weighted_sum"),
             row_normalized=normalizer.row_normalized,
-            attend=None
-            if normalizer.learned_values
-            else (lambda values: normalizer.attend(q.float(), k.float(), values, None)[0]),
             masses=normalizer.key_mass,
             within=normalizer.first_token_within if normalizer.separable else None,
         )
+
+
+def row_statistics(fields: Collection[str]) -> tuple[Statistic, ...]:
+    """The statistics of `sink_kernels.attention` that fill fields of a record."""
+    return tuple(at for name, at in ROW_STATISTICS.items() if name in fields)  # type: ignore[misc]
 
 
 def sites_of(model: nn.Module) -> list[Site]:

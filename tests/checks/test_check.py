@@ -67,7 +67,7 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"norm": user.MisreportingNorm},
         {"norms are as reported": "calls normalized"},
     ),
-    "a mass of another formula": ({"normalizer": user.SoftmaxMass}, {"attention is as reported": "key_mass"}),
+    "a sink that is not declared": ({"normalizer": user.UncountedSink}, {"attention is as reported": "entropy"}),
     "not safe on the meta device": ({"norm": user.EagerNorm}, {"meta initialization": "norm.bias", SHARDED: ""}),
     "not saved": ({"norm": user.UnsavedNorm}, {"save and load": "some state is not saved", "first steps": ""}),
     "no dimension": (

@@ -11,7 +11,7 @@ from sinks.models.attention_gates import HeadwiseGate
 from sinks.models.gated_norm import GatedNorm
 from sinks.models.layers import Linear
 from sinks.models.mixers import SequenceMixer
-from sinks.models.normalizers import Normalizer
+from sinks.models.normalizers import Normalizer, OffByOne
 from sinks.models.norms import Norm, RMSNorm
 
 # -- right ------------------------------------------------------------------------------------------------------
@@ -228,15 +228,14 @@ class SoftmaxBehindOptions(Normalizer):
         return v.cumsum(2), {}
 
 
-class SoftmaxMass(Softpick):
-    """Softpick, whose key mass is computed by another formula.
+class UncountedSink(OffByOne):
+    """A sink that takes mass, and is not declared.
 
     Args:
         config: widths and names of the attention sublayer.
     """
 
-    def key_mass(self, q: Tensor, k: Tensor, lse: Tensor) -> Tensor | None:
-        return Normalizer(self.config).key_mass(q, k, lse)
+    learned_sinks = 0
 
 
 def small(**options: Any) -> CausalLM:

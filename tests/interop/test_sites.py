@@ -52,7 +52,7 @@ def records_of(model: PreTrainedModel, rows: Tensor) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     sites = huggingface_sites(model)
     for site in sites:
-        fields = ("first_token_mass", "learned_sink_mass", "entropy", "max_logit", "key_mass")
+        fields = ("first_token_mass", "learned_sink_mass", "entropy", "max_logit", "key_mass", "value_norm_sums")
         site.listen(lambda record, name=site.name: seen.setdefault(name, record), fields)  # type: ignore[misc]
     with torch.no_grad():
         model(rows, use_cache=False)
@@ -132,12 +132,15 @@ def test_records_hold_what_the_model_computes(name: str) -> None:
         learned = (1 - weights.sum(-1)).clamp_min(0)
         entropy = -(torch.special.xlogy(weights, weights).sum(-1) + torch.special.xlogy(learned, learned))
         torch.testing.assert_close(record.entropy, entropy, rtol=1e-3, atol=1e-4)
-        assert record.attend is not None
         assert record.v is not None
         assert record.out_weight is not None
-        out = record.attend(record.v)
-        group = out.shape[1] // record.v.shape[1]
-        torch.testing.assert_close(out, weights @ record.v.repeat_interleave(group, 1), rtol=1e-4, atol=1e-5)
+        values = record.v.repeat_interleave(weights.shape[1] // record.v.shape[1], 1)
+        out = weights @ values
+        per_head = record.out_weight.unflatten(1, (weights.shape[1], -1))
+        norms = torch.einsum("dhe,bhte->bhtd", per_head, values).norm(dim=-1)
+        torch.testing.assert_close(record.value_norms, norms, rtol=1e-3, atol=1e-4)
+        sums = (weights @ norms.unsqueeze(-1)).squeeze(-1)
+        torch.testing.assert_close(record.value_norm_sums, sums, rtol=1e-3, atol=1e-4)
         assert (record.gate is not None) == (name in ("Qwen3-Next", "Qwen3.5"))
         gated = out if record.gate is None else out * record.gate
         projections = [m for m in module.modules() if isinstance(m, (nn.Linear, Conv1D))]

@@ -21,7 +21,7 @@ def test_a_later_token_changes_nothing_before_it(normalizer, backend, make_call)
     changed, changed_stats = call.run(attention, backend=backend, stats=STATISTICS)
     assert torch.equal(out[:, :, :20], changed[:, :, :20])
     assert not torch.equal(out, changed)
-    for name in STATISTICS:
+    for name in set(STATISTICS) - {"key_mass"}:
         torch.testing.assert_close(stats[name][..., :20], changed_stats[name][..., :20])
 
 

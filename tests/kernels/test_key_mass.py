@@ -44,6 +44,13 @@ def test_equals_the_weights_that_one_hot_values_reveal(normalizer, case, make_ca
     mass = key_mass(call.q, call.k, stats["lse"], **call.options)
     torch.testing.assert_close(mass, weights.sum(2), rtol=1e-5, atol=1e-5)
 
+    numbers = torch.rand(call.q.shape[:3])
+    _, stats = call.run(attention, stats=("key_mass",), numbers=numbers)
+    assert list(stats) == ["key_mass", "weighted_sum"]
+    torch.testing.assert_close(stats["key_mass"], weights.sum(2), rtol=1e-5, atol=1e-5)
+    expected = (weights @ numbers.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(stats["weighted_sum"], expected, rtol=1e-5, atol=1e-5)
+
 
 @pytest.mark.usefixtures("block_size")
 def test_entropy_and_max_logit_do_not_depend_on_the_blocks(make_call):

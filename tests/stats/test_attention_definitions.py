@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from sink_kernels import attention, key_mass
+from sink_kernels import Statistic, attention
 from torch import Tensor
 
 from sinks.stats import functional as F
@@ -187,7 +187,9 @@ def contribution_by_loops(a: Tensor, v: Tensor, out_weight: Tensor, n_heads: int
 
 @pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(1, 1), (4, 4), (6, 2)])
 @pytest.mark.parametrize("normalizer", ["softmax", "off_by_one"])
-def test_contribution_share_from_one_more_attention_call(n_heads: int, n_kv_heads: int, normalizer: str) -> None:
+def test_contribution_share_and_key_mass_from_the_attention_call(
+    n_heads: int, n_kv_heads: int, normalizer: str
+) -> None:
     generator = torch.Generator().manual_seed(5)
     batch, length, head_dim, d_model = 2, 9, 8, 10
     q = torch.randn(batch, n_heads, length, head_dim, generator=generator)
@@ -196,11 +198,11 @@ def test_contribution_share_from_one_more_attention_call(n_heads: int, n_kv_head
     v[:, :, 0] *= 0.2
     out_weight = torch.randn(d_model, n_heads * head_dim, generator=generator)
 
-    _, taken = attention(q, k, v, normalizer=normalizer, stats=("first_key_mass", "lse"))
     norms = F.projected_value_norms(v, out_weight, n_heads)
-    weighed = attention(q, k, F.contribution_values(norms, n_kv_heads, head_dim), normalizer=normalizer)
-    totals = F.contribution_totals(weighed, n_kv_heads)
-    found = F.contribution_statistics(F.contribution_accumulators(taken["first_key_mass"], norms, totals))
+    stats: tuple[Statistic, ...] = ("first_key_mass", "key_mass")
+    _, taken = attention(q, k, v, normalizer=normalizer, stats=stats, numbers=norms)
+    accumulators = F.contribution_accumulators(taken["first_key_mass"], norms, taken["weighted_sum"])
+    found = F.contribution_statistics(accumulators)
 
     logits = q.double() @ k.double().repeat_interleave(n_heads // n_kv_heads, 1).transpose(-1, -2) * head_dim**-0.5
     powers = logits.exp().tril()
@@ -211,8 +213,7 @@ def test_contribution_share_from_one_more_attention_call(n_heads: int, n_kv_head
     close(found["contribution_over_mass"], [s / m for s, m in zip(shares, masses, strict=True)])
     assert not found["undefined_rows"].any()
 
-    mass = key_mass(q, k, taken["lse"], normalizer=normalizer)
-    alpha = F.key_mass_statistics(F.key_mass_accumulators(mass, positions=length))["alpha"]
+    alpha = F.key_mass_statistics(F.key_mass_accumulators(taken["key_mass"], positions=length))["alpha"]
     naive = torch.stack([a[:, :, j:, j].mean(2) for j in range(length)], -1).mean(0)
     torch.testing.assert_close(alpha.double(), naive, rtol=1e-5, atol=1e-6)
 
@@ -227,11 +228,10 @@ def test_contribution_of_unnormalized_attention_is_a_fraction_of_the_row(normali
     out_weight = torch.randn(10, n_heads * head_dim, generator=generator)
     options: dict[str, Any] = {"bias": -2.0} if normalizer == "sigmoid" else {"clip": (-0.1, 1.0)}
     options["normalizer"] = normalizer
-    _, taken = attention(q, k, v, stats=("first_key_mass",), **options)
     norms = F.projected_value_norms(v, out_weight, n_heads)
-    weighed = attention(q, k, F.contribution_values(norms, n_kv_heads, head_dim), **options)
-    totals = F.contribution_totals(weighed, n_kv_heads, renormalize=True)
-    found = F.contribution_statistics(F.contribution_accumulators(taken["first_key_mass"], norms, totals))
+    _, taken = attention(q, k, v, stats=("first_key_mass",), numbers=norms, **options)
+    accumulators = F.contribution_accumulators(taken["first_key_mass"], norms, taken["weighted_sum"])
+    found = F.contribution_statistics(accumulators)
 
     logits = q.double() @ k.double().repeat_interleave(2, 1).transpose(-1, -2) * head_dim**-0.5
     hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
@@ -243,11 +243,6 @@ def test_contribution_of_unnormalized_attention_is_a_fraction_of_the_row(normali
     shares, masses = contribution_by_loops(a / a.sum(-1, keepdim=True), v, out_weight, n_heads)
     close(found["contribution_share"], shares)
     close(found["mass_share"], masses)
-
-
-def test_renormalizing_needs_a_spare_channel() -> None:
-    with pytest.raises(ValueError, match="one channel more"):
-        F.contribution_totals(torch.ones(1, 4, 3, 2), n_kv_heads=2, renormalize=True)
 
 
 def test_a_sink_without_a_value_has_mass_and_no_contribution() -> None:
@@ -277,11 +272,6 @@ def test_rows_without_any_mass_are_excluded_and_counted() -> None:
     assert found["contribution_share"] == 0.5
     assert found["mass_share"] == 0.5
     assert found["undefined_rows"] == 0.25
-
-
-def test_more_query_heads_than_channels_are_rejected() -> None:
-    with pytest.raises(ValueError, match="3 query heads share a key head of head_dim 2"):
-        F.contribution_values(torch.ones(1, 3, 4), n_kv_heads=1, head_dim=2)
 
 
 # -- gates ----------------------------------------------------------------------------------------------------------

@@ -211,7 +211,7 @@ def test_a_sink_planted_in_all_tokens_is_found_and_dominates() -> None:
 def test_top_energy(shape: tuple[int, int, int]) -> None:
     h = residual(shape)
     channels = shape[-1]
-    found = F.energy_statistics(F.energy_accumulators(h, (1, 4, 16)))
+    found = F.energy_statistics(F.energy_accumulators(h))
     shares: dict[int, list[float]] = {1: [], 4: [], 16: []}
     peaks = []
     for token in later(h.double().tolist()):

@@ -23,13 +23,11 @@ from sinks.stats.functional.attention import (
 from sinks.stats.functional.contribution import (
     contribution_accumulators,
     contribution_statistics,
-    contribution_totals,
-    contribution_values,
     projected_value_norms,
     value_accumulators,
     value_statistics,
 )
-from sinks.stats.functional.energy import TOP_CHANNELS, energy_accumulators, energy_statistics
+from sinks.stats.functional.energy import TOP_CHANNELS, energy_accumulators, energy_statistics, largest_channels
 from sinks.stats.functional.gates import (
     attention_gate_accumulators,
     attention_gate_statistics,
@@ -49,13 +47,21 @@ from sinks.stats.functional.histogram import (
     magnitude_histogram,
 )
 from sinks.stats.functional.kurtosis import kurtosis_accumulators, kurtosis_statistics, token_kurtosis
-from sinks.stats.functional.massive import RELATIVE_CRITERIA, massive_accumulators, massive_statistics, massive_tokens
+from sinks.stats.functional.massive import (
+    RELATIVE_CRITERIA,
+    massive_accumulators,
+    massive_statistics,
+    massive_tokens,
+    sample_median,
+)
 from sinks.stats.functional.residual import (
     choose_sink_dimensions,
+    mean_abs,
     persistence_statistics,
     residual_accumulators,
     residual_statistics,
     token_median,
+    token_median_and_largest,
     top_permille_ratio,
 )
 from sinks.stats.functional.sink_dimensions import (

@@ -1,15 +1,13 @@
 """What the first token adds to the output, besides its mass: values, and values projected by W_O.
 
-For the contribution share, weights meet the norms n_j = ||W_O^h v_j|| in one more attention call, no T x T matrix:
+For the contribution share, weights meet the norms n_j = ||W_O^h v_j|| in the attention call, no T x T matrix:
 
     norms = projected_value_norms(v, out_weight, n_heads)                      [B, H, T]
-    out = sink_kernels.attention(q, k, contribution_values(norms, n_kv_heads, head_dim), **options)   without a gate
-    totals = contribution_totals(out, n_kv_heads, renormalize=normalizer in ("sigmoid", "clipped_softmax"))
-    accumulators = contribution_accumulators(first_token_mass, norms, totals)
+    out, rows = sink_kernels.attention(q, k, v, stats=("first_key_mass",), numbers=norms, **options)
+    accumulators = contribution_accumulators(rows["first_key_mass"], norms, rows["weighted_sum"])
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sinks.stats.functional.sums import narrow, nonfinite, number, quotient, total
@@ -54,56 +52,13 @@ def projected_value_norms(v: Tensor, out_weight: Tensor, n_heads: int) -> Tensor
     return square.clamp_min(0.0).sqrt()
 
 
-def contribution_values(norms: Tensor, n_kv_heads: int, head_dim: int) -> Tensor:
-    """Norms [B, H, T] as values [B, n_kv_heads, T, head_dim]: the g-th query head of a group reads channel g.
-
-    Query heads that share a key head differ in n_j, so each gets a channel of its own and keys need no copies. Channels
-    left over are 1: they give the row's total mass.
-
-    Raises:
-        ValueError: if more query heads share a key head than there are channels.
-    """
-    grouped = norms.unflatten(1, (n_kv_heads, -1)).transpose(2, 3)
-    if grouped.shape[-1] > head_dim:
-        raise ValueError(
-            f"{grouped.shape[-1]} query heads share a key head of head_dim {head_dim}: at most head_dim can be "
-            "distinguished; repeat the key heads"
-        )
-    return F.pad(grouped, (0, head_dim - grouped.shape[-1]), value=1.0)
-
-
-def contribution_totals(out: Tensor, n_kv_heads: int, renormalize: bool = False) -> Tensor:
-    """sum_j A_ij n_j [B, H, T] out of the attention output [B, H, T, head_dim] over `contribution_values`.
-
-    Args:
-        out: the output, before a gate.
-        n_kv_heads: number of key heads.
-        renormalize: divide by the row's total mass, as the masses of unnormalized attention (sigmoid, clipped softmax)
-            are; a row without mass stays 0.
-
-    Raises:
-        ValueError: if `renormalize` and no channel is left for the total mass.
-    """
-    grouped = out.float().unflatten(1, (n_kv_heads, -1))
-    group, head_dim = grouped.shape[2], grouped.shape[4]
-    totals = grouped[..., :group].diagonal(dim1=2, dim2=4).transpose(2, 3).flatten(1, 2)
-    if not renormalize:
-        return totals
-    if group == head_dim:
-        raise ValueError(
-            f"{group} query heads share a key head of head_dim {head_dim}: renormalizing needs one channel more than "
-            "query heads; repeat the key heads"
-        )
-    return totals / out[..., group].float().clamp_min(torch.finfo(torch.float32).tiny)
-
-
 def contribution_accumulators(first_token_mass: Tensor, norms: Tensor, totals: Tensor) -> dict[str, Tensor]:
     """Accumulators of the first token's contribution, over queries i >= 1 of [B, H, T] tensors.
 
     Args:
         first_token_mass: A_i0.
         norms: n_j = ||W_O^h v_j||.
-        totals: `contribution_totals`, sum_j A_ij n_j with the same A as `first_token_mass`: renormalized where that is.
+        totals: sum_j A_ij n_j with the same A as `first_token_mass`: renormalized where that is.
 
     Returns:
         rows: number of queries B * (T - 1).

@@ -10,10 +10,19 @@ from sinks.stats.functional.sums import narrow, nonfinite, number, total
 TOP_CHANNELS = (1, 4, 16)
 
 
-def energy_accumulators(h: Tensor, top: tuple[int, ...] = TOP_CHANNELS) -> dict[str, Tensor]:
+def largest_channels(h: Tensor) -> Tensor:
+    """The largest |h_j| of each token of h [B, T, D] in descending order [B, T, max(TOP_CHANNELS)], or all D."""
+    return largest(h.float().abs(), min(max(TOP_CHANNELS), h.shape[-1]))
+
+
+def energy_accumulators(h: Tensor, largest: Tensor | None = None) -> dict[str, Tensor]:
     """Accumulators of the energy of the largest channels of h [B, T, D], over tokens but token 0.
 
     The largest channels are found per token; `sink_dimension_accumulators` keeps them fixed.
+
+    Args:
+        h: the residual stream.
+        largest: `largest_channels(h)`, if already computed.
 
     Returns:
         tokens, nonfinite: number of those tokens, and of their NaN and infinite values.
@@ -21,10 +30,10 @@ def energy_accumulators(h: Tensor, top: tuple[int, ...] = TOP_CHANNELS) -> dict[
         peak_sum, peak_max: sum and maximum over tokens of max_j |u_j|; -inf without tokens.
         peak_histogram: [HISTOGRAM_BINS] of max_j |u_j|, one value per token.
     """
-    square = h[:, 1:].float().square()
-    channels = square.shape[-1]
-    energy = square.sum(-1)
-    ordered = largest(square, min(max(top), channels)) / energy.unsqueeze(-1)
+    channels = h.shape[-1]
+    energy = h[:, 1:].float().square().sum(-1)
+    found = largest_channels(h) if largest is None else largest
+    ordered = found[:, 1:].square() / energy.unsqueeze(-1)
     peak = (ordered[..., 0] * channels).sqrt()
     return {
         "tokens": number(energy.numel(), h),
@@ -32,7 +41,7 @@ def energy_accumulators(h: Tensor, top: tuple[int, ...] = TOP_CHANNELS) -> dict[
         "peak_sum": total(peak),
         "peak_max": peak.max() if energy.numel() else torch.full((), -torch.inf, device=h.device),
         "peak_histogram": magnitude_histogram(peak),
-    } | {f"top_{k}_sum": total(ordered[..., :k].sum(-1)) for k in top}
+    } | {f"top_{k}_sum": total(ordered[..., :k].sum(-1)) for k in TOP_CHANNELS}
 
 
 def energy_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tensor]:

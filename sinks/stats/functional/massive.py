@@ -13,28 +13,49 @@ RELATIVE_CRITERIA = (100, 300, 1000)
 TOP = 3
 
 
-def _largest(x: Tensor) -> Tensor:
-    """The TOP largest [..., TOP] of x [..., N], NaN where there are fewer."""
-    count = min(TOP, x.shape[-1])
-    return F.pad(x.topk(count, dim=-1).values, (0, TOP - count), value=torch.nan)
+def _largest(magnitude: Tensor, peak: Tensor) -> Tensor:
+    """The TOP largest [B, TOP] of each sample of |h| [B, T, D], NaN where there are fewer.
+
+    They are in the tokens with the TOP largest peaks [B, T].
+    """
+    length, channels = magnitude.shape[1:]
+    tokens = peak.topk(min(TOP, length), dim=-1).indices
+    found = magnitude.gather(1, tokens.unsqueeze(-1).expand(-1, -1, channels)).flatten(1)
+    count = min(TOP, found.shape[-1])
+    return F.pad(found.topk(count, dim=-1).values, (0, TOP - count), value=torch.nan)
 
 
-def massive_tokens(h: Tensor) -> Tensor:
-    """Which tokens [B, T] of h [B, T, D] have a massive activation, by the sample's median as in the authors' code.
+def sample_median(h: Tensor) -> Tensor:
+    """Median |h| over the tokens and channels of each sample of h [B, T, D], [B]."""
+    return lower_median(h.float().abs().flatten(1))
+
+
+def massive_tokens(peak: Tensor, sample_median: Tensor) -> Tensor:
+    """Which tokens [B, T] have a massive activation, by the sample's median as in the authors' code.
 
     A token with a non-finite value has none.
+
+    Args:
+        peak: each token's largest |h| [B, T].
+        sample_median: of h [B].
     """
-    magnitude = h.float().abs()
-    return _count(magnitude, magnitude.amax(-1), lower_median(magnitude.flatten(1))[:, None]) > 0
+    return torch.isfinite(peak) & (peak > _threshold(sample_median)[:, None])
+
+
+def _threshold(median: Tensor) -> Tensor:
+    """Both of Sun's thresholds."""
+    return (MASSIVE_RELATIVE * median).clamp_min(MASSIVE_ABSOLUTE)
 
 
 def _count(magnitude: Tensor, peak: Tensor, median: Tensor) -> Tensor:
-    """Values of each row [..., N] above both of Sun's thresholds; NaN where the row's largest is NaN or infinite."""
-    threshold = (MASSIVE_RELATIVE * median).clamp_min(MASSIVE_ABSOLUTE)
-    return torch.where(torch.isfinite(peak), (magnitude > threshold.unsqueeze(-1)).sum(-1), torch.nan)
+    """Values of each row [..., N] that are massive; NaN where the row's largest is NaN or infinite."""
+    above = (magnitude > _threshold(median).unsqueeze(-1)).sum(-1)
+    return torch.where(torch.isfinite(peak), above, torch.nan)
 
 
-def massive_accumulators(h: Tensor, median: Tensor | None = None) -> dict[str, Tensor]:
+def massive_accumulators(
+    h: Tensor, median: Tensor | None = None, median_of_samples: Tensor | None = None
+) -> dict[str, Tensor]:
     """Accumulators of massive activations of h [B, T, D]. All tokens count, token 0 too, except in `ratio_*`.
 
     Medians are of |h|: "token" that of the token's D channels, "tensor" that of the sample's T * D values (as the
@@ -43,6 +64,7 @@ def massive_accumulators(h: Tensor, median: Tensor | None = None) -> dict[str, T
     Args:
         h: the residual stream.
         median: `token_median(h)`, if already computed.
+        median_of_samples: `sample_median(h)`, if already computed.
 
     Returns:
         tokens, samples, later_tokens, nonfinite: numbers of tokens B * T, samples B, tokens but token 0, non-finites.
@@ -56,8 +78,8 @@ def massive_accumulators(h: Tensor, median: Tensor | None = None) -> dict[str, T
     batch, length = magnitude.shape[:2]
     peak = magnitude.amax(-1)
     median = token_median(h) if median is None else median
-    sample = magnitude.flatten(1)
-    sample_top, sample_median = _largest(sample), lower_median(sample)
+    sample_top = _largest(magnitude, peak)
+    center = sample_median(h) if median_of_samples is None else median_of_samples
     ratio = peak[:, 1:] / median[:, 1:]
     accumulators = {
         "tokens": number(batch * length, h),
@@ -65,14 +87,14 @@ def massive_accumulators(h: Tensor, median: Tensor | None = None) -> dict[str, T
         "later_tokens": number(batch * (length - 1), h),
         "nonfinite": nonfinite(magnitude),
         "token_count": total(_count(magnitude, peak, median)),
-        "tensor_count": total(_count(sample, sample_top[:, 0], sample_median)),
-        "top_sum": total(sample_top / sample_median[:, None], 0),
+        "tensor_count": total(_count(magnitude.flatten(1), sample_top[:, 0], center)),
+        "top_sum": total(sample_top / center[:, None], 0),
         "ratio_sum": total(ratio),
         "ratio_max": ratio.max() if length > 1 else torch.full((), -torch.inf, device=h.device),
     }
     for c in RELATIVE_CRITERIA:
         accumulators[f"relative_{c}_token_count"] = total(exceeds(peak, c * median))
-        accumulators[f"relative_{c}_tensor_count"] = total(exceeds(sample_top[:, 0], c * sample_median))
+        accumulators[f"relative_{c}_tensor_count"] = total(exceeds(sample_top[:, 0], c * center))
     return accumulators
 
 

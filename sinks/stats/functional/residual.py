@@ -9,9 +9,10 @@ import math
 import torch
 from torch import Tensor
 
+from sinks.stats.functional.energy import TOP_CHANNELS
 from sinks.stats.functional.histogram import histogram_quantile, magnitude_histogram
 from sinks.stats.functional.kurtosis import token_kurtosis
-from sinks.stats.functional.order import lower_median
+from sinks.stats.functional.order import lower_median, median_and_largest
 from sinks.stats.functional.sums import channel_total, narrow, nonfinite, number, occurrences, total
 
 # Minimum score R and consistency of a residual sink (after arXiv:2601.22966).
@@ -21,6 +22,17 @@ SINK_SCORE, SINK_CONSISTENCY = 10.0, 0.5
 def token_median(h: Tensor) -> Tensor:
     """Median |h_j| over the channels of each token of h [B, T, D], [B, T]."""
     return lower_median(h.float().abs())
+
+
+def token_median_and_largest(h: Tensor) -> tuple[Tensor, Tensor]:
+    """`token_median` and `largest_channels` of h [B, T, D], for less than both by themselves."""
+    return median_and_largest(h.float().abs(), min(max(TOP_CHANNELS), h.shape[-1]))
+
+
+def mean_abs(h: Tensor) -> Tensor:
+    """m_j [D], mean of |h_j| over the tokens of h [B, T, D] but token 0; as in `residual_statistics`."""
+    others = h[:, 1:].float().abs()
+    return (channel_total(others) / (others.shape[0] * others.shape[1])).float()
 
 
 def residual_accumulators(h: Tensor, median: Tensor | None = None) -> dict[str, Tensor]:

@@ -16,11 +16,12 @@ def _membership(channels: int, dimensions: Tensor) -> Tensor:
     return inside.scatter(0, dimensions, torch.ones_like(dimensions, dtype=torch.bool))
 
 
-def _energies(x: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+def _energies(x: Tensor, dimensions: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of squares [...] of x [..., D] in S and in the rest, summed separately so that neither is rounded away."""
     x = x.float()
-    parts = (x.masked_fill(~inside, 0.0), x.masked_fill(inside, 0.0))
-    sink, rest = (torch.linalg.vector_norm(part, dim=-1).square() for part in parts)
+    repeats = (dimensions == dimensions[:, None]).sum(0)
+    sink = (x[..., dimensions].square() / repeats).sum(-1)
+    rest = torch.linalg.vector_norm(x.masked_fill(_membership(x.shape[-1], dimensions), 0.0), dim=-1).square()
     return sink, rest
 
 
@@ -36,7 +37,7 @@ def sink_dimension_accumulators(h: Tensor, dimensions: Tensor) -> dict[str, Tens
     h = h[:, 1:].float()
     channels = h.shape[-1]
     inside = _membership(channels, dimensions)
-    sink, rest = _energies(h, inside)
+    sink, rest = _energies(h, dimensions)
     energy = sink + rest
     remaining = (channels - inside.sum()).to(h.dtype)
     rescale = (quotient(rest, energy) * (channels / remaining)).sqrt()
@@ -78,7 +79,7 @@ def output_share_accumulators(output: Tensor, dimensions: Tensor) -> dict[str, T
         output_share_sum: sum over tokens of sum_{j in S} y_j^2 / ||y||^2.
     """
     y = output[:, 1:].float()
-    sink, rest = _energies(y, _membership(y.shape[-1], dimensions))
+    sink, rest = _energies(y, dimensions)
     return {
         "tokens": number(sink.numel(), y),
         "nonfinite": nonfinite(y),
@@ -128,7 +129,7 @@ def bound_accumulators(h: Tensor, output: Tensor, gain: Tensor, dimensions: Tens
         bound_sum, bound_max: sum and maximum over tokens of the left side over the right.
         nonfinite: number of tokens where that ratio is NaN or infinite; a token of zeros is one.
     """
-    sink, rest = _energies(h, _membership(h.shape[-1], dimensions))
+    sink, rest = _energies(h, dimensions)
     energy = sink + rest
     magnitude = gain.float().abs()
     largest = magnitude.max()

@@ -1,8 +1,10 @@
 """Sums of batch terms: float32 within a token or a sample, float64 over tokens, samples, batches and ranks.
 
 A sample's terms do not depend on its batch or rank, so the sums of parts add up to the total to float64 rounding.
-Nothing here reads a value on the host or has data-dependent shapes: everything traces under torch.compile.
+No value on a device is read on the host, and no shape depends on data: everything traces under torch.compile.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -47,8 +49,17 @@ def occurrences(indices: Tensor, size: int) -> Tensor:
 
 def nonfinite(*tensors: Tensor) -> Tensor:
     """Number of NaN and infinite values: only these differ from zero after x - x."""
-    counted = torch.stack([torch.count_nonzero(x - x) for x in tensors]).sum()
-    return counted.to(wide(counted.device))
+    counted = torch.stack([torch.count_nonzero(x - x) for x in tensors if not _known_finite(x)] or [_none(tensors[0])])
+    return counted.sum().to(wide(counted.device))
+
+
+def _known_finite(x: Tensor) -> bool:
+    """Whether the sum of x, half of the work of counting, already shows that there is nothing to count."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and math.isfinite(x.sum())
+
+
+def _none(x: Tensor) -> Tensor:
+    return torch.zeros((), dtype=torch.int64, device=x.device)
 
 
 def spread(square_sum: Tensor, value_sum: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ def results(folder: Path) -> dict[str, Any]:
 def test_every_stage_passes_and_measures_something(folder: Path) -> None:
     found = {letter: record["result"] for letter, record in results(folder).items()}
     assert all(check["passed"] for row in found["a"]["rows"] for check in row["checks"].values())
-    assert {"output", "gradient of q", "gradient of sink", "gradient of gate", "entropy", "key mass"} <= found["a"][
+    assert {"output", "gradient of q", "gradient of sink", "gradient of gate", "entropy", "key_mass"} <= found["a"][
         "rows"
     ][0]["checks"].keys()
     assert {"attention", "key_mass", "norm"} <= {row["table"] for row in found["b"]["rows"]}
