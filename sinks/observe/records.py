@@ -114,13 +114,16 @@ class AttentionRecord:
 
         Returns:
             First what concerns whole rows: entropy and largest logit. Then, of the documents of each length, what their
-            own queries put on their own keys; without `value_norm_sums`, which hold what other documents add.
+            own queries put on their own keys; `value_norm_sums` hold what other documents add.
         """
         rows = AttentionRecord(entropy=self.entropy, max_logit=self.max_logit, learned_sinks=self.learned_sinks)
-        own = replace(self, entropy=None, max_logit=None, value_norms=None, value_norm_sums=None)
+        own = replace(self, entropy=None, max_logit=None)
         if self.within is None:
             own = replace(own, first_token_mass=None, key_mass=None)
-        names = ("q", "k", "v", "first_token_mass", "learned_sink_mass", "lse", "gate", "key_mass")
+        names = (
+            "q", "k", "v", "first_token_mass", "learned_sink_mass", "lse", "gate", "key_mass", "value_norms",
+            "value_norm_sums",
+        )  # fmt: skip
         return [rows, *(part._from_own_tokens() for part in _split(own, names, documents, dim=2))]
 
     def _from_own_tokens(self) -> "AttentionRecord":

@@ -29,10 +29,6 @@ TOKENS = torch.tensor(
         [7, 3, 6, 4, 1, 0, 0, 2, 5, 9, 8, 3],
     ]
 )
-CONTRIBUTION = {
-    f"attention/{key}"
-    for key in ("contribution_share", "mass_share", "contribution_over_mass", "projected_norm_ratio", "undefined_rows")
-}
 SPANS = [(0, 0, 3), (0, 3, 4), (0, 4, 12), (1, 0, 6), (1, 6, 12), (2, 0, 12), (3, 0, 1), (3, 1, 11), (3, 11, 12)]
 
 
@@ -91,18 +87,36 @@ def test_attention_agrees_with_the_maps(case: str) -> None:
         found = arrays["attention/alpha"]
         torch.testing.assert_close(found[..., 0], alphas.mean(0), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found[..., 1], second.mean(0), rtol=1e-4, atol=1e-5)
-    # What concerns whole rows stays; the contribution, which also other documents make, is absent.
+    # What concerns whole rows stays.
     for key in ("entropy", "entropy_share", "logit_max", "logit_mean", "learned_sink_mass"):
         if f"attention/{key}" in whole:
             torch.testing.assert_close(arrays[f"attention/{key}"], whole[f"attention/{key}"])
-    assert whole.keys() - arrays.keys() == CONTRIBUTION & whole.keys()
+    assert whole.keys() == arrays.keys()
+
+
+@pytest.mark.parametrize("name", ["baseline", "sigmoid"])
+def test_the_contribution_is_that_of_the_documents_own_first_token(name: str) -> None:
+    model = build(name).eval()
+    _, arrays = read(model, [TOKENS])
+    block = model.decoder.blocks[0]  # type: ignore[union-attr]
+    with torch.no_grad():
+        x = block.attention_norm(model.decoder.embedding(TOKENS))  # type: ignore[union-attr]
+        v = block.attention.project(x)[2].repeat_interleave(2, dim=1)
+        weight = block.attention.out.weight.unflatten(1, (4, 6))  # [D, H, head_dim]
+        norms = torch.einsum("bhtd,ohd->bhto", v, weight).norm(dim=-1)
+    maps = torch.stack([model.attention_maps(row[None])[0] for row in TOKENS])  # [B, H, T, T]
+    parts = maps * norms[:, :, None]
+    shares = parts / parts.sum(-1, keepdim=True)  # of all that a row brings
+    own = torch.cat([shares[row, :, begin + 1 : end, begin] for row, begin, end in SPANS], dim=-1)
+    torch.testing.assert_close(arrays["attention/contribution_share"][0], own.mean(-1), rtol=1e-4, atol=1e-5)
 
 
 def test_masses_that_depend_on_the_whole_row_are_absent() -> None:
     model = build("clipped-softmax").eval()
     (_, arrays), (_, whole) = read(model, [TOKENS]), read(model, [TOKENS], split=False)
     absent = {"first_token_mass", "sink_ratio_0.3", "effective_rescale", "alpha", "sink_gu_0.3", "sink_nyu"}
-    assert {f"attention/{key}" for key in absent} | CONTRIBUTION <= whole.keys() - arrays.keys()
+    absent |= {"contribution_share", "contribution_over_mass"}
+    assert {f"attention/{key}" for key in absent} <= whole.keys() - arrays.keys()
     assert {"attention/entropy", "attention/value_norm_ratio", "residual/max_abs"} <= arrays.keys()
 
 
@@ -124,8 +138,7 @@ def test_the_stream_is_apart_at_every_start() -> None:
 def test_rows_that_hold_one_document_are_read_as_without() -> None:
     model, tokens = build("gated").eval(), TOKENS[2:3]
     (split, _), (whole, _) = read(model, [tokens]), read(model, [tokens], split=False)
-    assert whole.keys() - split.keys() == {"attention/contribution_share", "attention/contribution_over_mass"}
-    assert split == pytest.approx({key: whole[key] for key in split}, rel=1e-5)
+    assert split == pytest.approx(whole, rel=1e-5)
 
 
 def test_batches_with_other_numbers_of_documents_are_weighted_by_queries() -> None:
