@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sinks.errors import UserError
@@ -12,15 +13,21 @@ from sinks.interop.seam import AttentionCall
 
 @dataclass(frozen=True)
 class Gate:
-    """A sigmoid gate on the output of attention.
+    """A gate on the output of attention: limit * sigmoid.
 
     Args:
         module: whose output holds the gate.
         read: that output, H and dv -> pre-activations [B, H, T] or [B, H, T, dv].
+        limit: of its values.
     """
 
     module: nn.Module
     read: Callable[[Tensor, int, int], Tensor]
+    limit: float = 1.0
+
+    def values(self, output: Tensor, heads: int, width: int) -> Tensor:
+        """Of the module's output [B, T, ...]: [B, H, T] or [B, H, T, dv]."""
+        return self.limit * torch.sigmoid(self.read(output, heads, width))
 
 
 class Adapter:

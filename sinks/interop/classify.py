@@ -13,7 +13,7 @@ over x at once, where the sublayers are parallel.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,12 +38,29 @@ class StreamNorm:
         offset: what its weight is added to for its gain, 0 or 1; None if the gain is something else.
         rms: whether it divides by the RMS, and does not center or add a bias.
         flat: whether it reads [B * T, D].
+        pre: name of the gain that multiplies the stream before that division, the other one being `weight`.
+        gate: that multiplies what the norm makes.
     """
 
     module: nn.Module
     offset: int | None
     rms: bool
     flat: bool
+    pre: str | None = None
+    gate: "NormGate | None" = None
+
+
+@dataclass(frozen=True)
+class NormGate:
+    """A gate after a norm.
+
+    Args:
+        module: that holds the norm, and whose output is the norm's times the gate.
+        values: module whose output is the gate [B, T, D] or [B, T, 1].
+    """
+
+    module: nn.Module
+    values: nn.Module
 
 
 @dataclass(frozen=True)
@@ -159,6 +176,7 @@ class _Probe:
         self._modules = blocks
         self._events: list[_Event] = []
         self._calls: list[tuple[nn.Module, Tensor]] = []  # and its weighted values [B, H, T, dv]
+        self._tail: list[_Event] = []  # outside the blocks, from the first block on
         self._dropouts: list[tuple[int, Tensor]] = []  # number of events before, and what is dropped out
         self._stream: Tensor | None = None  # a block's input, then the last block's output
 
@@ -182,6 +200,7 @@ class _Probe:
                 handles.append(module.register_forward_hook(self._after_blocks, with_kwargs=True))
             with _Dropouts(lambda x: self._dropouts.append((len(self._events), x.clone()))):
                 yield
+            self.head_norm = self._last_norm()
         finally:
             for handle in handles:
                 handle.remove()
@@ -219,13 +238,17 @@ class _Probe:
 
     def _after_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         read, made = first_tensor(args, kwargs), first_tensor(output)
-        named = self.adapter.final_norm(self.model)
-        if not self.blocks or self.head_norm or not _has_one(args, kwargs):
-            return
-        if read is not None and made is not None and self._stream is not None:
-            norm = _stream_norm(module, read, made, self._stream.shape[-1])
-            if norm is not None and (module is named or (named is None and _equal(read, self._stream))):
-                self.head_norm = norm
+        if self.blocks and self._stream is not None and read is not None and made is not None:
+            norm = _stream_norm(module, read, made, self._stream.shape[-1]) if _has_one(args, kwargs) else None
+            self._tail.append(_Event(module, read.clone(), made.clone(), norm, None))
+
+    def _last_norm(self) -> StreamNorm | None:
+        named, end = self.adapter.final_norm(self.model), self._stream
+        for index, event in enumerate(self._tail):
+            found = event.module is named if named is not None else end is not None and _equal(event.input, end)
+            if event.norm is not None and found:
+                return _with_gate(self._tail, index)
+        return None
 
     def _norms(self, block: nn.Module) -> dict[str, StreamNorm]:
         named = self.adapter.norms(block)
@@ -237,12 +260,13 @@ class _Probe:
         before: list[Tensor] = []
         found: dict[str, StreamNorm] = {}
         later = 0
-        for event in self._events:
-            if event.norm is not None and _equal(event.input, x) and "attention.norm" not in found:
-                found["attention.norm"] = event.norm
-            elif event.norm is not None and (_equal(event.input, x) or _added(event.input, x, before)):
+        for index, event in enumerate(self._events):
+            norm = _with_gate(self._events, index)
+            if norm is not None and _equal(event.input, x) and "attention.norm" not in found:
+                found["attention.norm"] = norm
+            elif norm is not None and (_equal(event.input, x) or _added(event.input, x, before)):
                 later += 1
-                found["feed_forward.norm" if later == 1 else f"feed_forward.norm.{later}"] = event.norm
+                found["feed_forward.norm" if later == 1 else f"feed_forward.norm.{later}"] = norm
             before.append(event.output)
         return found
 
@@ -361,6 +385,25 @@ def _named_norm(seen: Mapping[nn.Module, _Event], module: nn.Module) -> StreamNo
     return seen[module].norm or StreamNorm(module, None, rms=False, flat=seen[module].input.dim() == 2)
 
 
+def _with_gate(events: list[_Event], index: int) -> StreamNorm | None:
+    """The norm of an event, if it is one, with the gate by which a module that holds it multiplies its output."""
+    event, later = events[index], events[index + 1 :]
+    if event.norm is None:
+        return None
+    for outer in later:
+        held = set(outer.module.modules()) - {outer.module}
+        if event.module in held and _equal(outer.input, event.input):
+            for inner in later:
+                if inner.module in held and _is_product(outer.output, event.output, inner.output):
+                    return replace(event.norm, gate=NormGate(outer.module, inner.module))
+    return event.norm
+
+
+def _is_product(total: Tensor, x: Tensor, gate: Tensor) -> bool:
+    """Whether a tensor is another [B, T, D] times a gate [B, T, D] or [B, T, 1]."""
+    return gate.shape[:-1] == x.shape[:-1] and gate.shape[-1] in (1, x.shape[-1]) and _equal(total, x * gate)
+
+
 def _stream_norm(module: nn.Module, read: Tensor, made: Tensor, width: int) -> StreamNorm | None:
     """The module as a norm of the stream's width; None if it is none."""
     shapes = {tuple(p.shape) for p in module.parameters(recurse=False)}
@@ -375,8 +418,19 @@ def _stream_norm(module: nn.Module, read: Tensor, made: Tensor, width: int) -> S
     rms = _close((ones - minus_ones).flatten() / 2, gain) and _close((up + down) / 2 + gain, gain)
     weight = getattr(module, "weight", None)
     stored = torch.zeros_like(gain) if weight is None else weight
-    offset = next((o for o in (0, 1) if _close(stored + o, gain)), None)
-    return StreamNorm(module, offset, rms, flat=read.dim() == 2)
+    pre = _pre_gain(module, signs)
+    offset = next((o for o in (0, 1) if _close(stored + o, gain)), None) if pre is None else 0
+    return StreamNorm(module, offset, rms, read.dim() == 2, pre)
+
+
+def _pre_gain(module: nn.Module, signs: Tensor) -> str | None:
+    """Name of a parameter p with which the module computes weight * p x / rms(p x); None if there is none."""
+    found = dict(module.named_parameters(recurse=False))
+    weight = found.pop("weight", None)
+    if weight is None or len(found) != 1:
+        return None
+    ((name, pre),) = found.items()
+    return name if _close(module.forward(100 * signs / pre), (signs * weight)) else None
 
 
 def _matrix_of(module: nn.Module, read: Tensor, made: Tensor) -> Callable[[], Tensor] | None:
@@ -393,7 +447,9 @@ def _matrix_of(module: nn.Module, read: Tensor, made: Tensor) -> Callable[[], Te
 
 
 def _possible_gates(events: list[_Event]) -> list[Gate]:
-    return [Gate(event.module, read) for event in events for read in (_second_half, _by_channel, _by_head)]
+    reads = (_second_half, _by_channel, _by_head)
+    # A gate that starts at one, so that it leaves a trained model as it is, is twice a sigmoid.
+    return [Gate(event.module, read, limit) for event in events for read in reads for limit in (1.0, 2.0)]
 
 
 def _second_half(output: Tensor, heads: int, width: int) -> Tensor:
@@ -410,9 +466,9 @@ def _by_head(output: Tensor, heads: int, width: int) -> Tensor:
 
 
 def _opening(gate: Gate, output: Tensor, values: Tensor) -> Tensor | None:
-    """Sigmoid of the gate [B, H, T, 1 or dv]; None if the output cannot hold it."""
+    """Values of the gate [B, H, T, 1 or dv]; None if the output cannot hold it."""
     try:
-        opened = torch.sigmoid(gate.read(output, values.shape[1], values.shape[3]))
+        opened = gate.values(output, values.shape[1], values.shape[3])
     except RuntimeError:
         return None
     return opened if opened.dim() == 4 else opened.unsqueeze(-1)

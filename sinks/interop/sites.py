@@ -1,6 +1,7 @@
 """The sites of a transformers causal LM, read on its own unedited code."""
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 
 from sinks.errors import UserError
 from sinks.interop.adapter import Adapter
-from sinks.interop.classify import AttentionParts, BlockParts, StreamNorm, Update, parts_of
+from sinks.interop.classify import AttentionParts, BlockParts, NormGate, StreamNorm, Update, parts_of
 from sinks.interop.seam import AttentionCall, Seam, first_tensor
 from sinks.observe import AttentionRecord, NormRecord, Site, UpdateRecord
 from sinks.observe.by_document import DocumentSite, check_document_start
@@ -69,10 +70,51 @@ class _NormSite(_Hooked):
         if self._norm.flat:
             assert self._shape is not None
             x, y = x.view(self._shape), y.view(self._shape)
-        gain = _gain(self._norm, x)
+        weight, pre = _weight(self._norm, x), _pre(self._norm)
         if not self._norm.rms:
-            return NormRecord(input=x, output=y, gain=gain)
-        return NormRecord(input=x, output=y, gain=gain, divided=x, weight=gain, normalized=y)
+            return NormRecord(input=x, output=y, gain=weight)
+        if weight is None or pre is None:
+            return NormRecord(input=x, output=y, gain=weight, divided=x, weight=weight, normalized=y)
+        return NormRecord(input=x, output=y, gain=weight * pre, divided=pre * x, weight=weight, normalized=y)
+
+
+class _GatedNormSite(_NormSite):
+    """A norm and the gate after it, read when the module that holds both returns."""
+
+    def __init__(self, name: str, seam: Seam, norm: StreamNorm, gate: NormGate, block: nn.Module) -> None:
+        super().__init__(name, seam, norm, block)
+        self._gate = gate
+        self._values: Tensor | None = None
+
+    def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
+        record: NormRecord | None = None
+
+        def keep(found: NormRecord) -> None:
+            nonlocal record
+            record = found
+
+        @torch.no_grad()
+        def see(module: nn.Module, args: Any, output: Tensor) -> None:
+            nonlocal record
+            if record is not None:
+                y, gate = output.detach().view(record.input.shape), self._values
+                listener(replace(record, output=y, gate=gate, normed=record.output))
+            record = self._values = None
+
+        return [
+            *super()._hooks(keep, fields),
+            self._gate.values.register_forward_hook(self._keep_values),
+            self._gate.module.register_forward_hook(see),
+        ]
+
+    def _keep_values(self, gate: nn.Module, args: Any, output: Tensor) -> None:
+        self._values = output.detach()
+
+
+def _norm_site(name: str, seam: Seam, norm: StreamNorm, block: nn.Module) -> _NormSite:
+    if norm.gate is None:
+        return _NormSite(name, seam, norm, block)
+    return _GatedNormSite(name, seam, norm, norm.gate, block)
 
 
 class _ResidualSite(_Hooked):
@@ -163,8 +205,8 @@ class _AttentionSite(_Hooked):
         """Pass on the record of whole rows, or those of the documents of packed rows."""
         tensors = dict(rows)
         if self._parts.gate is not None and self._gate_output is not None:
-            gate = self._parts.gate.read(self._gate_output, call.q.shape[1], call.v.shape[3])
-            tensors["gate"], self._gate_output = torch.sigmoid(gate), None
+            gate = self._parts.gate.values(self._gate_output, call.q.shape[1], call.v.shape[3])
+            tensors["gate"], self._gate_output = gate, None
         split = [tensors] if call.documents is None else call.documents.split(tensors, dim=2)
         for part, its in zip(call.detached().of_documents(), split, strict=True):
             listener(self._record(part, its))
@@ -222,7 +264,7 @@ def huggingface_sites(
     for index, block in enumerate(parts.blocks):
         sites += _block_sites(f"blocks.{index}", block, seam, adapter or Adapter())
     if parts.head_norm is not None:
-        sites.append(_NormSite("head.norm", seam, parts.head_norm, parts.blocks[-1].module))
+        sites.append(_norm_site("head.norm", seam, parts.head_norm, parts.blocks[-1].module))
     if document_start is None:
         return sites
     seam.document_start = check_document_start(document_start)
@@ -232,7 +274,7 @@ def huggingface_sites(
 def _block_sites(name: str, block: BlockParts, seam: Seam, adapter: Adapter) -> Iterator[Site]:
     """In the order of the suite's own."""
     norms: dict[str, Site] = {
-        at: _NormSite(f"{name}.{at}", seam, norm, block.module) for at, norm in block.norms.items()
+        at: _norm_site(f"{name}.{at}", seam, norm, block.module) for at, norm in block.norms.items()
     }
     updates = {at: _UpdateSite(f"{name}.{at}", seam, update, block.module) for at, update in block.updates.items()}
     yield norms.pop("attention.norm", _ResidualSite(f"{name}.residual.in", seam, block.module))
@@ -270,8 +312,12 @@ def _first(args: Any, kwargs: Any) -> Tensor:
     return x.detach()
 
 
-def _gain(norm: StreamNorm, x: Tensor) -> Tensor | None:
+def _weight(norm: StreamNorm, x: Tensor) -> Tensor | None:
     if norm.offset is None:
         return None
     weight = getattr(norm.module, "weight", None)
     return x.new_ones(x.shape[-1]) if weight is None else weight.detach() + norm.offset
+
+
+def _pre(norm: StreamNorm) -> Tensor | None:
+    return None if norm.pre is None else getattr(norm.module, norm.pre).detach()
