@@ -25,11 +25,7 @@ def arguments_of(config: Options) -> dict[str, Any]:
         UserError: naming what the decoder has no counterpart for.
     """
     family = config["model_type"]
-    if family not in FAMILIES:
-        raise UserError(
-            f"a model of type {family!r} has no counterpart in the suite's decoder, only {', '.join(FAMILIES)} have: "
-            "analyze it as it is"
-        )
+    require_family(family)
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown")
         raise UserError(f"the weights are quantized (quant_method {method}): save them dequantized, then import that")
@@ -42,6 +38,19 @@ def arguments_of(config: Options) -> dict[str, Any]:
         experts |= {"alpha": config.get("swiglu_alpha", 1.702), "limit": config.get("swiglu_limit", 7.0)}
         arguments |= {"normalizer": LearnableSink, "feed_forward": partial(Experts, **experts)}
     return arguments
+
+
+def require_family(family: str | None) -> None:
+    """Check a model_type.
+
+    Raises:
+        UserError: if the decoder has no counterpart of such a model.
+    """
+    if family not in FAMILIES:
+        raise UserError(
+            f"a model of type {family!r} has no counterpart in the suite's decoder, only {', '.join(FAMILIES)} have: "
+            "analyze it as it is"
+        )
 
 
 def _architecture(config: Options) -> Architecture:

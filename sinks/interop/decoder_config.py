@@ -16,10 +16,10 @@ from sinks.models.rope import Frequencies, Linear, Llama3, Yarn
 
 
 class NoCounterpart(UserError):
-    """Transformers has no model that computes the same."""
+    """There is no transformers model that computes the same."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"transformers has no model with {what}: export a variant without it")
+        super().__init__(f"there is no transformers model with {what}: export a variant without it")
 
 
 class Family(NamedTuple):
@@ -64,36 +64,23 @@ def config_of(decoder: Decoder, architecture: Architecture) -> dict[str, Any]:
     Raises:
         UserError: naming what transformers has no counterpart for.
     """
-    blocks = [block for block in decoder.blocks if isinstance(block, Block)]
-    attention, feed_forward = _attention(blocks[0]), blocks[0].feed_forward
+    blocks = blocks_of(decoder)
+    attention, feed_forward = attention_of(blocks[0]), blocks[0].feed_forward
     for block in blocks:
         _require_known_parts(block)
-    shape, windows = attention.config, [_attention(block).config.window for block in blocks]
-    if any(_attention(block).config.rope is None for block in blocks):
+    windows = [attention_of(block).config.window for block in blocks]
+    if any(attention_of(block).config.rope is None for block in blocks):
         raise NoCounterpart("a layer without rotary positions, or with learned ones")
-    if architecture.rope_fraction != 1 or shape.scale not in (None, shape.head_dim**-0.5):
-        raise NoCounterpart("an attention_scale or a rope_fraction of its own")
+    shape = attention.config
+    if shape.scale not in (None, shape.head_dim**-0.5):
+        raise NoCounterpart("an attention_scale of its own")
     family = _family(attention, feed_forward, architecture, windows)
-    config = {
+    config = sizes_of(decoder, architecture) | {
         "architectures": [family.kind],
         "model_type": family.model_type,
-        "dtype": "float32",
-        "vocab_size": decoder.embedding.num_embeddings,
-        "hidden_size": architecture.d_model,
-        "intermediate_size": architecture.ffn_hidden,
-        "num_hidden_layers": architecture.n_layers,
-        "num_attention_heads": shape.n_heads,
-        "num_key_value_heads": shape.n_kv_heads,
-        "head_dim": shape.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": decoder.context_length,
-        "initializer_range": architecture.init_std,
         "rms_norm_eps": _eps(decoder),
-        "tie_word_embeddings": architecture.tied_embeddings,
-        "rope_parameters": {"rope_theta": architecture.rope_base} | _rope(attention.rotary.frequencies),
         "attention_bias": shape.out_bias,
-        "bos_token_id": None,
-        "eos_token_id": None,
     }
     if family.model_type == "llama":
         if architecture.d_model % shape.n_heads:
@@ -107,14 +94,53 @@ def config_of(decoder: Decoder, architecture: Architecture) -> dict[str, Any]:
     return config
 
 
-def _attention(block: Block) -> Any:
+def sizes_of(decoder: Decoder, architecture: Architecture) -> dict[str, Any]:
+    """Entries of config.json that do not depend on the parts of the blocks.
+
+    Raises:
+        UserError: if transformers has no such rotary positions.
+    """
+    shapes = [attention_of(block).config for block in blocks_of(decoder)]
+    rotaries = [attention_of(block).rotary for block in blocks_of(decoder) if attention_of(block).config.rope]
+    if architecture.rope_fraction != 1:
+        raise NoCounterpart("a rope_fraction of its own")
+    return {
+        "dtype": "float32",
+        "vocab_size": decoder.embedding.num_embeddings,
+        "hidden_size": architecture.d_model,
+        "intermediate_size": architecture.ffn_hidden,
+        "num_hidden_layers": architecture.n_layers,
+        "num_attention_heads": shapes[0].n_heads,
+        "num_key_value_heads": shapes[0].n_kv_heads,
+        "head_dim": shapes[0].head_dim,
+        "max_position_embeddings": decoder.context_length,
+        "initializer_range": architecture.init_std,
+        "tie_word_embeddings": architecture.tied_embeddings,
+        "rope_parameters": {"rope_theta": architecture.rope_base}
+        | (_rope(rotaries[0].frequencies) if rotaries else {"rope_type": "default"}),
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def blocks_of(decoder: Decoder) -> list[Block]:
+    """The blocks, typed."""
+    return [block for block in decoder.blocks if isinstance(block, Block)]
+
+
+def attention_of(block: Block) -> Any:
+    """The attention of a block.
+
+    Raises:
+        UserError: if it has another mixer.
+    """
     if type(block.attention) is not Attention:
         raise NoCounterpart(f"mixer {type(block.attention).__name__}")
     return block.attention
 
 
 def _require_known_parts(block: Block) -> None:
-    attention = _attention(block)
+    attention = attention_of(block)
     known = {
         "norm": (block.attention_norm.norm, (RMSNorm,)),
         "normalizer": (attention.normalizer, (Softmax, LearnableSink)),
@@ -132,8 +158,7 @@ def _require_known_parts(block: Block) -> None:
 def _family(attention: Any, feed_forward: Any, architecture: Architecture, windows: Sequence[int | None]) -> Family:
     kinds = set(windows)
     spread = "none" if kinds == {None} else "some" if None in kinds else "all"
-    if len(kinds - {None}) > 1:
-        raise NoCounterpart(f"windows of several widths ({', '.join(map(str, sorted(kinds - {None})))})")  # type: ignore[type-var]
+    width_of(windows)
     parts = (type(attention.normalizer), type(feed_forward))
     for family in FAMILIES:
         fits = family.parts == parts and family.qk_norm == architecture.qk_norm
@@ -175,11 +200,28 @@ def _original(frequencies: Llama3 | Yarn) -> dict[str, int]:
     return {"original_max_position_embeddings": frequencies.original_context}
 
 
+def width_of(windows: Sequence[int | None]) -> int | None:
+    """Of the layers that have a window; None if none has.
+
+    Raises:
+        UserError: if there are several widths, for which config.json has no place.
+    """
+    widths = sorted({window for window in windows if window is not None})
+    if len(widths) > 1:
+        raise NoCounterpart(f"windows of several widths ({', '.join(map(str, widths))})")
+    return widths[0] if widths else None
+
+
+def layer_types(windows: Sequence[int | None]) -> list[str]:
+    """As config.json has them."""
+    return ["full_attention" if window is None else "sliding_attention" for window in windows]
+
+
 def _windows(model_type: str, windows: Sequence[int | None]) -> dict[str, Any]:
-    width = next((window for window in windows if window is not None), None)
+    width = width_of(windows)
     if model_type == "mistral":
         return {"sliding_window": width}
-    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    kinds = layer_types(windows)
     if model_type == "gpt_oss":  # which needs a width where no layer has a window too
         return {"sliding_window": width or GPT_OSS_WINDOW, "layer_types": kinds}
     return {"sliding_window": width, "layer_types": kinds, "use_sliding_window": width is not None}

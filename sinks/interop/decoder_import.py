@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sinks.errors import UserError
 from sinks.families import CausalLM
-from sinks.interop.decoder_arguments import arguments_of
+from sinks.interop.decoder_arguments import arguments_of, require_family
 from sinks.interop.decoder_names import parameters_by_transformers_name
 from sinks.interop.weight_files import one_line, read_json, reading, weight_files
 from sinks.models.positions import Rotary
@@ -52,7 +52,8 @@ def read_config(source: str | os.PathLike[str] | nn.Module) -> dict[str, Any]:
         return dict(config.to_dict())
     from transformers import AutoConfig
 
-    read_json(Path(source) / "config.json", "give a folder that save_pretrained wrote")
+    content = read_json(Path(source) / "config.json", "give a folder that save_pretrained wrote")
+    require_family(content.get("model_type"))  # before transformers asks whether code that the folder brings may run
     with reading(str(Path(source) / "config.json")):
         return AutoConfig.from_pretrained(source, local_files_only=True).to_dict()
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from sinks.errors import UserError
-from sinks.families import Baseline, CausalLM, Gated
+from sinks.families import Baseline, CausalLM, Clipped, Gated, NoNorm, SinkAbsorbed
 from sinks.interop.decoder_export import export
 from sinks.interop.decoder_import import import_model
 from sinks.models.decoder import Architecture, LayerOptions
 from sinks.models.experts import Experts
-from sinks.models.normalizers import LearnableSink, OffByOne
-from sinks.models.norms import PreAffine, RMSNorm
+from sinks.models.normalizers import LearnableSink
+from sinks.models.norms import PreAffine
 from tests.families.variants import SMALL
 from tests.interop.shapes import assert_same_logits, tiny, tokens, transformers
 
@@ -86,16 +86,14 @@ def test_learned_sinks_and_experts_are_gpt_oss(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (partial(Gated, architecture=SMALL), "norm GatedNorm"),
-        (partial(Gated, architecture=SMALL, norm_gate="none"), "attention_gate ElementwiseGate"),
-        (partial(CausalLM, architecture=SMALL, norm=PreAffine), "norm PreAffine"),
-        (partial(CausalLM, architecture=SMALL, normalizer=OffByOne), "normalizer OffByOne"),
-        (partial(CausalLM, architecture=SMALL, normalizer=LearnableSink), "LearnableSink, SwiGLU"),
-        (partial(CausalLM, architecture=SMALL, head_norm=partial(RMSNorm, eps=0.1)), "norms of several eps"),
-        (partial(Baseline, architecture=wide(d_model=30, head_dim=8)), "d_model 30 that n_heads 4 does not divide"),
-        (partial(Baseline, architecture=wide(position="learned")), "learned"),
+        (partial(NoNorm, architecture=SMALL, attention="softmax"), "norm DyT"),
+        (partial(NoNorm, architecture=SMALL, residual="rms_norm"), "normalizer Sigmoid"),
+        (partial(Gated, architecture=SMALL, norm_gate="gate_dyt"), "norm GateDyT"),
+        (partial(Clipped, architecture=SMALL, residual="norm_input"), "norm ClippedNorm"),
+        (partial(Clipped, architecture=SMALL, residual_threshold=1.0), "residual_clip Clamp"),
+        (partial(SinkAbsorbed, architecture=SMALL, attention="key_value_bias"), "normalizer KeyValueBias"),
+        (partial(CausalLM, architecture=SMALL, norm=PreAffine, feed_forward=Experts), "feed_forward Experts"),
         (partial(Baseline, architecture=wide(rope_fraction=0.5)), "rope_fraction"),
-        (partial(Baseline, architecture=wide(bias="qkv", qk_norm=True)), "bias qkv"),
         (partial(Baseline, architecture=wide(layer_pattern=(LayerOptions(2), LayerOptions(3)))), "several widths"),
     ],
 )
