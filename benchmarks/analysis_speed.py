@@ -1,9 +1,10 @@
 """`make bench-analysis`: what reading SmolLM2 costs beside a plain forward pass and beside other ways to the numbers.
 
 Time and peak memory of a row of 512, 1024 and 2048 tokens in one thread: the model's own forward pass with the loss
-(SDPA); the analysis of `sinks analyze`; transformers' eager attention with `output_attentions`; and TransformerLens's
-`run_with_cache`, if it is installed. The last two are reduced to `Numbers`, a few of those that the analysis gives and
-must agree with. Times are CPU seconds, taken in turns; the peak is that of a process of its own for each.
+(SDPA); the analysis of `sinks analyze`; and for `Numbers`, a few of those that the analysis gives and that all must
+agree on, a `Reader` of the groups that hold them, transformers' eager attention with `output_attentions`, and
+TransformerLens's `run_with_cache`, if it is installed. Times are CPU seconds, taken in turns; the peak is that of a
+process of its own for each.
 """
 
 import argparse
@@ -32,11 +33,15 @@ from sinks.interop.seam import implementation
 from sinks.interop.sites import huggingface_sites
 from sinks.observe import Reader
 from sinks.observe.groups import GROUPS, Group
+from sinks.record import Statistics
 from sinks.stats.accumulators import Accumulators
 
 LENGTHS = (512, 1024, 2048)
 SHORT = 16
-PLAIN, OURS, EAGER, LENS = "plain forward", "sinks analyze", "output_attentions", "TransformerLens"
+PLAIN, OURS, SAME = "plain forward", "sinks analyze", "Reader"
+EAGER, LENS = "output_attentions", "TransformerLens"
+CONTESTANTS = (PLAIN, OURS, SAME, EAGER, LENS)
+SAME_GROUPS = ("residual", "mass", "rows", "keys")  # those that hold `Numbers`
 
 
 class Numbers(NamedTuple):
@@ -74,9 +79,21 @@ def analyzed(pretrained: Pretrained) -> Callable[[Tensor], Measured]:
     return lambda row: measure(pretrained.model, sites, pretrained, row, batch_size=1, progress=False)
 
 
-def numbers_of(found: Measured) -> Numbers:
-    arrays = {name: torch.from_numpy(array[0]) for name, array in found.statistics.arrays.items()}
-    blocks = ["attention.norm" in site for site in found.statistics.sites["norm"]]
+def read(pretrained: Pretrained) -> Callable[[Tensor], Numbers]:
+    """Rows as a reader of no more than the groups that hold the numbers reads them."""
+    reader = Reader(huggingface_sites(pretrained.model), groups=SAME_GROUPS)
+
+    def run(row: Tensor) -> Numbers:
+        with reader.reading():
+            row_losses(pretrained.model, row)
+        return numbers_of(reader.summarize()[1])
+
+    return run
+
+
+def numbers_of(found: Statistics) -> Numbers:
+    arrays = {name: torch.from_numpy(array[0]) for name, array in found.arrays.items()}
+    blocks = ["attention.norm" in site for site in found.sites["norm"]]
     mass, entropy, alpha = (arrays[f"attention/{name}"] for name in ("first_token_mass", "entropy", "alpha"))
     return Numbers(mass, entropy, alpha, arrays["residual/max_abs"][torch.tensor(blocks)])
 
@@ -118,7 +135,7 @@ def contestant(name: str, pretrained: Pretrained) -> Callable[[Tensor], object]:
         return functools.partial(row_losses, pretrained.model)
     if name == EAGER:
         return functools.partial(eager, pretrained)
-    return analyzed(pretrained) if name == OURS else lens(pretrained)
+    return {OURS: analyzed, SAME: read, LENS: lens}[name](pretrained)
 
 
 def cpu_seconds(run: Callable[[], object]) -> float:
@@ -144,7 +161,7 @@ def require_agreement(runs: dict[str, Callable[[Tensor], object]], row: Tensor) 
     """
     runs[PLAIN](row)
     found = [runs[name](row) for name in runs.keys() - {PLAIN}]
-    numbers = [numbers_of(x) if isinstance(x, Measured) else x for x in found]
+    numbers = [numbers_of(x.statistics) if isinstance(x, Measured) else x for x in found]
     for others in numbers[1:]:
         torch.testing.assert_close(others, numbers[0], rtol=1e-3, atol=1e-4)
 
@@ -175,7 +192,7 @@ def _memory_mb(field: str) -> float:
 def compare(pretrained: Pretrained, rows: dict[int, Tensor], repeats: int) -> None:
     """Print time and peak memory of each contestant for each length."""
     runs: dict[str, Callable[[Tensor], object]] = {}
-    for name in (PLAIN, OURS, EAGER, LENS):
+    for name in CONTESTANTS:
         try:
             runs[name] = contestant(name, pretrained)
         except ImportError as reason:
@@ -203,20 +220,22 @@ def shares(pretrained: Pretrained, row: Tensor, repeats: int) -> None:
     spent = dict.fromkeys(GROUPS, 0.0)
     reader.groups = [replace(group, accumulators=functools.partial(_timed, group, spent)) for group in reader.groups]
 
-    def read() -> None:
+    def read_all() -> None:
         with reader.reading():
             row_losses(model, row)
 
+    runs: tuple[Callable[[], object], ...] = (
+        functools.partial(row_losses, model, row), read_all, functools.partial(whole, row),
+    )  # fmt: skip
+
     def turn() -> dict[str, float]:
-        plain, reading, analysis = (
-            cpu_seconds(run) for run in (functools.partial(row_losses, model, row), read, functools.partial(whole, row))
-        )
+        plain, reading, analysis = (cpu_seconds(run) for run in runs)
         rest = {"sums of weights": reading - plain - sum(spent.values()), "detection, summary": analysis - reading}
         found = {name: seconds / plain for name, seconds in (spent | rest).items()}
         spent.update(dict.fromkeys(spent, 0.0))
         return found
 
-    read()
+    read_all()
     reader.summarize()  # chooses the sink dimensions
     turns = in_turns({"": turn}, repeats, warm_up=1)[""]
     print(f"extra time of {row.shape[1]} tokens, in plain forward passes:")
@@ -235,7 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="tokens of a row")
-    parser.add_argument("--peak", choices=(PLAIN, OURS, EAGER, LENS), help="only the peak memory of one, in MB")
+    parser.add_argument("--peak", choices=CONTESTANTS, help="only the peak memory of one, in MB")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pretrained = load_pretrained("smollm2")
