@@ -84,7 +84,7 @@ test-all: $(VENV)/.installed  ## the tests, the slow ones included
 	$(run_tests) -m "not models"
 
 test-models: smollm2  ## the tests on a pretrained network (minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),auto) --dist worksteal -m models
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),auto) --dist worksteal -m "models and not slow"
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,0 +1,152 @@
+"""`sinks quantize`: what simulated quantization costs a run or a pretrained model."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sinks.cli.analyze import collected
+from sinks.cli.parser import run_function
+from sinks.errors import UserError, require
+
+if TYPE_CHECKING:
+    from sinks.quantize.subject import Subject
+
+REPEATED = ("scheme", "transform", "kind")
+Transform = Literal["none", "smooth", "smooth-all", "hadamard", "hadamard-16"]
+DEFAULT_TRANSFORM: list[Transform] = ["none"]
+
+
+def quantize(
+    model: str,
+    *,
+    scheme: list[str] | None = None,
+    transform: list[Transform] | None = None,
+    activation_scale: Literal["row", "tensor", "static"] = "row",
+    only: Literal["both", "weights", "activations"] = "both",
+    kind: list[str] | None = None,
+    text: str | None = None,
+    rows: int = 8,
+    tokens: int = 512,
+    calibration_rows: int = 8,
+    bos: str = "auto",
+    batch_size: int = 4,
+    seed: int = 0,
+    device: str = "auto",
+    out: Path | None = None,
+    cache: Path = Path("data"),
+    trust_remote_code: bool = False,
+) -> None:
+    """Measure what simulated quantization costs a model: loss, accuracy and the noise of every linear map.
+
+    Args:
+        model: a run folder, or "smollm2", a folder of a transformers model, a .gguf file, a name on the hub.
+        scheme: w8a8, w4a16, int4, fp8, mxfp4 or nvfp4; may be repeated; none given: nvfp4.
+        transform: of activations and weights before rounding; may be repeated.
+        activation_scale: over what a scale of activations reaches: a token (row), a whole tensor, or a constant that
+            calibration finds (static).
+        only: whether weights, activations or both are quantized.
+        kind: of inputs that are quantized, may be repeated; none given: all but the gate path.
+        text: for a pretrained model, as for sinks analyze; a run is measured on its validation set.
+        rows: number of rows that are scored.
+        tokens: length of a row of text.
+        calibration_rows: number of rows after these on which transforms and constant scales are calibrated.
+        bos: what a row of text begins with, as for sinks analyze.
+        batch_size: rows at a time.
+        seed: of the bootstrap over rows.
+        device: cpu, cuda, or auto: a GPU if there is one.
+        out: folder for one JSON file per scheme and transform; by default quantization/ in the run folder, or
+            runs/quantization/MODEL.
+        cache: folder that holds converted .gguf files.
+        trust_remote_code: whether code that a model brings may run.
+    """
+    for name, value in (("rows", rows), ("calibration_rows", calibration_rows), ("batch_size", batch_size)):
+        require(name, value, at_least=1, remedy="give e.g. 8")
+    from sinks.quantize.readers import GATE, KINDS, left_out, readers_of
+    from sinks.quantize.schemes import scheme_of
+
+    kinds = kind or list(KINDS)
+    for given in kinds:
+        if given not in (*KINDS, GATE):
+            raise UserError(f"kind is {given!r}, which is none: give one of {', '.join((*KINDS, GATE))}")
+    schemes = {name: scheme_of(name, activation_scale, only) for name in scheme or ["nvfp4"]}
+
+    from sinks.cli.analyze import device_of, slug
+    from sinks.quantize.measure import Options, measure, score
+    from sinks.quantize.subject import pretrained_subject, run_subject
+    from sinks.record import RunFolder
+    from sinks.record.folder import to_json, write_atomically
+    from sinks.record.provenance import provenance
+
+    if RunFolder(model).has_provenance:
+        subject = run_subject(model, rows, calibration_rows, device_of(device))
+        folder = out or Path(model) / "quantization"
+    else:
+        subject = pretrained_subject(
+            model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
+        )
+        folder = out or Path("runs/quantization") / slug(model)
+    skipped = left_out(readers_of(subject.model, subject.blocks, subject.probe), subject.blocks)
+    if skipped:
+        print(f"left as they are, being no nn.Linear: the weights of {', '.join(skipped)}")
+    own = identity(subject)
+    before = None
+    for (name, numbers), changed in product(schemes.items(), transform or DEFAULT_TRANSFORM):
+        settings = {
+            "scheme": name, "transform": changed, "activation_scale": activation_scale, "only": only, "kinds": kinds,
+            "seed": seed,
+        }  # fmt: skip
+        file = folder / f"{name}-{changed}-{digest(own | settings)}.json"
+        if file.is_file():
+            show(file, json.loads(file.read_text(encoding="utf-8")), " (unchanged)")
+            continue
+        before = before or score(subject.logits, subject.rows.split(batch_size))
+        measured = measure(subject, Options(numbers, changed, kinds, batch_size, seed), before)
+        content = own | settings | measured | {"provenance": provenance("transformers")}
+        write_atomically(file, to_json(content, indent=2) + "\n")
+        show(file, content)
+
+
+def identity(subject: "Subject") -> dict[str, Any]:
+    """What names a measurement besides its options: weights, rows and calibration rows."""
+    import torch
+
+    weights = hashlib.sha256()
+    for name, tensor in subject.model.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {
+        "model": subject.name,
+        "weights": weights.hexdigest()[:16],
+        "text": subject.text,
+        "rows": list(subject.rows.shape),
+        "rows_sha256": digest(subject.rows.tolist()),
+        "calibration_rows": list(subject.calibration.shape),
+        "calibration_sha256": digest(subject.calibration.tolist()),
+    }
+
+
+def digest(content: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of something that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
+    """Print what was measured."""
+    print(f"{file}{note}")
+    print(f"  loss  {content['loss']:.4f} nats per token, accuracy {content['accuracy']:.4f}")
+    results = {"all": content["quantized"], "first token kept": content["first_token_kept"]} | content["kinds_alone"]
+    for label, result in results.items():
+        if result is not None:
+            change, accuracy = result["change"], result["accuracy_change"]["mean"]
+            interval = f"[{change['low']:+.4f}, {change['high']:+.4f}]"
+            print(f"  {label:<19}  {change['mean']:+.4f} {interval:<18}  accuracy {accuracy:+.4f}", flush=True)
+    for kind, ratio in content["output_sqnr"].items():
+        print(f"  {kind:<19}  {'no noise' if ratio is None else f'{ratio:.2f} dB of the output over its noise'}")
+
+
+def main(command: str, arguments: list[str]) -> None:
+    """Run `sinks quantize`."""
+    run_function(quantize, command, collected(arguments, REPEATED))

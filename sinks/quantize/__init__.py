@@ -1,0 +1,1 @@
+"""Simulated quantization: number formats, transforms, and what they cost a model."""

@@ -1,0 +1,96 @@
+"""A linear map with simulated quantization, and a model in which these stand in place of its own."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sinks.quantize.readers import Readers
+from sinks.quantize.schemes import Scheme
+from sinks.quantize.transforms import Transform
+
+
+class Kept:
+    """Which tokens' activations stay as they are, [B, T] bool; None: no token's."""
+
+    mask: Tensor | None = None
+
+
+class QuantizedInput:
+    """The input of some linear maps, transformed and rounded once for all of them."""
+
+    def __init__(self, scheme: Scheme, transform: Transform, kept: Kept) -> None:
+        self._quantizer, self._transform, self._kept = scheme.activations, transform, kept
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., in]."""
+        if self._last is None or self._last[0] is not x:
+            y = self._transform.inputs(x)
+            self._last = (x, y if self._quantizer is None else self._rounded(y))
+        return self._last[1]
+
+    def _rounded(self, y: Tensor) -> Tensor:
+        assert self._quantizer is not None
+        rounded, mask = self._quantizer(y), self._kept.mask
+        return rounded if mask is None else torch.where(mask.view(*y.shape[:-1], 1), y, rounded)
+
+
+class QuantizedLinear(nn.Module):
+    """y = Q(x T) Q(W T^-T)^T + b; the bias is as it was.
+
+    Args:
+        linear: that it stands for.
+        input: shared with the others that read it.
+        weight: transformed and rounded [out, in].
+    """
+
+    def __init__(self, linear: nn.Linear, input: QuantizedInput, weight: Tensor) -> None:
+        super().__init__()
+        self.input = input
+        self.register_buffer("weight", weight)
+        self.bias = linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.input(x), self.weight, self.bias)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What happens to the linear maps that read one input."""
+
+    readers: Readers
+    scheme: Scheme
+    transform: Transform
+
+
+@contextmanager
+def quantized(model: nn.Module, replacements: Iterable[Replacement]) -> Iterator[Kept]:
+    """A model with quantized linear maps inside the `with` block, and its own afterward.
+
+    Args:
+        model: that holds them.
+        replacements: which, and how.
+    """
+    kept, own = Kept(), dict[str, nn.Linear]()
+    try:
+        for each in replacements:
+            shared = QuantizedInput(each.scheme, each.transform, kept)
+            for name, linear in each.readers.linears.items():
+                own[name] = linear
+                model.set_submodule(name, QuantizedLinear(linear, shared, rounded_weight(linear, each)))
+        yield kept
+    finally:
+        for name, linear in own.items():
+            model.set_submodule(name, linear)
+
+
+@torch.no_grad()
+def rounded_weight(linear: nn.Linear, replacement: Replacement) -> Tensor:
+    """The weight [out, in], transformed and then rounded."""
+    weight, quantizer = replacement.transform.weights(linear.weight), replacement.scheme.weights
+    return weight.detach() if quantizer is None else quantizer(weight.detach())

@@ -1,0 +1,151 @@
+"""What quantization costs a model: loss and accuracy, token by token on the same text."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sinks.quantize.calibrate import channel_largest
+from sinks.quantize.linear import Kept, Replacement, quantized
+from sinks.quantize.readers import KINDS, Readers, readers_of
+from sinks.quantize.schemes import Scheme
+from sinks.quantize.sqnr import decibels, output_noise
+from sinks.quantize.subject import Subject
+from sinks.quantize.transforms import Name, transform_of
+
+RESAMPLES = 2000
+Logits = Callable[[Tensor], Tensor]  # token ids [B, T] -> [B, T, V]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of every token of rows but the first [N, T - 1], float64: loss in nats, and whether it was the likeliest."""
+
+    loss: Tensor
+    correct: Tensor
+
+
+@torch.no_grad()
+def score(logits: Logits, batches: Sequence[Tensor], kept: Kept | None = None) -> Scores:
+    """Score rows of token ids [B, T].
+
+    Args:
+        logits: of the model.
+        batches: of rows.
+        kept: of a quantized model, whose first token of each row is then left in high precision.
+    """
+    losses, correct = [], []
+    for batch in batches:
+        inputs = batch[:, :-1]
+        if kept is not None:
+            kept.mask = torch.zeros_like(inputs, dtype=torch.bool)
+            kept.mask[:, 0] = True
+        for scores, targets in zip(logits(inputs), batch[:, 1:].to(inputs.device), strict=True):
+            targets = targets.to(scores.device)
+            losses.append(F.cross_entropy(scores.float(), targets, reduction="none").double().cpu())
+            correct.append((scores.argmax(-1) == targets).double().cpu())
+    return Scores(torch.stack(losses), torch.stack(correct))
+
+
+def paired_change(before: Tensor, after: Tensor, seed: int) -> dict[str, float]:
+    """Mean change over tokens [N, T], with the 95 % interval of a bootstrap over the rows.
+
+    Args:
+        before: of each token.
+        after: of the same tokens.
+        seed: of the bootstrap.
+    """
+    rows = (after - before).mean(1)
+    drawn = torch.randint(len(rows), (RESAMPLES, len(rows)), generator=torch.Generator().manual_seed(seed))
+    low, high = rows[drawn].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=rows.dtype)).tolist()
+    return {"mean": rows.mean().item(), "low": low, "high": high}
+
+
+def replacements_of(
+    readers: Sequence[Readers], scheme: Scheme, transform: Name, logits: Logits, calibration: Sequence[Tensor]
+) -> list[Replacement]:
+    """What is done to each input.
+
+    Args:
+        readers: of the inputs.
+        scheme: number formats of weights and inputs.
+        transform: of both.
+        logits: runs the model.
+        calibration: token ids, used where a transform or a scale depends on how large activations are.
+    """
+    largest = channel_largest(readers, logits, calibration) if transform.startswith("smooth") else {}
+    transforms = {each.name: transform_of(transform, each, largest.get(each.name)) for each in readers}
+    schemes = {each.name: scheme for each in readers}
+    inputs = scheme.activations
+    if inputs is not None and inputs.reach == "static":
+        largest = channel_largest(readers, logits, calibration, transforms)
+        schemes = {name: replace(scheme, activations=inputs.calibrated(x.amax())) for name, x in largest.items()}
+    return [Replacement(each, schemes[each.name], transforms[each.name]) for each in readers]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is quantized, and how.
+
+    Args:
+        scheme: number formats.
+        transform: of inputs and weights.
+        kinds: of inputs that are quantized, as `Readers` names them.
+        batch_size: rows at a time.
+        seed: of the bootstrap.
+    """
+
+    scheme: Scheme
+    transform: Name = "none"
+    kinds: Sequence[str] = KINDS
+    batch_size: int = 4
+    seed: int = 0
+
+
+def measure(subject: Subject, options: Options, before: Scores | None = None) -> dict[str, Any]:
+    """The cost of a scheme: all at once, each kind of input alone, and with the first token of each row kept.
+
+    Args:
+        subject: model and text.
+        options: what is quantized, and how.
+        before: scores of the model as it is, if they are known.
+
+    Raises:
+        UserError: if nothing of these kinds is there, a transform has no matrix, or an activation is not finite.
+    """
+    found = readers_of(subject.model, subject.blocks, subject.probe)
+    chosen = [each for each in found if each.kind in options.kinds]
+    rows, calibration = subject.rows.split(options.batch_size), subject.calibration.split(options.batch_size)
+    replacements = replacements_of(chosen, options.scheme, options.transform, subject.logits, calibration)
+    before = before or score(subject.logits, rows)
+
+    def change(replaced: Sequence[Replacement], keep_first: bool = False) -> dict[str, Any]:
+        with quantized(subject.model, replaced) as kept:
+            after = score(subject.logits, rows, kept if keep_first else None)
+        return {
+            "loss": after.loss.mean().item(),
+            "change": paired_change(before.loss, after.loss, options.seed),
+            "accuracy_change": paired_change(before.correct, after.correct, options.seed),
+        }
+
+    noise = output_noise(replacements, subject.logits, [row[:, :-1] for row in rows])
+    kinds = {
+        kind: [each for each in replacements if each.readers.kind == kind]
+        for kind in options.kinds
+        if any(each.kind == kind for each in chosen)
+    }
+    return {
+        "loss": before.loss.mean().item(),
+        "accuracy": before.correct.mean().item(),
+        "quantized": change(replacements),
+        "first_token_kept": change(replacements, keep_first=True) if options.scheme.activations else None,
+        "kinds_alone": {kind: change(those) for kind, those in kinds.items()} if len(kinds) > 1 else {},
+        "output_sqnr": {
+            kind: decibels(mean(noise[each.readers.name] for each in those)) for kind, those in kinds.items()
+        },
+        "output_sqnr_by_input": {name: decibels(ratio) for name, ratio in noise.items()},
+    }

@@ -1,0 +1,75 @@
+"""What is done to an input and, inversely, to the weights that read it, before both are rounded.
+
+Without rounding the product is the same: (x T) (W T^-T)^T = x W^T. It is done inside the linear map, which is exact for
+every model; nothing is folded into the module before.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sinks.errors import UserError
+from sinks.quantize.hadamard import hadamard
+from sinks.quantize.readers import Readers
+
+Name = Literal["none", "smooth", "smooth-all", "hadamard", "hadamard-16"]
+SMALLEST = 1e-5  # of a smoothing factor, and of what it is made of
+NORM_FED = ("attention.in", "feed_forward.in")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A pair of functions: of inputs [..., in], and of weights [out, in]."""
+
+    inputs: Callable[[Tensor], Tensor]
+    weights: Callable[[Tensor], Tensor]
+
+
+NONE = Transform(lambda x: x, lambda w: w)
+
+
+def transform_of(name: Name, readers: Readers, channel_largest: Tensor | None) -> Transform:
+    """The transform of one input.
+
+    "smooth" is SmoothQuant at strength .5 (arXiv:2211.10438) where a norm feeds the input, "smooth-all" everywhere;
+    "hadamard" rotates the whole width, "hadamard-16" blocks of 16 channels.
+
+    Args:
+        name: of the transform.
+        readers: the linear maps, whose factors are the same.
+        channel_largest: of each channel of the input, the largest |x| in calibration [in]; for smoothing.
+
+    Raises:
+        UserError: if there is no Hadamard matrix of the width, or 16 does not divide it.
+    """
+    if name == "hadamard-16":
+        if readers.width % 16:
+            raise UserError(
+                f"{readers.name} has {readers.width} channels, which 16 does not divide: choose smooth or none"
+            )
+        return _rotation(16)
+    if name == "hadamard":
+        return _rotation(readers.width)
+    if name == "smooth-all" or (name == "smooth" and readers.kind in NORM_FED):
+        assert channel_largest is not None, "calibration comes first"
+        return _smoothing(readers, channel_largest)
+    return NONE
+
+
+def _smoothing(readers: Readers, channel_largest: Tensor) -> Transform:
+    weight = torch.stack([linear.weight.detach().abs().amax(0) for linear in readers.linears.values()]).amax(0)
+    roots = (channel_largest.to(weight.dtype).clamp_min(SMALLEST).sqrt(), weight.clamp_min(SMALLEST).sqrt())
+    factor = (roots[0] / roots[1]).clamp_min(SMALLEST)
+    return Transform(lambda x: x / factor.to(x.dtype), lambda w: w * factor.to(w.dtype))
+
+
+def _rotation(size: int) -> Transform:
+    matrix = hadamard(size)
+
+    def rotate(x: Tensor) -> Tensor:
+        return (x.unflatten(-1, (-1, size)) @ matrix.to(x)).flatten(-2)
+
+    return Transform(rotate, rotate)

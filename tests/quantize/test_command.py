@@ -1,0 +1,111 @@
+"""`sinks quantize` on a run, on the checkpoint that it was imported from, and on what cannot be quantized."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from sinks.cli import main
+from tests.interop import tiny
+
+SHORT = ("--rows=3", "--calibration_rows=2", "--batch_size=2", "--device=cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds a checkpoint in `model`, the run imported from it in `run`, and a text."""
+    folder = tmp_path_factory.mktemp("quantize")
+    tiny.save(folder / "model")
+    (folder / "text.txt").write_text(tiny.TEXT)
+    data = ["--data=Backcopy", "--data.context_length=12", "--data.batch_size=2", "--data.validation_rows=6"]
+    trainer = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_steps=1", "--progress.enabled=false"]
+    assert main(["fit", "--model=Baseline", *data, *trainer, "--run.dir", str(folder / "run")]) == 0
+    return folder
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+
+
+def test_a_run_is_quantized_into_its_folder_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["quantize", str(folder / "run"), "--scheme", "int4", "--scheme", "mxfp4", *SHORT]
+    assert main(command) == 0
+    files = {file: file.stat().st_mtime_ns for file in (folder / "run/quantization").iterdir()}
+    found = results(folder / "run/quantization")
+    assert [each["scheme"] for each in found] == ["int4", "mxfp4"]
+    assert all(each["quantized"]["change"]["mean"] != 0 for each in found)
+    assert found[0]["provenance"]["versions"]["torch"]
+    capsys.readouterr()
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("(unchanged)") == 2
+    assert {file: file.stat().st_mtime_ns for file in (folder / "run/quantization").iterdir()} == files
+
+
+def test_a_pretrained_model_is_quantized(folder: Path, tmp_path: Path) -> None:
+    text = ["--text", str(folder / "text.txt"), "--tokens=12"]
+    options = ["--scheme=int4", "--transform=none", "--transform=smooth", "--activation_scale=static"]
+    assert main(["quantize", str(folder / "model"), *text, *options, *SHORT, "--out", str(tmp_path)]) == 0
+    found = results(tmp_path)
+    assert [each["transform"] for each in found] == ["none", "smooth"]
+    assert len(found[0]["output_sqnr_by_input"]) == 4 * 4
+    assert found[0]["output_sqnr"] != found[1]["output_sqnr"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--scheme=int3",), "scheme is 'int3', which is none: give one of w8a8"),
+        (("--kind=qkv",), "kind is 'qkv', which is none: give one of attention.in"),
+        (("--rows=0",), "rows is 0, but must be at least 1"),
+        (("--rows=5",), "has 6 rows, but 5 to score and 2 to calibrate on are wanted"),
+        (("--scheme=w4a16", "--only=activations"), "has no quantized activations"),
+        (("--transform=fold",), "transform"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    arguments: tuple[str, ...], reason: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {argument.partition("=")[0] for argument in arguments}
+    short = [option for option in SHORT if option.partition("=")[0] not in names]
+    try:
+        code = main(["quantize", str(folder / "run"), *short, *arguments])
+    except SystemExit as stopped:
+        code = stopped.code  # type: ignore[assignment]
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.count("\n") == 1
+    assert reason in error
+
+
+def test_a_run_without_a_checkpoint_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("config.yaml", "provenance.json"):
+        (tmp_path / name).write_bytes((folder / "run" / name).read_bytes())
+    assert main(["quantize", str(tmp_path), *SHORT]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "quantization").exists()
+
+
+def test_an_analysis_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("provenance.json", "analysis.json"):
+        (tmp_path / name).write_text("{}")
+    assert main(["quantize", str(tmp_path), *SHORT]) == 2
+    assert "is an analysis of a pretrained model, no training run: give the model itself" in capsys.readouterr().err
+
+
+def test_a_model_without_plain_linear_maps_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GPT-2 has Conv1D."""
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "model")
+    PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer().tokenizer).save_pretrained(tmp_path / "model")
+    text = ["--text", str(folder / "text.txt"), "--tokens=12"]
+    assert main(["quantize", str(tmp_path / "model"), *text, *SHORT, "--out", str(tmp_path / "out")]) == 2
+    assert "has no nn.Linear in its blocks: only these can be quantized" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
