@@ -98,6 +98,7 @@ class Variant:
         paper: what the paper expects, in a sentence.
         recipe: numbers from earlier scratch runs.
         mechanisms: how it handles sinks.
+        steps: optimizer steps that its own arguments request; None where they are the ablation's.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Variant:
     paper: str = ""
     recipe: Mapping[str, float] = field(default_factory=dict)
     mechanisms: frozenset[Mechanism] = frozenset({"unknown"})
+    steps: int | None = None
 
     @property
     def shown(self) -> list[Run]:
@@ -286,6 +288,7 @@ def _variant(
         paper=str(description.get("paper") or ""),
         recipe=description.get("recipe") or {},
         mechanisms=mechanisms or _revealed(finished),
+        steps=(description.get("arguments") or {}).get("trainer.max_steps"),
     )
 
 

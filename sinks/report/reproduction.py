@@ -52,9 +52,14 @@ def lines(ablation: Ablation) -> list[str]:
         f"seeds: {', '.join(dict.fromkeys(run.seed_name for run in sorted(runs, key=lambda run: by_seed(run.seed))))}",
         _one_or_many("steps", (str(run.summary.get("steps", "unknown")) for run in runs if not run.diverged)),
     ]
-    steps = {run.summary.get("steps") for run in runs if not run.diverged}
-    if ablation.steps is not None and steps and steps != {ablation.steps}:
-        found.append(f"ablation.yaml requests {ablation.steps} steps: run the ablation again to get them")
+    other = [
+        variant.name
+        for variant in ablation.variants
+        if (asked := variant.steps or ablation.steps) is not None
+        and any(run.summary.get("steps") != asked for run in variant.runs)
+    ]
+    if other:
+        found.append(f"not the steps that ablation.yaml requests: {', '.join(other)}: run the ablation again")
     tokens = {count for run in runs if not run.diverged and (count := run.value("tokens")) is not None}
     if tokens:
         found.append("tokens per run: " + ", ".join(f"{count:,.0f}" for count in sorted(tokens)))

@@ -11,7 +11,7 @@ from sinks.record import RunFolder
 from sinks.report import compare, load_ablation, reproduction, tables, terminal
 from sinks.report.render import contents
 from sinks.report.spread import Spread, loss_call, move
-from tests.report.synthetic import BACKCOPY, Levels, write_ablation, write_run
+from tests.report.synthetic import BACKCOPY, STEPS, Levels, write_ablation, write_run
 
 
 def row(root: Path, label: str) -> dict[str, str]:
@@ -125,6 +125,20 @@ def test_runs_that_their_own_rule_stopped_may_differ_in_steps(tmp_path: Path) ->
         more = {"steps": steps, "tokens": steps, "stopped_early": True}
         write_run(tmp_path / f"gate/seed{seed}", "gate", seed, Levels(), statistics=False, **more)
     assert row(tmp_path, "gate")["seeds"] == "2"
+
+
+@pytest.mark.parametrize(("own", "mentioned"), [(None, "baseline, gate"), (STEPS[-1], "baseline")])
+def test_runs_of_other_steps_than_requested_are_named(own: int | None, mentioned: str, tmp_path: Path) -> None:
+    root = write_ablation(tmp_path, {"baseline": Levels(), "gate": Levels()}, statistics=False)
+    file = root / "ablation.yaml"
+    content = yaml.safe_load(file.read_text())
+    assert not any("requests" in line for line in reproduction.lines(load_ablation(root)))
+    content["steps"] += 1
+    if own is not None:
+        content["variants"]["gate"]["arguments"] = {"trainer.max_steps": int(own)}
+    file.write_text(yaml.safe_dump(content))
+    (line,) = (line for line in reproduction.lines(load_ablation(root)) if "requests" in line)
+    assert f"requests: {mentioned}:" in line
 
 
 @pytest.mark.parametrize("stated", [None, False])
