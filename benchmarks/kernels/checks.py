@@ -168,7 +168,7 @@ def attention_checks(call: Call, dtype: torch.dtype) -> dict[str, Check]:
         error = _finite((grad.double() - exact_grad).norm() / scale)
         checks[f"gradient of {name}"] = Check(error, of_sink if name == "sink" else of_grads)
 
-    numbers = own.q.detach().float().norm(dim=-1)
+    numbers = torch.stack([own.q.detach().float().norm(dim=-1, p=p) for p in (1, 2, 3)], dim=-1)
     _, stats = own.run(attention, backend="triton", stats=STATISTICS, numbers=numbers)
     _, expected_stats = exact.run(attention, backend="reference", stats=STATISTICS, numbers=numbers)
     for name, value in stats.items():

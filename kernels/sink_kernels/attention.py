@@ -81,7 +81,7 @@ def attention(
         window: number of keys a query sees, including its own; all by default.
         softcap: limit of the scaled logits, s <- cap * tanh(s / cap).
         stats: names of the statistics to return (below).
-        numbers: one per key and query head [B, H, T], for the statistic `weighted_sum`; only with `stats`.
+        numbers: N per key and query head [B, H, T, N], for the statistic `weighted_sum`; only with `stats`.
         backend: "auto" uses "triton" on a GPU and "flash" on the CPU if they support the call, else "reference".
             "triton": everything except clipped_softmax, functions and float64, D up to 256. "flash": softmax,
             off_by_one and learnable_sink. "fa4": the same without softcap, by an installed FlashAttention-4. A named
@@ -95,14 +95,17 @@ def attention(
         lse: log of the row's denominator, sink included; for clipped_softmax that of the inner softmax; for
             sigmoid the log of the row's total mass, log sum_j sigmoid(s_ij + bias); for a function likewise.
         first_key_mass: weight on key 0.
+        own_key_mass: weight on the query's own key.
+        previous_key_mass: weight on the key before that; 0 for query 0.
+        row_mass: sum_j P_ij of the weights as used, without the sink's: 1 - sink_mass in the softmax kinds.
         sink_mass: weight on the sink, exp(sink - lse); 0 without a sink.
         entropy: of the row's weights in nats, including the sink's.
         max_logit: largest s_ij; neither the sink nor the sigmoid's bias counts.
         key_mass: what a key receives from all queries, sum_i P_ij; see `sink_kernels.key_mass`.
-        weighted_sum: sum_j P_ij x_j of the `numbers` x, returned where these are given.
-    The rows of sigmoid, clipped_softmax and a function need not sum to 1: first_key_mass, entropy, key_mass and
-    weighted_sum are those of the row *renormalized* to sum to 1, a proxy. A clipped row or a function's may be empty:
-    all are then 0.
+        weighted_sum: sum_j P_ij x_j of the `numbers` x [B, H, T, N], returned where these are given.
+    The rows of sigmoid, clipped_softmax and a function need not sum to 1: the masses on keys, entropy and weighted_sum
+    are those of the row *renormalized* to sum to 1, a proxy; times row_mass they are those of the weights as used. A
+    clipped row or a function's may be empty: all are then 0.
     """
     device_type = q.device.type
     if torch.is_autocast_enabled(device_type) and q.dtype != torch.float64:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sink_kernels.launching import triton_unsupported
 from sink_kernels.options import Options
+from sink_kernels.row_blocks import BACK, mass_back
 
 MAX_HEAD_DIM = 256
 
@@ -44,7 +45,7 @@ def attend(
         q, k, v, sink, gate, *flat(options), "first_key_mass" in stats, row_stats
     )
     taken = {"lse": lse, "first_key_mass": first_key_mass, "entropy": entropy, "max_logit": max_logit}
-    if "sink_mass" in stats:
+    if "sink_mass" in stats or "row_mass" in stats:
         with torch.no_grad():
             if options.has_sink:
                 logit = 0.0 if sink is None else sink.float().view(1, -1, 1)
@@ -52,6 +53,10 @@ def attend(
             else:
                 taken["sink_mass"] = torch.zeros_like(lse)
     with torch.no_grad():
+        if "row_mass" in stats:
+            taken["row_mass"] = lse.exp() if options.renormalized else 1 - taken["sink_mass"]
+        for name in BACK.keys() & {*stats}:
+            taken[name] = mass_back(q, k, lse, BACK[name], options)
         if "key_mass" in stats:
             taken["key_mass"] = key_mass(q, k, lse, *flat(options))
         found = {name: taken[name] for name in stats}
@@ -59,20 +64,24 @@ def attend(
 
 
 def _weighted_sum(q: Tensor, k: Tensor, sink: Tensor | None, options: Options, numbers: Tensor) -> Tensor:
-    """sum_j P_ij x_j [B, H, T] of numbers x, by one more forward pass in float32 that attends to them.
+    """sum_j P_ij x_j [B, H, T, N] of numbers x, by one more forward pass in float32 that attends to them.
 
-    The g-th query head of a key head reads channel g of the values. The other channels are 1 and give the row's total
-    mass, so one is needed more than there are query heads; queries and keys are padded where they have fewer.
+    The g-th query head of a key head reads channels g N ... g N + N - 1 of the values. The other channels are 1 and
+    give the row's total mass, so one more is needed; queries and keys are padded where they have fewer.
     """
-    group = q.shape[1] // k.shape[1]
-    width = max(q.shape[3], group + 1)
+    group, count = q.shape[1] // k.shape[1], numbers.shape[3]
+    used = group * count
+    if count > 1 and used >= MAX_HEAD_DIM:
+        return torch.cat([_weighted_sum(q, k, sink, options, x) for x in numbers.split(1, dim=3)], dim=3)
+    width = max(q.shape[3], used + 1)
     q, k = (F.pad(x.float(), (0, width - x.shape[3])) for x in (q, k))
-    values = F.pad(numbers.float().unflatten(1, (-1, group)).transpose(2, 3), (0, width - group), value=1.0)
+    by_group = numbers.float().unflatten(1, (-1, group)).transpose(2, 3)
+    values = F.pad(by_group.flatten(3), (0, width - used), value=1.0)
     out, *_ = attention_forward(q, k, values, sink, None, *flat(options), False, False)
     grouped = out.unflatten(1, (-1, group))
-    sums = grouped[..., :group].diagonal(dim1=2, dim2=4).transpose(2, 3)
+    sums = grouped[..., :used].unflatten(4, (group, count)).diagonal(dim1=2, dim2=4).movedim(4, 2)
     if options.renormalized:
-        sums = sums / grouped[..., group].clamp_min(torch.finfo(torch.float32).tiny)
+        sums = sums / grouped[..., used:][..., :1].clamp_min(torch.finfo(torch.float32).tiny)
     return sums.flatten(1, 2)
 
 

@@ -13,7 +13,10 @@ from torch import Tensor
 Normalizer = Literal["softmax", "off_by_one", "learnable_sink", "sigmoid", "clipped_softmax"]
 # Causal scores [B, H, T, T], -inf where forbidden -> weights [B, H, T, T].
 NormalizerFunction = Callable[[Tensor], Tensor]
-Statistic = Literal["lse", "first_key_mass", "sink_mass", "entropy", "max_logit", "key_mass"]
+Statistic = Literal[
+    "lse", "first_key_mass", "own_key_mass", "previous_key_mass", "row_mass", "sink_mass", "entropy", "max_logit",
+    "key_mass",
+]  # fmt: skip
 Backend = Literal["auto", "triton", "flash", "fa4", "reference"]
 
 NORMALIZERS: tuple[str, ...] = get_args(Normalizer)

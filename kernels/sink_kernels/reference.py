@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sink_kernels.masks import causal_mask
@@ -92,6 +93,12 @@ def statistics(
             value = logits.amax(-1)
         elif name == "first_key_mass":
             value = weights[..., 0] / mass
+        elif name == "own_key_mass":
+            value = weights.diagonal(dim1=-2, dim2=-1) / mass
+        elif name == "previous_key_mass":
+            value = F.pad(weights.diagonal(-1, -2, -1), (1, 0)) / mass
+        elif name == "row_mass":
+            value = weights.sum(-1)
         elif name == "key_mass":
             value = (weights / mass.unsqueeze(-1)).sum(2)
         elif name == "sink_mass":
@@ -105,7 +112,7 @@ def statistics(
                 value = value - torch.special.xlogy(sink_mass, sink_mass)
         taken[name] = value.float()
     if numbers is not None:
-        taken["weighted_sum"] = ((weights @ numbers.to(weights.dtype).unsqueeze(-1)).squeeze(-1) / mass).float()
+        taken["weighted_sum"] = (weights @ numbers.to(weights.dtype) / mass.unsqueeze(-1)).float()
     return taken
 
 

@@ -74,10 +74,11 @@ def validate_attention(
     if numbers is not None:
         if not stats:
             raise ValueError("numbers without stats: the sums of numbers are a statistic; name others, e.g. ('lse',)")
-        if numbers.shape != shape[:3] or not numbers.is_floating_point() or numbers.device != q.device:
+        wrong = numbers.dim() != 4 or numbers.shape[:3] != shape[:3] or numbers.shape[3] < 1
+        if wrong or not numbers.is_floating_point() or numbers.device != q.device:
             raise ValueError(
                 f"numbers are {tuple(numbers.shape)} {numbers.dtype} on {numbers.device}: they must be floating point, "
-                f"one per key and query head, [B, H, T] = {tuple(shape[:3])}, on {q.device}"
+                f"N per key and query head, [B, H, T, N] = {(*shape[:3], 'N')}, on {q.device}"
             )
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose among {', '.join(BACKENDS)}")

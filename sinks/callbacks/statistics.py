@@ -16,8 +16,9 @@ from sinks.record import Statistics
 from sinks.record.logger import RunFolderLogger, log_to_all
 
 GroupName = Literal[
-    "residual", "massive", "kurtosis", "energy", "rescale", "bound", "gain", "norm_gate", "gate_magnitude",
-    "norm_clip", "stream_clip", "update", "mass", "rows", "keys", "values", "contribution", "attention_gate",
+    "residual", "massive", "kurtosis", "energy", "rescale", "bound", "gain", "scale", "norm_gate", "gate_magnitude",
+    "norm_clip", "stream_clip", "update", "mass", "rows", "keys", "values", "contribution", "neighbors", "routes",
+    "attention_gate",
 ]  # fmt: skip
 
 

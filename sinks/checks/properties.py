@@ -229,10 +229,11 @@ def maps_give_the_output(subject: Subject) -> None:
 
 @torch.no_grad()
 def attention_is_as_reported(subject: Subject) -> None:
-    """Masses, entropy and key mass are those of the attention maps."""
+    """Masses, entropy, key mass and routes are those of the attention maps."""
     for site, record, layer in _attention_records(subject):
         weights = layer.weights_of(*_projections(record))
         total = weights.sum(-1)
+        row_mass = torch.ones_like(total) if layer.normalizer.learned_values else total
         learned = torch.zeros_like(total)
         if record.row_normalized:
             learned = (1 - total).clamp_min(0.0)
@@ -246,7 +247,13 @@ def attention_is_as_reported(subject: Subject) -> None:
             "learned_sink_mass": learned,
             "key_mass": weights.sum(2),
             "entropy": entropy,
+            "own_token_mass": weights.diagonal(dim1=-2, dim2=-1),
+            "previous_token_mass": torch.nn.functional.pad(weights.diagonal(-1, -2, -1), (1, 0)),
+            "row_mass": row_mass,
         }
+        if record.relative_value_norms is not None and record.learned_value_norm is None:
+            w = record.relative_value_norms.to(weights).unsqueeze(-1)
+            dense |= {"used": (weights @ w).squeeze(-1), "excess": (weights @ (w - 1).clamp_min(0.0)).squeeze(-1)}
         for name, expected in dense.items():
             reported = getattr(record, name)
             if reported is not None:

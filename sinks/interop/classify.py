@@ -190,7 +190,7 @@ class _Probe:
                 handles.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
             for module in inside - set(self._modules):
                 handles.append(module.register_forward_hook(self._record, with_kwargs=True))
-                self.seam.listen(module, lambda call, rows, module=module: self._attend(module, call))  # type: ignore[misc]
+                self.seam.listen(module, lambda call, out, rows, module=module: self._attend(module, call))  # type: ignore[misc]
             for block in self._modules:
                 described = self.adapter.attention(block)
                 if described is not None:

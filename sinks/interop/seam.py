@@ -23,7 +23,7 @@ from sinks.observe.documents import Documents, documents_of_positions
 
 NAME = "sinks"
 IMPLEMENTATION = "_attn_implementation"  # of a configuration; transformers has no public name to read it
-Listener = Callable[["AttentionCall", dict[str, Tensor]], None]
+Listener = Callable[["AttentionCall", Tensor, dict[str, Tensor]], None]  # a call, its output, its statistics
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class AttentionCall:
 
         Args:
             stats: names of statistics of `sink_kernels.attention`.
-            numbers: makes one number per key and query head [B, H, T], which the weights sum up.
+            numbers: makes N numbers per key and query head [B, H, T, N], which the weights sum up.
 
         Returns:
             Output [B, H, T, dv], and the statistics [B, H, T] by name; also `numbers` and their `weighted_sum`.
@@ -172,7 +172,7 @@ def sinks_attention(
     out, rows = call.run() if listening is None else call.run(listening.stats, listening.numbers)
     if listening is not None:
         with torch.no_grad():
-            listening.listener(call, rows)
+            listening.listener(call, out, rows)
     return out.transpose(1, 2).contiguous(), None
 
 

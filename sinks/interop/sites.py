@@ -1,6 +1,6 @@
 """The sites of a transformers causal LM, read on its own unedited code."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,8 +15,9 @@ from sinks.interop.classify import AttentionParts, BlockParts, NormGate, StreamN
 from sinks.interop.seam import AttentionCall, Seam, first_tensor
 from sinks.observe import AttentionRecord, NormRecord, Site, UpdateRecord
 from sinks.observe.by_document import DocumentSite, check_document_start
+from sinks.observe.key_numbers import KeyNumbers
 from sinks.observe.sites import ROW_STATISTICS, Kind, Listener, row_statistics
-from sinks.stats.functional import projected_value_norms
+from sinks.stats.functional import gate_gain
 
 
 class _Hooked:
@@ -169,18 +170,20 @@ class _AttentionSite(_Hooked):
         super().__init__("attention", name, seam)
         self._parts, self._adapter = parts, adapter
         self._gate_output: Tensor | None = None
+        self._numbers, self._wants_gain = KeyNumbers((), False), False
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
+        self._numbers = KeyNumbers(fields, self._parts.out_weight is not None)
+        self._wants_gain = "gate_gain" in fields
         super().listen(listener, fields)
         if self._parts.calls_interface:
             see = listener and partial(self._see, listener)
-            self._seam.listen(self._parts.module, see, row_statistics(fields), self._key_numbers(fields))
+            numbers = self._key_numbers if self._numbers else None
+            self._seam.listen(self._parts.module, see, row_statistics(fields), numbers)
 
-    def _key_numbers(self, fields: Collection[str]) -> Callable[[AttentionCall], Tensor] | None:
-        out_weight = self._parts.out_weight
-        if out_weight is None or "value_norm_sums" not in fields:
-            return None
-        return lambda call: projected_value_norms(call.v, out_weight(), call.q.shape[1])
+    def _key_numbers(self, call: AttentionCall) -> Tensor:
+        weight = None if self._parts.out_weight is None else self._parts.out_weight()
+        return self._numbers.of(call.v, call.q.shape[1], weight)
 
     def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
         handles = []
@@ -193,7 +196,8 @@ class _AttentionSite(_Hooked):
                 if not self._seam.reading:
                     return
                 call = self._adapter.call(module, args, kwargs)
-                self._see(listener, call, call.run(row_statistics(fields), self._key_numbers(fields))[1])
+                numbers = self._key_numbers if self._numbers else None
+                self._see(listener, call, *call.run(row_statistics(fields), numbers))
 
             handles.append(self._parts.module.register_forward_hook(see, with_kwargs=True))
         return handles
@@ -201,19 +205,23 @@ class _AttentionSite(_Hooked):
     def _keep_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self._gate_output = output.detach()
 
-    def _see(self, listener: Listener, call: AttentionCall, rows: dict[str, Tensor]) -> None:
+    def _see(self, listener: Listener, call: AttentionCall, out: Tensor, rows: dict[str, Tensor]) -> None:
         """Pass on the record of whole rows, or those of the documents of packed rows."""
         tensors = dict(rows)
         if self._parts.gate is not None and self._gate_output is not None:
             gate = self._parts.gate.values(self._gate_output, call.q.shape[1], call.v.shape[3])
             tensors["gate"], self._gate_output = gate, None
+            if self._wants_gain:
+                tensors["gate_gain"] = gate if gate.dim() == 3 else gate_gain(gate, out.detach())
         split = [tensors] if call.documents is None else call.documents.split(tensors, dim=2)
         for part, its in zip(call.detached().of_documents(), split, strict=True):
             listener(self._record(part, its))
 
     def _record(self, call: AttentionCall, tensors: dict[str, Tensor]) -> AttentionRecord:
         out_weight = self._parts.out_weight
+        found = self._numbers.fields(tensors["numbers"], tensors["weighted_sum"]) if self._numbers else {}
         return AttentionRecord(
+            **found,  # type: ignore[arg-type]
             q=call.q,
             k=call.k,
             v=call.v,
@@ -221,8 +229,7 @@ class _AttentionSite(_Hooked):
             **{name: tensors.get(at) for name, at in ROW_STATISTICS.items()},  # type: ignore[arg-type]
             learned_sinks=0 if call.sink is None else 1,
             out_weight=None if out_weight is None else out_weight().detach(),
-            value_norms=tensors.get("numbers"),
-            value_norm_sums=tensors.get("weighted_sum"),
+            gate_gain=tensors.get("gate_gain"),
             masses=call.key_mass,
             within=call.first_token_within,
         )

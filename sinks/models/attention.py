@@ -22,8 +22,8 @@ class Attention(SequenceMixer):
     """Grouped-query attention: [B, T, D] -> [B, T, D].
 
     With a listener, it reports `q`, `k`, `v` (positions applied), the statistics that `row_statistics` names, the
-    values of its `gate`, if it has one, and the `numbers` [B, H, T] that `key_numbers` makes of v, with their weighted
-    sums.
+    values of its `gate`, if it has one, its gated `output` [B, H, T, head_dim], and the `numbers` [B, H, T, N] that
+    `key_numbers` makes of q and all values, learned ones first, with their weighted sums.
 
     Args:
         config: widths, names and initialization.
@@ -62,7 +62,7 @@ class Attention(SequenceMixer):
         self.gate_tap = Tap(f"{config.site}.gate")  # pre-activations
         self.report = Report()
         self.row_statistics: tuple[Statistic, ...] = ()
-        self.key_numbers: Callable[[Tensor], Tensor] | None = None
+        self.key_numbers: Callable[[Tensor, Tensor], Tensor] | None = None
         self.out_input = Tap(f"{config.site}.out.input")
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -82,13 +82,15 @@ class Attention(SequenceMixer):
         if gate is not None:
             gate = self.gate_tap(gate)
         if self.report.listener is None:
-            out, _ = self.normalizer.attend(q, k, v, gate)
+            out = self.gate.rescale(self.normalizer.attend(q, k, v, gate)[0])
         else:
             with torch.no_grad():
-                numbers = None if self.key_numbers is None else self.key_numbers(v)
+                numbers = None if self.key_numbers is None else self.key_numbers(q, self.normalizer.values(v))
             out, rows = self.normalizer.attend(q, k, v, gate, self.row_statistics, numbers)
-            self._report({"q": q, "k": k, "v": v} | rows | ({} if numbers is None else {"numbers": numbers}), gate)
-        return self.out(self.out_input(self.gate.rescale(out).transpose(1, 2).flatten(2)))
+            out = self.gate.rescale(out)
+            seen = {"q": q, "k": k, "v": v, "output": out} | rows
+            self._report(seen if numbers is None else seen | {"numbers": numbers}, gate)
+        return self.out(self.out_input(out.transpose(1, 2).flatten(2)))
 
     @torch.no_grad()
     def _report(self, seen: dict[str, Tensor], gate: Tensor | None) -> None:

@@ -31,9 +31,9 @@ class Normalizer(nn.Module):
         UserError: if a subclass overrides `attend`.
     """
 
-    # Number of learned sinks that count in the entropy of a row, and whether they have values that count in the output.
+    # Number of learned sinks that count in the entropy of a row, and how many have values that count in the output.
     learned_sinks = 0
-    learned_values = False
+    learned_values = 0
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
@@ -81,13 +81,17 @@ class Normalizer(nn.Module):
             v: values [B, n_kv_heads, T, head_dim].
             gate: pre-activations [B, H, T] or [B, H, T, head_dim] of the output gate, None for none.
             stats: names of statistics; `first_key_mass` is that of the first token.
-            numbers: one per key and query head [B, H, T], for the statistic `weighted_sum`.
+            numbers: N per key and query head [B, H, learned_values + T, N], for the statistic `weighted_sum`.
 
         Returns:
             The output [B, H, T, head_dim], and the named statistics [B, H, T] in float32. The masses of rows that are
             not normalized are fractions of the row's total, a proxy (arXiv:2410.10781, section 5).
         """
         return self._attend(q, k, v, gate, stats, numbers)
+
+    def values(self, v: Tensor) -> Tensor:
+        """All values that a query may use [B, n_kv_heads, learned_values + T, head_dim], learned ones first."""
+        return v
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Sequence[Statistic], numbers: Tensor | None
@@ -175,7 +179,7 @@ class KeyValueBias(Normalizer):
     """
 
     learned_sinks = 1
-    learned_values = True
+    learned_values = 1
     no_decay = ("key", "value")
 
     def __init__(self, config: AttentionConfig, learn_value: bool = True) -> None:
@@ -199,12 +203,14 @@ class KeyValueBias(Normalizer):
         self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Shift by one: a dummy query keeps the causal mask square, so that the fused path needs no change."""
-        batch = q.shape[0]
-        key = self.key.to(k.dtype)[None, :, None].expand(batch, -1, 1, -1)
-        value = self.value.to(v.dtype)[None, :, None].expand(batch, -1, 1, -1)
+        key = self.key.to(k.dtype)[None, :, None].expand(len(q), -1, 1, -1)
         q = torch.cat([torch.zeros_like(q[:, :, :1]), q], dim=2)
         gate = None if gate is None else torch.cat([torch.zeros_like(gate[:, :, :1]), gate], dim=2)
-        return q, torch.cat([key, k], dim=2), torch.cat([value, v], dim=2), gate
+        return q, torch.cat([key, k], dim=2), self.values(v), gate
+
+    def values(self, v: Tensor) -> Tensor:
+        value = self.value.to(v.dtype)[None, :, None].expand(len(v), -1, 1, -1)
+        return torch.cat([value, v], dim=2)
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, stats: Sequence[Statistic], numbers: Tensor | None
@@ -212,9 +218,8 @@ class KeyValueBias(Normalizer):
         q, k, v, gate = self._prepend(q, k, v, gate)
         if not stats:
             return attention(q, k, v, gate=gate, scale=self.config.scale)[:, :, 1:], {}
-        out, found = attention(
-            q, k, v, gate=gate, scale=self.config.scale, stats=tuple({*stats, "lse", "first_key_mass"})
-        )
+        wanted = tuple({*stats, "lse", "first_key_mass"})
+        out, found = attention(q, k, v, gate=gate, scale=self.config.scale, stats=wanted, numbers=numbers)
         with torch.no_grad():
             # The first key is the learned one, the second the first token.
             first_token = k[:, :, 1].repeat_interleave(self.config.n_heads // self.config.n_kv_heads, dim=1)
@@ -222,7 +227,10 @@ class KeyValueBias(Normalizer):
             score = torch.einsum("bhtd,bhd->bht", q.float(), first_token.float()) / divisor
             found["sink_mass"] = found["first_key_mass"]
             found["first_key_mass"] = torch.exp(score - found["lse"])
-        return out[:, :, 1:], {name: found[name][:, :, 1:] for name in stats}
+            if "previous_key_mass" in found:
+                found["previous_key_mass"][:, :, 1] = 0.0  # no token precedes the first
+        names = stats if numbers is None else (*stats, "weighted_sum")
+        return out[:, :, 1:], {name: found[name][:, :, 1:] for name in names}
 
     def key_mass(self, q: Tensor, k: Tensor, lse: Tensor) -> None:
         """Not defined: the learned key is one of the keys."""

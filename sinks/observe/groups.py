@@ -21,6 +21,7 @@ class Group:
         kind: of its sites.
         section: prefix of its keys.
         needs: fields of the record that it reads; at a site where one is None the group is absent.
+        optional: further fields that it reads where they are available.
         accumulators: record and the site's sink dimensions [K] (None before the first choice) -> accumulators, or None
             where undefined.
         statistics: summed accumulators -> statistics of the site.
@@ -32,6 +33,7 @@ class Group:
     needs: tuple[str, ...]
     accumulators: Callable[[Any, Tensor | None], Accumulators | None]
     statistics: Callable[[Accumulators], dict[str, Tensor]]
+    optional: tuple[str, ...] = ()
 
     def read(self, record: Any, dimensions: Tensor | None) -> Accumulators | None:
         """Accumulators of a record, None where a field that they need is not available."""
@@ -67,6 +69,12 @@ def _bound_accumulators(record: Any, dimensions: Tensor | None) -> Accumulators 
     return functional.bound_accumulators(record.divided, record.normalized, record.weight, dimensions)
 
 
+def _scale_accumulators(record: Any, dimensions: Tensor | None) -> Accumulators | None:
+    if dimensions is None:
+        return None
+    return functional.scale_accumulators(record.input, record.output, record.gain, dimensions)
+
+
 def _clip_accumulators(record: Any, dimensions: Tensor | None) -> Accumulators:
     return functional.share_accumulators(record.clipped)
 
@@ -90,6 +98,8 @@ GROUPS = {group.name: group for group in (
           functional.bound_statistics),
     Group("gain", "norm", "norm", ("gain",), lambda r, d: {"gain_max": r.gain.float().abs()},
           lambda accumulators: {"gain": accumulators["gain_max"]}),
+    # Only of a norm that divides by the RMS: a pointwise one has no scale that all dimensions share.
+    Group("scale", "norm", "norm", ("output", "gain", "divided"), _scale_accumulators, functional.scale_statistics),
     Group("norm_gate", "norm", "norm", ("gate",),
           lambda r, d: functional.norm_gate_accumulators(r.gate, r.input.shape[-1]), functional.norm_gate_statistics),
     Group("gate_magnitude", "norm", "norm", ("gate", "normed"),
@@ -111,6 +121,13 @@ GROUPS = {group.name: group for group in (
     Group("contribution", "attention", "attention", ("first_token_mass", "value_norms", "value_norm_sums"),
           lambda r, d: functional.contribution_accumulators(r.first_token_mass, r.value_norms, r.value_norm_sums),
           functional.contribution_statistics),
+    Group("neighbors", "attention", "attention", ("own_token_mass", "previous_token_mass"),
+          lambda r, d: functional.neighbor_accumulators(r.own_token_mass, r.previous_token_mass),
+          functional.neighbor_statistics),
+    Group("routes", "attention", "attention",
+          ("used", "excess", "relative_value_norms", "row_mass", "first_token_mass", "own_token_mass"),
+          lambda r, d: functional.route_accumulators(r.route_inputs()), functional.route_statistics,
+          ("gate_gain", "learned_value_norm", "learned_sink_mass")),
     Group("attention_gate", "attention", "attention", ("gate",),
           lambda r, d: functional.attention_gate_accumulators(r.gate), functional.attention_gate_statistics),
 )}  # fmt: skip

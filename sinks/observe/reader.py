@@ -84,7 +84,7 @@ class Reader:
         for site in self._sites:
             groups = [group for group in self.groups if group.kind == site.kind]
             if groups:
-                fields = {field for group in groups for field in group.needs}
+                fields = {field for group in groups for field in (*group.needs, *group.optional)}
                 site.listen(partial(self._take, site.name, groups), fields)
 
     def stop(self) -> None:

@@ -76,6 +76,8 @@ class AttentionRecord:
         v: values [B, n_kv_heads, T, head_dim].
         first_token_mass: weight of each query on token 0 [B, H, T]; of rows that do not sum to one, the fraction.
         learned_sink_mass: weight on learned sinks [B, H, T].
+        own_token_mass, previous_token_mass: weight of each query on its own token, and on the one before it [B, H, T].
+        row_mass: sum of a row's weights as used, those on what has no value left out [B, H, T].
         lse: log of what a row is divided by [B, H, T].
         entropy: of a row in nats, learned sinks included [B, H, T].
         max_logit: largest score of a row [B, H, T].
@@ -85,7 +87,12 @@ class AttentionRecord:
         key_mass: mass each key receives from all queries [B, H, T].
         value_norms: norm of each value times the head's output projection [B, H, T].
         value_norm_sums: sums of these by the weights of each query [B, H, T].
-        row_normalized: whether weights of a row, learned sinks included, sum to one.
+        relative_value_norms: norm of each value over the median of its row and key head, w [B, H, T].
+        used, excess: sums of w and of max(0, w - 1) by the weights of each query [B, H, T].
+        learned_value_norm: w of a learned value [B, H, T].
+        gate_gain: norm of the gated output of a head over that before the gate [B, H, T].
+        row_normalized: whether weights of a row, learned sinks included, sum to one; otherwise all masses and sums by
+            weights are those of the row divided by `row_mass`.
         masses: q, k, lse of parts of rows -> `key_mass` within the parts [B, H, T], None where it is not defined.
         within: q, k, v of parts of rows -> weight of each query on the first token of its part and lse, both [B, H, T],
             of attention within the part. None where a weight is not a function of its own score over exp(lse).
@@ -96,6 +103,9 @@ class AttentionRecord:
     v: Tensor | None = None
     first_token_mass: Tensor | None = None
     learned_sink_mass: Tensor | None = None
+    own_token_mass: Tensor | None = None
+    previous_token_mass: Tensor | None = None
+    row_mass: Tensor | None = None
     lse: Tensor | None = None
     entropy: Tensor | None = None
     max_logit: Tensor | None = None
@@ -105,9 +115,33 @@ class AttentionRecord:
     key_mass: Tensor | None = None
     value_norms: Tensor | None = None
     value_norm_sums: Tensor | None = None
+    relative_value_norms: Tensor | None = None
+    used: Tensor | None = None
+    excess: Tensor | None = None
+    learned_value_norm: Tensor | None = None
+    gate_gain: Tensor | None = None
     row_normalized: bool = True
     masses: Callable[[Tensor, Tensor, Tensor], Tensor | None] | None = None
     within: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def route_inputs(self) -> functional.RouteInputs:
+        """What `functional.routes` reads, of the weights as used."""
+        assert self.used is not None and self.excess is not None and self.row_mass is not None  # noqa: PT018
+        assert self.first_token_mass is not None and self.own_token_mass is not None  # noqa: PT018
+        assert self.relative_value_norms is not None
+        raw = 1.0 if self.row_normalized else self.row_mass.float()
+        has_value = self.learned_value_norm is not None
+        return functional.RouteInputs(
+            used=raw * self.used.float(),
+            excess=raw * self.excess.float(),
+            row_mass=self.row_mass.float(),
+            first=raw * self.first_token_mass.float(),
+            own=raw * self.own_token_mass.float(),
+            relative=self.relative_value_norms.float(),
+            gain=None if self.gate_gain is None else self.gate_gain.float(),
+            learned=self.learned_sink_mass if has_value else None,
+            learned_relative=self.learned_value_norm,
+        )
 
     def of_documents(self, documents: Documents) -> "list[AttentionRecord]":
         """Records of attention that runs across documents: weights are those of whole rows.
@@ -121,8 +155,9 @@ class AttentionRecord:
         if self.within is None:
             own = replace(own, first_token_mass=None, key_mass=None)
         names = (
-            "q", "k", "v", "first_token_mass", "learned_sink_mass", "lse", "gate", "key_mass", "value_norms",
-            "value_norm_sums",
+            "q", "k", "v", "first_token_mass", "learned_sink_mass", "own_token_mass", "previous_token_mass", "row_mass",
+            "lse", "gate", "key_mass", "value_norms", "value_norm_sums", "relative_value_norms", "used", "excess",
+            "learned_value_norm", "gate_gain",
         )  # fmt: skip
         return [rows, *(part._from_own_tokens() for part in _split(own, names, documents, dim=2))]
 

@@ -4,14 +4,15 @@ from collections.abc import Callable, Collection
 from typing import Any, Literal, Protocol
 
 from sink_kernels import Statistic
-from torch import Tensor, nn
+from torch import nn
 
 from sinks.models.attention import Attention
 from sinks.models.clips import ResidualClip
 from sinks.models.norms import NormSite
 from sinks.models.residual import ResidualAdd
+from sinks.observe.key_numbers import KeyNumbers
 from sinks.observe.records import AttentionRecord, ClipRecord, NormRecord, UpdateRecord
-from sinks.stats.functional import projected_value_norms
+from sinks.stats.functional import gate_gain
 
 Kind = Literal["norm", "attention", "update", "clip"]
 Listener = Callable[[Any], None]  # of a record of the site's kind
@@ -19,6 +20,9 @@ Listener = Callable[[Any], None]  # of a record of the site's kind
 ROW_STATISTICS = {
     "first_token_mass": "first_key_mass",
     "learned_sink_mass": "sink_mass",
+    "own_token_mass": "own_key_mass",
+    "previous_token_mass": "previous_key_mass",
+    "row_mass": "row_mass",
     "lse": "lse",
     "entropy": "entropy",
     "max_logit": "max_logit",
@@ -56,27 +60,26 @@ class _AttentionSite:
         self.name, self._module = module.config.site, module
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
-        # Where a learned key is one of the keys, what concerns keys is not defined.
-        defined = {*fields} - ({"key_mass", "value_norm_sums"} if self._module.normalizer.learned_values else set())
-        self._module.row_statistics = row_statistics(defined)
-        weighed = "value_norm_sums" in defined and self._module.out_weight is not None
-        self._module.key_numbers = self._value_norms if weighed else None
-        self._module.report.listener = listener and (lambda tensors: listener(self._record(tensors)))
+        module, learned = self._module, self._module.normalizer.learned_values
+        # Where a learned key is one of the keys, what a token's key receives is not defined.
+        module.row_statistics = row_statistics({*fields} - ({"key_mass"} if learned else set()))
+        numbers = KeyNumbers(fields, module.out_weight is not None, learned)
+        module.key_numbers = (lambda q, v: numbers.of(v, q.shape[1], module.out_weight)) if numbers else None
+        gain = "gate_gain" in fields
+        module.report.listener = listener and (lambda tensors: listener(self._record(tensors, numbers, gain)))
 
-    def _value_norms(self, v: Tensor) -> Tensor:
-        weight = self._module.out_weight
-        assert weight is not None
-        return projected_value_norms(v, weight, weight.shape[1] // v.shape[3])
-
-    def _record(self, tensors: dict[str, Any]) -> AttentionRecord:
-        normalizer = self._module.normalizer
+    def _record(self, tensors: dict[str, Any], numbers: KeyNumbers, gain: bool) -> AttentionRecord:
+        normalizer, gate = self._module.normalizer, tensors.get("gate")
+        found = numbers.fields(tensors["numbers"], tensors["weighted_sum"]) if numbers else {}
+        if gain and gate is not None:
+            # The fused attention returns the gated output alone.
+            found["gate_gain"] = gate if gate.dim() == 3 else gate_gain(gate, tensors["output"].float() / gate.float())
         return AttentionRecord(
+            **found,
             **{name: tensors.get(name) for name in ("q", "k", "v", "gate")},
             **{name: tensors.get(at) for name, at in ROW_STATISTICS.items()},
             learned_sinks=normalizer.learned_sinks,
             out_weight=self._module.out_weight,
-            value_norms=tensors.get("numbers"),
-            value_norm_sums=tensors.get("weighted_sum"),
             row_normalized=normalizer.row_normalized,
             masses=normalizer.key_mass,
             within=normalizer.first_token_within if normalizer.separable else None,

@@ -45,6 +45,25 @@ SCALARS = {
     "attention/value_norm_ratio": Scalar("attention/value_norm_ratio", "mean"),
     "attention/contribution_share": Scalar("attention/contribution_share", "mean"),
     "attention/contribution_over_mass": Scalar("attention/contribution_over_mass", "mean"),
+    "attention/own_token_mass": Scalar("attention/own_token_mass", "mean"),
+    "attention/previous_token_mass": Scalar("attention/previous_token_mass", "mean"),
+    "attention/effective_weight": Scalar("attention/effective_weight", "mean"),
+    "attention/effective_weight_cv": Scalar("attention/effective_weight_cv", "mean"),
+    **{
+        f"attention/{name}": Scalar(f"attention/{name}", "mean")
+        for name in (
+            "closed",
+            "missing",
+            "lost_first",
+            "lost_own",
+            "lost_other",
+            "lost_learned",
+            "excess",
+            "gate_gain",
+            "first_token_weight",
+            "own_token_weight",
+        )
+    },
     "attention/gate_mean": Scalar("attention/gate_mean", "mean"),
     "attention/gate_closed": Scalar("attention/gate_closed", "mean"),
     "attention/gate_first_over_rest": Scalar("attention/gate_first_over_rest", "mean"),
@@ -75,6 +94,8 @@ SCALARS = {
     "update/cosine": Scalar("update/cosine", "mean"),
     "update/cosine_first_token": Scalar("update/cosine_first_token", "mean"),
     "norm/bound": Scalar("norm/bound_max", "max"),
+    "norm/effective_scale": Scalar("norm/effective_scale", "mean"),
+    "norm/effective_scale_cv": Scalar("norm/effective_scale_cv", "mean"),
     "norm/gate_mean": Scalar("norm/gate_mean", "mean"),
     "norm/gate_correlation": Scalar("norm/gate_correlation", "mean"),
     "norm/gate_top_over_bottom": Scalar("norm/gate_top_over_bottom", "mean"),
@@ -96,9 +117,9 @@ def summarize(
     for group in GROUPS.values():
         found = {site: group.statistics(m) for (site, name), m in accumulators.items() if name == group.name}
         if found:
-            names = next(iter(found.values()))
+            names = dict.fromkeys(name for statistics in found.values() for name in statistics)
             arrays |= {
-                f"{group.section}/{name}": stack({s: f[name] for s, f in found.items()}, sites[group.kind])
+                f"{group.section}/{name}": stack({s: f[name] for s, f in found.items() if name in f}, sites[group.kind])
                 for name in names
                 if name != "nonfinite" or group.name == "residual"
             }

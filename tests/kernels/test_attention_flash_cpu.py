@@ -54,13 +54,13 @@ def test_equals_the_reference_in_float64(normalizer, case, dtype, make_call, out
             # If a query sees only one key, dq and dk are zero up to rounding.
             assert error < of_grads * expected_grads[name].norm().clamp_min(0.1 * expected_grads["v"].norm()), name
 
-    numbers = torch.rand(call.q.shape[:3])
+    numbers = torch.rand(*call.q.shape[:3], 3)
     _, stats = own.run(attention, backend="flash", stats=STATISTICS, numbers=numbers)
     _, expected_stats = exact.run(attention, backend="reference", stats=STATISTICS, numbers=numbers)
     assert list(stats) == [*STATISTICS, "weighted_sum"]
     for name, value in stats.items():
         assert value.dtype == torch.float32
-        assert value.shape == call.q.shape[:3]
+        assert value.shape == (numbers.shape if name == "weighted_sum" else call.q.shape[:3])
         assert not value.requires_grad
         scale = expected_stats[name].abs().max().clamp_min(1.0)
         assert (value - expected_stats[name]).abs().max() / scale < 4 * of_stats, name
@@ -179,7 +179,7 @@ def test_no_tensor_has_two_dimensions_of_the_length(normalizer, case, make_call)
 
     call = make_call(normalizer, tokens=1024, heads=4, kv_heads=2, **case).cast(torch.float32)
     with Shapes() as shapes:
-        out, _ = call.run(attention, stats=STATISTICS, numbers=torch.ones(call.q.shape[:3]))
+        out, _ = call.run(attention, stats=STATISTICS, numbers=torch.ones(*call.q.shape[:3], 3))
         out.sum().backward()
     assert tuple(call.q.shape) in shapes.seen
     assert [shape for shape in shapes.seen if sum(size >= 1024 for size in shape) > 1] == []

@@ -45,9 +45,10 @@ INVALID = {
     "negative scale": ({"scale": -1.0}, "scale=-1.0.*positive"),
     "infinite softcap": ({"softcap": float("inf")}, "softcap=inf.*finite"),
     "unknown statistic": ({"stats": ("lse", "mean")}, "'mean'.*first_key_mass"),
-    "numbers without a statistic": ({"numbers": X[..., 0]}, "numbers without stats"),
-    "numbers of another shape": ({"stats": ("lse",), "numbers": X[..., :1]}, r"\(2, 4, 6, 1\).*\(2, 4, 6\)"),
-    "integer numbers": ({"stats": ("lse",), "numbers": X[..., 0].long()}, "int64.*floating point"),
+    "numbers without a statistic": ({"numbers": X}, "numbers without stats"),
+    "numbers of another shape": ({"stats": ("lse",), "numbers": X[..., 0]}, r"\(2, 4, 6\).*\(2, 4, 6, .N.\)"),
+    "no numbers": ({"stats": ("lse",), "numbers": X[..., :0]}, r"\(2, 4, 6, 0\)"),
+    "integer numbers": ({"stats": ("lse",), "numbers": X.long()}, "int64.*floating point"),
     "unknown backend": ({"backend": "cuda"}, "'cuda'.*reference"),
 }
 

@@ -38,18 +38,26 @@ def test_mass_is_conserved_and_matches_the_first_keys(normalizer, case, dtype, m
 def test_equals_the_weights_that_one_hot_values_reveal(normalizer, case, make_call):
     call = make_call(normalizer, tokens=40, head_dim=40, **case)
     weights = attention(call.q, call.k, torch.eye(40).expand(call.k.shape), sink=call.sink, **call.options)
+    totals = weights.sum(-1)
     if normalizer in ("sigmoid", "clipped_softmax"):
-        weights = weights / weights.sum(-1, keepdim=True)
+        weights = weights / totals.unsqueeze(-1)
     _, stats = call.run(attention, stats=("lse",))
     mass = key_mass(call.q, call.k, stats["lse"], **call.options)
     torch.testing.assert_close(mass, weights.sum(2), rtol=1e-5, atol=1e-5)
 
-    numbers = torch.rand(call.q.shape[:3])
-    _, stats = call.run(attention, stats=("key_mass",), numbers=numbers)
-    assert list(stats) == ["key_mass", "weighted_sum"]
-    torch.testing.assert_close(stats["key_mass"], weights.sum(2), rtol=1e-5, atol=1e-5)
-    expected = (weights @ numbers.unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(stats["weighted_sum"], expected, rtol=1e-5, atol=1e-5)
+    numbers = torch.rand(*call.q.shape[:3], 3)
+    names = ("key_mass", "own_key_mass", "previous_key_mass", "row_mass")
+    _, stats = call.run(attention, stats=names, numbers=numbers)
+    assert list(stats) == [*names, "weighted_sum"]
+    expected = {
+        "key_mass": weights.sum(2),
+        "own_key_mass": weights.diagonal(dim1=2, dim2=3),
+        "previous_key_mass": torch.nn.functional.pad(weights.diagonal(-1, 2, 3), (1, 0)),
+        "row_mass": totals,
+        "weighted_sum": weights @ numbers,
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(stats[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
 @pytest.mark.usefixtures("block_size")

@@ -86,6 +86,25 @@ def contributions(batch: int, length: int, generator: torch.Generator) -> tuple[
     return a[..., 0].contiguous(), norms, totals
 
 
+def neighbors(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    a = weights(batch, HEADS, length, generator).float()
+    return a.diagonal(dim1=2, dim2=3).contiguous(), torch.nn.functional.pad(
+        a.diagonal(-1, 2, 3)[..., : length - 1], (1, 0)
+    )
+
+
+def route_inputs(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    a = weights(batch, HEADS, length, generator).float()
+    w = torch.rand(batch, HEADS, length, generator=generator) * 2
+    used, excess = ((a[..., :-1] * x[:, :, None]).sum(-1) for x in (w, (w - 1).clamp_min(0)))
+    own, gain = a.diagonal(dim1=2, dim2=3).contiguous(), torch.rand(batch, HEADS, length, generator=generator)
+    return used, excess, 1 - a[..., -1], a[..., 0].contiguous(), own, w, gain, a[..., -1].contiguous(), w.flip(-1)
+
+
+def route_accumulators(*inputs: Tensor) -> Accumulators:
+    return functional.route_accumulators(functional.RouteInputs(*(x.float() for x in inputs)))
+
+
 def head_gates(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
     return (torch.rand(batch, HEADS, length, HEAD_DIM, generator=generator),)
 
@@ -116,6 +135,9 @@ CASES = {
         functional.contribution_statistics,
         contributions,
     ),
+    "neighbors": Case(functional.neighbor_accumulators, functional.neighbor_statistics, neighbors),
+    "routes": Case(route_accumulators, functional.route_statistics, route_inputs),
+    "scale": Case(functional.scale_accumulators, functional.scale_statistics, two_residuals, (GAIN, SINKS)),
     "attention_gate": Case(
         functional.attention_gate_accumulators,
         functional.attention_gate_statistics,

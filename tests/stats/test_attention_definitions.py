@@ -200,8 +200,8 @@ def test_contribution_share_and_key_mass_from_the_attention_call(
 
     norms = F.projected_value_norms(v, out_weight, n_heads)
     stats: tuple[Statistic, ...] = ("first_key_mass", "key_mass")
-    _, taken = attention(q, k, v, normalizer=normalizer, stats=stats, numbers=norms)
-    accumulators = F.contribution_accumulators(taken["first_key_mass"], norms, taken["weighted_sum"])
+    _, taken = attention(q, k, v, normalizer=normalizer, stats=stats, numbers=norms[..., None])
+    accumulators = F.contribution_accumulators(taken["first_key_mass"], norms, taken["weighted_sum"][..., 0])
     found = F.contribution_statistics(accumulators)
 
     logits = q.double() @ k.double().repeat_interleave(n_heads // n_kv_heads, 1).transpose(-1, -2) * head_dim**-0.5
@@ -229,8 +229,8 @@ def test_contribution_of_unnormalized_attention_is_a_fraction_of_the_row(normali
     options: dict[str, Any] = {"bias": -2.0} if normalizer == "sigmoid" else {"clip": (-0.1, 1.0)}
     options["normalizer"] = normalizer
     norms = F.projected_value_norms(v, out_weight, n_heads)
-    _, taken = attention(q, k, v, stats=("first_key_mass",), numbers=norms, **options)
-    accumulators = F.contribution_accumulators(taken["first_key_mass"], norms, taken["weighted_sum"])
+    _, taken = attention(q, k, v, stats=("first_key_mass",), numbers=norms[..., None], **options)
+    accumulators = F.contribution_accumulators(taken["first_key_mass"], norms, taken["weighted_sum"][..., 0])
     found = F.contribution_statistics(accumulators)
 
     logits = q.double() @ k.double().repeat_interleave(2, 1).transpose(-1, -2) * head_dim**-0.5

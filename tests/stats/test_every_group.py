@@ -80,6 +80,11 @@ def test_traces_without_a_break(name: str) -> None:
         assert_same(statistics(*inputs), case.statistics(case.accumulators(*inputs)))
 
 
+# Of all but `lost_other`, which is what the others leave.
+ROUTES = {
+    "effective_weight", "effective_weight_cv", "closed", "missing", "lost_first", "lost_own", "lost_learned", "excess",
+    "first_token_weight", "own_token_weight", "gate_gain",
+}  # fmt: skip
 # Statistics unaffected by one non-finite value at sample 0, head 1, token 3 (channel 2); all others must not be finite.
 UNTOUCHED = {
     ("attention", 0): {"learned_sink_mass"},
@@ -89,6 +94,17 @@ UNTOUCHED = {
     ("contribution", 0): {"projected_norm_ratio", "undefined_rows"},
     ("contribution", 1): {"contribution_share", "mass_share", "contribution_over_mass", "undefined_rows"},
     ("contribution", 2): {"mass_share", "projected_norm_ratio", "undefined_rows"},
+    ("neighbors", 0): {"previous_token_mass"},
+    ("neighbors", 1): {"own_token_mass"},
+    ("routes", 0): ROUTES - {"effective_weight", "effective_weight_cv", "closed"},
+    ("routes", 1): ROUTES - {"excess"},
+    ("routes", 2): ROUTES - {"missing"},
+    ("routes", 3): ROUTES - {"lost_first", "first_token_weight"},
+    ("routes", 4): ROUTES - {"lost_own", "own_token_weight"},
+    ("routes", 5): ROUTES - {"lost_own"},
+    ("routes", 6): (ROUTES | {"lost_other"}) - {"effective_weight", "effective_weight_cv", "closed", "gate_gain"},
+    ("routes", 7): ROUTES - {"lost_learned"},
+    ("routes", 8): ROUTES - {"lost_learned"},
     ("attention_gate", 0): {"gate_first"},
     ("update", 0): {"ratio_first_token", "cosine_first_token"},
     ("update", 1): {"ratio_first_token", "cosine_first_token"},

@@ -64,6 +64,19 @@ from sinks.stats.functional.residual import (
     token_median_and_largest,
     top_permille_ratio,
 )
+from sinks.stats.functional.routes import (
+    RouteInputs,
+    effective_scale,
+    gate_gain,
+    neighbor_accumulators,
+    neighbor_statistics,
+    relative_value_norms,
+    route_accumulators,
+    route_statistics,
+    routes,
+    scale_accumulators,
+    scale_statistics,
+)
 from sinks.stats.functional.sink_dimensions import (
     bound_accumulators,
     bound_statistics,

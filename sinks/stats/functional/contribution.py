@@ -3,8 +3,8 @@
 For the contribution share, weights meet the norms n_j = ||W_O^h v_j|| in the attention call, no T x T matrix:
 
     norms = projected_value_norms(v, out_weight, n_heads)                      [B, H, T]
-    out, rows = sink_kernels.attention(q, k, v, stats=("first_key_mass",), numbers=norms, **options)
-    accumulators = contribution_accumulators(rows["first_key_mass"], norms, rows["weighted_sum"])
+    out, rows = sink_kernels.attention(q, k, v, stats=("first_key_mass",), numbers=norms[..., None], **options)
+    accumulators = contribution_accumulators(rows["first_key_mass"], norms, rows["weighted_sum"][..., 0])
 """
 
 import torch

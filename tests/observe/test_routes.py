@@ -1,0 +1,162 @@
+"""Effective weight, its routes and the effective scale: what the reader sees, against dense float64 computations."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sinks.models.attention import Attention
+from sinks.models.normalizers import KeyValueBias
+from sinks.observe import AttentionRecord, NormRecord, Reader, sites_of
+from sinks.stats import functional
+from tests.families.variants import VARIANTS, build
+
+# Of numbers about 1, which the attention call returns in float32.
+FLOAT32 = 1e-6
+
+
+def records(name: str) -> tuple[list[tuple[str, Any]], list[Attention], Reader]:
+    """Records of a float64 model with large weights, its attention layers, and the reader."""
+    model = build(name).eval().double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)
+    tokens = torch.randint(0, 11, (3, 12), generator=torch.Generator().manual_seed(2))
+    found: list[tuple[str, Any]] = []
+    reader = Reader(sites_of(model), listener=lambda site, record: found.append((site, record)))
+    for _ in range(2):  # the sink dimensions of the second pass are those of the first
+        found.clear()
+        with reader.reading(), torch.no_grad():
+            model(tokens)
+        if _ == 0:
+            reader.summarize()
+    return found, [m for m in model.modules() if isinstance(m, Attention)], reader
+
+
+def dense_routes(record: AttentionRecord, layer: Attention) -> dict[str, Tensor]:
+    """The definitions over all T x T weights [B, H, T, T], query by query and key by key."""
+    q, k, v = record.q, record.k, record.v
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    a = layer.weights_of(q, k, v)
+    batch, heads, length, _ = a.shape
+    norms = v.norm(dim=-1)
+    median = norms[..., 1:].sort(-1).values[..., (length - 2) // 2, None]
+    w = (norms / median).repeat_interleave(heads // v.shape[1], 1)
+    out = a @ v.repeat_interleave(heads // v.shape[1], 1)
+    learned_weight, learned_w = torch.zeros(batch, heads, length, dtype=a.dtype), torch.ones_like(w[..., :1])
+    if isinstance(layer.normalizer, KeyValueBias):
+        value = layer.normalizer.value.detach()[None].expand(batch, -1, -1)
+        learned_weight = 1 - a.sum(-1)
+        learned_w = (value.norm(dim=-1, keepdim=True) / median).repeat_interleave(heads // v.shape[1], 1)
+        out = out + learned_weight[..., None] * value.repeat_interleave(heads // v.shape[1], 1)[:, :, None]
+    gain = torch.ones_like(learned_weight)
+    if record.gate is not None:
+        gate = record.gate if record.gate.dim() == 4 else record.gate[..., None]
+        gain = (gate * out).norm(dim=-1) / out.norm(dim=-1)
+    found = {name: torch.zeros_like(gain) for name in ("lost_first", "lost_own", "lost_other", "excess")}
+    used = learned_weight * learned_w
+    found["excess"] += learned_weight * (learned_w - 1).clamp_min(0)
+    for i in range(length):
+        for j in range(i + 1):
+            used[..., i] += a[..., i, j] * w[..., j]
+            route = "lost_first" if j == 0 else "lost_own" if j == i else "lost_other"
+            found[route][..., i] += a[..., i, j] * (1 - w[..., j]).clamp_min(0)
+            found["excess"][..., i] += a[..., i, j] * (w[..., j] - 1).clamp_min(0)
+    has_value = isinstance(layer.normalizer, KeyValueBias)
+    return found | {
+        "effective_weight": gain * used,
+        "closed": (1 - gain) * used,
+        "missing": torch.zeros_like(gain) if has_value else 1 - a.sum(-1),
+        "lost_learned": learned_weight * (1 - learned_w).clamp_min(0),
+        "first": a[..., 0],
+        "own": a.diagonal(dim1=-2, dim2=-1),
+        "gain": gain,
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", VARIANTS)
+def test_routes_are_those_of_the_dense_weights_and_add_up(name: str) -> None:
+    found, layers, _ = records(name)
+    read = [record for _, record in found if isinstance(record, AttentionRecord)]
+    assert len(read) == len(layers) > 0
+    for record, layer in zip(read, layers, strict=True):
+        inputs = record.route_inputs()
+        routes, expected = functional.routes(inputs), dense_routes(record, layer)
+        scale = max(1.0, float(expected["effective_weight"].abs().max()), float(expected["excess"].max()))
+        for route, value in routes.items():
+            assert (value - expected[route]).abs().max() < 10 * FLOAT32 * scale, route
+        for absent in expected.keys() - routes.keys() - {"first", "own", "gain"}:
+            assert not expected[absent].any(), absent
+        # With a learned key, the first token's weight is the exponential of a difference of float32 logits.
+        logits = record.q @ record.k.repeat_interleave(record.q.shape[1] // record.k.shape[1], 1).mT
+        size = max(1.0, float(logits.abs().max())) if layer.normalizer.learned_values else 1.0
+        assert (inputs.first - expected["first"]).abs().max() < FLOAT32 * size
+        assert (inputs.own - expected["own"]).abs().max() < FLOAT32
+        gain = torch.ones(()) if inputs.gain is None else inputs.gain
+        assert (gain - expected["gain"]).abs().max() < 2 * FLOAT32
+        total = sum(value for route, value in routes.items() if route != "excess") - routes["excess"]
+        assert (total - 1).abs().max() < FLOAT32 * scale
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_means_over_queries_are_those_of_the_routes(name: str) -> None:
+    found, layers, reader = records(name)
+    read = [record for _, record in found if isinstance(record, AttentionRecord)]
+    scalars, statistics = reader.summarize()
+    for index, (record, layer) in enumerate(zip(read, layers, strict=True)):
+        expected = dense_routes(record, layer)
+        for route in ("effective_weight", "missing", "lost_first", "lost_own", "lost_other", "excess"):
+            mean = expected[route][..., 1:].mean((0, 2))
+            array = torch.from_numpy(statistics.arrays[f"attention/{route}"][0, index])
+            torch.testing.assert_close(array.double(), mean, rtol=1e-5, atol=1e-5, msg=route)
+    gated = any(layer.gate(torch.zeros(1, 1, layer.config.d_model).double()) is not None for layer in layers)
+    assert ("attention/closed" in scalars) == ("attention/gate_gain" in scalars) == gated
+    assert ("attention/lost_learned" in scalars) == (name in ("key-value-bias", "key-bias"))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_effective_scale_is_what_the_output_shows(name: str) -> None:
+    found, _, reader = records(name)
+    dimensions = dict(reader.dimensions)
+    scalars, statistics = reader.summarize()
+    read = {site: record for site, record in found if isinstance(record, NormRecord)}
+    pointwise = {site for site, record in read.items() if record.divided is None or record.gain is None}
+    if len(pointwise) == len(read):
+        assert "norm/effective_scale" not in scalars
+        return
+    arrays = {kind: statistics.arrays[f"norm/effective_scale{kind}"][0] for kind in ("", "_cv")}
+    for index, (site, record) in enumerate(read.items()):
+        if site in pointwise:
+            continue
+        ordinary = [j for j in range(record.input.shape[-1]) if j not in dimensions[site].tolist()]
+        h, y, g = record.input[:, 1:, ordinary], record.output[:, 1:, ordinary], record.gain[ordinary]
+        scale = y.norm(dim=-1) / (g * h).norm(dim=-1) * h.square().mean(-1).sqrt()
+        assert abs(arrays[""][index] / float(scale.mean()) - 1) < 1e-5
+        assert abs(arrays["_cv"][index] - float(scale.std(correction=0) / scale.mean())) < 1e-5
+
+
+def test_relative_norms_are_absent_where_they_are_not_defined() -> None:
+    v = torch.randn(2, 3, 6, 4)
+    v[0, 1, 1:4] = 0.0  # the lower median of five norms is the third
+    relative = functional.relative_value_norms(v)
+    assert relative[0, 1].isnan().all()
+    assert relative.isnan().sum() == 6
+    assert functional.relative_value_norms(v[:, :, :1]).isnan().all()
+
+
+def test_a_sink_a_learned_sink_and_a_gate_leave_the_same_weight() -> None:
+    """A head that keeps a tenth of its attention, by three means."""
+    ones, tokens = torch.ones(1, 1, 4), torch.ones(1, 1, 4)
+    empty_first = torch.tensor([[[0.0, 1.0, 1.0, 1.0]]])
+    sink = functional.RouteInputs(0.1 * ones, 0 * ones, ones, 0.9 * ones, 0.05 * ones, empty_first)
+    learned = functional.RouteInputs(0.1 * ones, 0 * ones, 0.1 * ones, 0 * ones, 0.05 * ones, tokens)
+    gate = functional.RouteInputs(ones, 0 * ones, ones, 0 * ones, 0.5 * ones, tokens, gain=0.1 * ones)
+    for inputs, route in ((sink, "lost_first"), (learned, "missing"), (gate, "closed")):
+        found = {name: float(x[0, 0, 2]) for name, x in functional.routes(inputs).items()}
+        assert found["effective_weight"] == pytest.approx(0.1)
+        assert found[route] == pytest.approx(0.9)
+        assert sum(found.values()) == pytest.approx(1.0)
