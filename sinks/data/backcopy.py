@@ -58,6 +58,13 @@ def standard_library_bigrams() -> np.ndarray:
     return bigram_table("".join((root / name).read_text(encoding="utf-8") for name in SOURCES))
 
 
+def triggers(vocab_size: int) -> np.ndarray:
+    """Which token ids are triggers [V] bool."""
+    found = np.zeros(vocab_size, dtype=bool)
+    found[[CHARACTERS.index(c) + 1 for c in TRIGGERS]] = True
+    return found
+
+
 class BackcopySequences(Dataset[torch.Tensor]):
     """Rows [length] int64 that are a pure function of (seed, index): BOS, then the chain with its back-copies.
 
@@ -71,8 +78,7 @@ class BackcopySequences(Dataset[torch.Tensor]):
 
     def __init__(self, table: np.ndarray, length: int, seed: int, size: int, first: int = 0) -> None:
         self.cumulative = np.cumsum(table, axis=1)
-        self.is_trigger = np.zeros(len(table), dtype=bool)
-        self.is_trigger[[CHARACTERS.index(c) + 1 for c in TRIGGERS]] = True
+        self.is_trigger = triggers(len(table))
         self.length, self.seed, self.size, self.first = length, seed, size, first
         self._cached: tuple[int, torch.Tensor] | None = None
 
@@ -137,6 +143,11 @@ class Backcopy(TokenData):
         """The same rows for every data seed, and never one of the training rows."""
         first = VALIDATION_BLOCKS_FROM * BLOCK
         return BackcopySequences(self.table, self.context_length + 1, VALIDATION_SEED, self.validation_rows, first)
+
+    def query_kinds(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Where the head has to copy, and where it has nothing to do."""
+        after = torch.from_numpy(triggers(self.vocab_size))[tokens]
+        return {"after a trigger": after, "elsewhere": ~after}
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(np.round(self.table, 12).tobytes())

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import lightning
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from sinks.data.loader import TimedDataLoader
@@ -77,6 +78,10 @@ class TokenData(Described, lightning.LightningDataModule):
     @abstractmethod
     def validation_set(self) -> Dataset[torch.Tensor]:
         """Map-style, finite set of validation rows [T + 1]."""
+
+    def query_kinds(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Masks [N, T] of kinds of queries that a task keeps apart, by name; none if it has only one."""
+        return {}
 
     @abstractmethod
     def fingerprint(self) -> str:

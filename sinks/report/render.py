@@ -11,7 +11,7 @@ import markupsafe
 from matplotlib.figure import Figure
 
 from sinks.record.folder import write_atomically
-from sinks.report import figures, outcomes, reproduction, tables
+from sinks.report import figures, outcomes, reproduction, tables, transfer
 from sinks.report.ablation import Ablation, load_ablation
 from sinks.report.claims import claims, tiny
 from sinks.report.outcomes import Comparison, compare
@@ -65,6 +65,15 @@ PICTURES = [
         figures.first_token_maps,
     ),
     Picture(
+        "routes",
+        "How much attention is used, and where the rest goes",
+        "At the end of training, in the layer and head where the baseline of the same seed has its largest first-token "
+        "mass: means over queries except the first, and over seeds. The effective weight is the gate's gain times the "
+        "sum of weights times the values' norms over their median. What is lost goes to values below the median; "
+        "docs/statistics.md has the definitions.",
+        figures.routes,
+    ),
+    Picture(
         "sorted_dimensions",
         "Outlier dimensions of the residual stream",
         "Mean |h| of every residual dimension over that of the median dimension, largest first, at the end of "
@@ -95,6 +104,12 @@ def _unfinished(ablation: Ablation) -> list[str]:
     return unfinished + missing + [f"not run: {label}" for label in ablation.not_run]
 
 
+def _transfer(ablation: Ablation) -> list[tuple[str, tables.Table]]:
+    content = transfer.load(ablation.root)
+    labels = {variant.name: variant.label for variant in ablation.variants}
+    return [] if content is None else transfer.tables(content, labels)
+
+
 def _sentences(template: str, **values: Any) -> list[str]:
     """The lines of a prose template."""
     return environment(False).get_template(template).render(values).splitlines()
@@ -115,6 +130,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "further": tables.further(comparison),
         "notes": _sentences("notes.j2", baseline=comparison.baseline, results=results, **signs),
         "diverged": tables.diverged(comparison),
+        "transfer": _transfer(ablation),
         "unfinished": _unfinished(ablation),
         "against": tables.against(comparison),
         "recipe_source": ablation.recipe_source,

@@ -193,6 +193,8 @@ def _write_statistics(
     arrays = {
         "attention/first_token_mass": mass.clip(0, 1).astype(np.float32),
         "attention/value_norm_ratio": np.ones((len(rise), layers, heads), dtype=np.float32),
+        "attention/effective_weight": (1 - 0.8 * mass.clip(0, 1)).astype(np.float32),
+        "attention/lost_first": (0.8 * mass.clip(0, 1)).astype(np.float32),
         "residual/mean_abs": np.repeat(magnitude[None], len(rise), axis=0).astype(np.float32),
         "residual/sink_score": np.repeat(magnitude.max(1)[None], len(rise), axis=0).astype(np.float32),
     }

@@ -3,6 +3,7 @@
 from sinks.report.figures.dimensions import sorted_dimensions
 from sinks.report.figures.dissociation import double_dissociation
 from sinks.report.figures.maps import attention_map_figure, first_token_map, first_token_maps
+from sinks.report.figures.routes import routes
 from sinks.report.figures.style import to_png
 from sinks.report.figures.training import (
     first_token_mass_over_training,
@@ -18,6 +19,7 @@ __all__ = [
     "sink_score_over_training",
     "first_token_maps",
     "first_token_map",
+    "routes",
     "sorted_dimensions",
     "sink_curves",
     "attention_map_figure",

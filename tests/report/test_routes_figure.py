@@ -1,0 +1,35 @@
+"""The bars of what a head uses of its attention: at the baseline's strongest head of the same seed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sinks.record import RunFolder
+from sinks.report import compare, load_ablation
+from sinks.report.figures.routes import ROUTES, routes
+from tests.report.synthetic import Levels, write_ablation
+
+
+def test_bars_are_means_over_seeds_at_the_baselines_strongest_head(tmp_path: Path) -> None:
+    root = write_ablation(tmp_path, {"baseline": Levels(first=0.9), "gate": Levels(first=0.1)}, heads=3)
+    expected: dict[str, list[float]] = {"baseline": [], "gate": []}
+    for seed in range(3):
+        runs = {name: RunFolder(root / name / f"seed{seed}").statistics("validation") for name in expected}
+        mass = runs["baseline"].arrays["attention/first_token_mass"][-1]
+        place = np.unravel_index(int(mass.argmax()), mass.shape)
+        for name, statistics in runs.items():
+            expected[name].append(float(statistics.arrays["attention/effective_weight"][-1][place]))
+    figure = routes(compare(load_ablation(root)))
+    assert figure is not None
+    (axis,) = figure.axes
+    used = [bar.get_width() for bar in axis.containers[0]]
+    assert used == pytest.approx([np.mean(expected["baseline"]), np.mean(expected["gate"])])
+    lost = [bar.get_width() for bar in axis.containers[1]]
+    assert [u + x for u, x in zip(used, lost, strict=True)] == pytest.approx([1.0, 1.0])
+    assert len(axis.containers) == 2 < len(ROUTES)  # what no run has is not drawn
+
+
+def test_without_a_baseline_there_is_no_figure(tmp_path: Path) -> None:
+    root = write_ablation(tmp_path, {"gate": Levels()}, described=False)
+    assert routes(compare(load_ablation(root))) is None
