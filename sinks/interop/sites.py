@@ -170,16 +170,18 @@ class _AttentionSite(_Hooked):
         super().__init__("attention", name, seam)
         self._parts, self._adapter = parts, adapter
         self._gate_output: Tensor | None = None
+        self._pending: tuple[AttentionCall, Tensor, dict[str, Tensor]] | None = None  # until the gate is known
         self._numbers, self._wants_gain = KeyNumbers((), False), False
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
         self._numbers = KeyNumbers(fields, self._parts.out_weight is not None)
         self._wants_gain = "gate_gain" in fields
         super().listen(listener, fields)
+        self._gate_output = self._pending = None
         if self._parts.calls_interface:
-            see = listener and partial(self._see, listener)
+            see = partial(self._see, listener) if listener is not None and self._parts.gate is None else self._keep_call
             numbers = self._key_numbers if self._numbers else None
-            self._seam.listen(self._parts.module, see, row_statistics(fields), numbers)
+            self._seam.listen(self._parts.module, listener and see, row_statistics(fields), numbers)
 
     def _key_numbers(self, call: AttentionCall) -> Tensor:
         weight = None if self._parts.out_weight is None else self._parts.out_weight()
@@ -189,6 +191,16 @@ class _AttentionSite(_Hooked):
         handles = []
         if self._parts.gate is not None:
             handles.append(self._parts.gate.module.register_forward_hook(self._keep_gate))
+        if self._parts.gate is not None and self._parts.calls_interface:
+            # A model may compute its gate before it attends, or after.
+            @torch.no_grad()
+            def finish(module: nn.Module, args: Any, output: Any) -> None:
+                pending, self._pending = self._pending, None
+                if pending is not None:
+                    self._see(listener, *pending)
+                self._gate_output = None
+
+            handles.append(self._parts.module.register_forward_hook(finish))
         if not self._parts.calls_interface:
 
             @torch.no_grad()
@@ -204,6 +216,9 @@ class _AttentionSite(_Hooked):
 
     def _keep_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self._gate_output = output.detach()
+
+    def _keep_call(self, call: AttentionCall, out: Tensor, rows: dict[str, Tensor]) -> None:
+        self._pending = call, out.detach(), rows
 
     def _see(self, listener: Listener, call: AttentionCall, out: Tensor, rows: dict[str, Tensor]) -> None:
         """Pass on the record of whole rows, or those of the documents of packed rows."""

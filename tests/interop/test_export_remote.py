@@ -20,7 +20,7 @@ from sinks.interop.decoder_names import parameters_by_transformers_name
 from sinks.interop.load import load_pretrained
 from sinks.interop.sites import huggingface_sites
 from sinks.interop.verify import verify
-from sinks.models.attention_gates import IdentityElementwiseGate, IdentityHeadwiseGate
+from sinks.models.attention_gates import HeadwiseGate, IdentityElementwiseGate, IdentityHeadwiseGate
 from sinks.models.decoder import Architecture, LayerOptions
 from sinks.models.feed_forward import SigmoidGLU
 from sinks.models.gated_norm import GatedNorm, IdentityGatedNorm
@@ -53,6 +53,7 @@ OWN: dict[str, dict[str, Any]] = {
         "norm": partial(RMSNorm, eps=0.1),
         "feed_forward": SigmoidGLU,
     },
+    "open-gates": {"architecture": WIDE(), "attention_gate": partial(HeadwiseGate, initial_gate=0.9)},
     "sink-in-windows": {
         "architecture": WIDE(position="none", bias="qkv", attention_scale=0.7, layer_pattern=(LayerOptions(3),)),
         "normalizer": partial(LearnableSink, initial=-1.0),
@@ -91,8 +92,8 @@ def opened(folder: Path, **options: Any) -> Any:
     return model.eval()
 
 
-def rows() -> Tensor:
-    return torch.randint(0, 96, (2, LENGTH), generator=torch.Generator().manual_seed(2))
+def rows(seed: int = 2) -> Tensor:
+    return torch.randint(0, 96, (2, LENGTH), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, *OWN])
@@ -124,6 +125,10 @@ def test_the_cache_changes_no_token(name: str, tmp_path: Path) -> None:
     assert cached.past_key_values.get_seq_length() == 10
     assert torch.equal(cached.sequences, whole.sequences)
     assert_same_logits(torch.stack(cached.logits), torch.stack(whole.logits))
+    # `generate` gives the positions; without them they go on from the cache.
+    first = found(prompt[:, :3], use_cache=True)
+    rest = found(prompt[:, 3:], past_key_values=first.past_key_values)
+    assert_same_logits(torch.cat([first.logits, rest.logits], dim=1), found(prompt).logits)
 
 
 @pytest.mark.parametrize("name", ["retrofitted", "sink-in-windows"])
@@ -177,9 +182,10 @@ def test_statistics_are_the_suites(name: str, tmp_path: Path) -> None:
     readers = Reader(sites_of(model)), Reader(huggingface_sites(found))
     results = []
     for reader, run in zip(readers, (model, partial(found, use_cache=False)), strict=True):
-        for _ in range(2):  # the first chooses the sink dimensions
-            with reader.reading(), torch.no_grad():
-                run(tokens)
+        for seed in (0, 2):  # the first chooses the sink dimensions
+            for batch in (rows(seed), rows(seed + 1)):
+                with reader.reading(), torch.no_grad():
+                    run(batch)
             scalars, statistics = reader.summarize()
         results.append((scalars, statistics))
     (ours, arrays), (theirs, their_arrays) = results
@@ -224,3 +230,34 @@ def test_the_file_needs_torch_and_transformers_alone() -> None:
     found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     found |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert {str(name).split(".")[0] for name in found} == {"torch", "transformers", "typing"}
+
+
+@torch.no_grad()
+def test_what_is_asked_for_is_returned_and_passed_on(tmp_path: Path) -> None:
+    export(build("sink-in-windows"), tmp_path / "out")
+    found, tokens = opened(tmp_path / "out"), rows()
+    whole = found(tokens)
+    assert (whole.hidden_states, whole.attentions) == (None, None)
+    for kept, expected in ((2, whole.logits[:, -2:]), (torch.tensor([0, 5]), whole.logits[:, [0, 5]])):
+        assert_same_logits(found(tokens, logits_to_keep=kept).logits, expected)
+        assert found(tokens, logits_to_keep=kept).logits.shape == expected.shape
+
+    seen: list[Any] = []
+
+    def attend(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs.get("cu_seq_lens_q"))
+        return modeling_sinks.eager_attention(*args, **kwargs)
+
+    transformers.AttentionInterface.register("recording", attend)
+    found.set_attn_implementation("recording")
+    lengths = torch.tensor([0, LENGTH])
+    found(tokens, cu_seq_lens_q=lengths)
+    assert len(seen) == 3
+    assert all(each is lengths for each in seen)
+
+
+@pytest.mark.parametrize(("name", "sink"), [("gated", False), ("off-by-one", True), ("learnable-sink", True)])
+def test_implementations_that_drop_a_sink_are_not_offered(name: str, sink: bool, tmp_path: Path) -> None:
+    export(build(name), tmp_path / "out")
+    found = opened(tmp_path / "out")
+    assert (found._supports_sdpa, found._supports_flash_attn) == (not sink, not sink)
