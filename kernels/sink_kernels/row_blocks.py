@@ -89,8 +89,8 @@ def block_statistics(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Those of the named statistics that need every weight, P_ij = exp(t_ij) with t = s - lse, in one pass.
 
-    The entropy is H_i = -sum_j P_ij t_ij - P_i,sink t_i,sink. Its absolute error is that of t: the rounding of numbers as
-    large as the largest logit, however small the entropy is.
+    The entropy is H_i = -sum_j P_ij t_ij - P_i,sink t_i,sink. Its absolute error is that of t: the rounding of numbers
+    as large as the largest logit, however small the entropy is.
     """
     taken = {name: torch.zeros_like(lse) for name in ("entropy", "max_logit", "key_mass") if name in names}
     if numbers is not None:

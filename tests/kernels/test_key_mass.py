@@ -72,7 +72,7 @@ def test_entropy_and_max_logit_do_not_depend_on_the_blocks(make_call):
 
 @pytest.mark.parametrize("normalizer", ["softmax", "learnable_sink"])
 def test_small_entropies_have_the_rounding_of_the_logits(normalizer, make_call):
-    """Rows with nearly all mass on one key: the error is absolute, no more than a few roundings of the largest logit."""
+    """With nearly all mass on one key the error is absolute: no more than a few roundings of the largest logit."""
     call = make_call(normalizer, tokens=64, head_dim=16)
     with torch.no_grad():
         call.k[:, :, 0] = 0.0
