@@ -32,20 +32,33 @@ class Figure:
 
 def first_token_map(analyses: Sequence[Analysis]) -> Figure:
     scale = Axis("mean attention to token 0 (fraction)", 0.0, 1.0)
-
-    def panel(one: Analysis) -> str | None:
-        mass = one.array("attention/first_token_mass")
-        if mass is None:
-            return None
-        layers = _layer_names(one)
-        heads = [str(head) for head in range(mass.shape[1])]
-        height = float(np.clip(420 / len(mass), 8, 22))
-        return heat_map("First-token mass by layer and head", mass, heads, layers, ("head", LAYER), scale,
-                        lambda row, column: f"layer {layers[row]}, head {column}", height)  # fmt: skip
-
     return Figure("first-token-mass", "Where attention goes to the first token",
                   "Mean attention of each head to token 0, over all queries but the first.",
-                  [panel(one) for one in analyses])  # fmt: skip
+                  [_by_head(one, "attention/first_token_mass", "First-token mass by layer and head", scale)
+                   for one in analyses])  # fmt: skip
+
+
+def effective_weight_map(analyses: Sequence[Analysis]) -> Figure:
+    name = "attention/effective_weight"
+    known = [array for one in analyses if (array := one.array(name)) is not None]
+    scale = Axis("effective weight", 0.0, max([1.0, *(float(np.nanmax(array)) for array in known)]))
+    return Figure("effective-weight", "How much of its attention each head uses",
+                  "Mean over queries of the gate's gain times the sum of weights times the values' norms over their "
+                  "median: about 1 where a head works, near 0 where it is off, whether by a sink, by small values "
+                  "elsewhere, by a learned sink, or by a gate.",
+                  [_by_head(one, name, "Effective weight by layer and head", scale) for one in analyses])  # fmt: skip
+
+
+def _by_head(one: Analysis, name: str, title: str, scale: Axis) -> str | None:
+    """An array [layers, heads] as a map."""
+    values = one.array(name)
+    if values is None:
+        return None
+    layers = _layer_names(one)
+    heads = [str(head) for head in range(values.shape[1])]
+    height = float(np.clip(420 / len(values), 8, 22))
+    return heat_map(title, values, heads, layers, ("head", LAYER), scale,
+                    lambda row, column: f"layer {layers[row]}, head {column}", height)  # fmt: skip
 
 
 def largest_values(analyses: Sequence[Analysis]) -> Figure:
@@ -170,7 +183,10 @@ def value_norms(analyses: Sequence[Analysis]) -> Figure:
                   analyses, lines, "value norm ratio", log=True, reference=1.0)  # fmt: skip
 
 
-FIGURES = (first_token_map, largest_values, by_dimension_and_token, gains, updates, update_directions, value_norms)
+FIGURES = (
+    first_token_map, effective_weight_map, largest_values, by_dimension_and_token, gains, updates, update_directions,
+    value_norms,
+)  # fmt: skip
 
 
 def _lines(

@@ -9,12 +9,13 @@ from sinks.report.model_figures import gain_ratios
 from sinks.stats.functional.attention import SINK_THRESHOLDS
 from sinks.stats.functional.residual import SINK_CONSISTENCY, SINK_SCORE
 
+HALF = 0.5  # of a head's attention
 SUPPRESSED, AMPLIFIED = 0.5, 2.0  # gain at the sink dimension over the median gain
 
 
 def what_stands_out(one: Analysis) -> list[str]:
-    """Three to five sentences; what an analysis has no numbers for is not mentioned. Layers count from 0."""
-    found = [_attention(one), _detected(one), _residual(one), _norms(one), _massive(one)]
+    """Three to six sentences; what an analysis has no numbers for is not mentioned. Layers count from 0."""
+    found = [_attention(one), _detected(one), _routes(one), _residual(one), _norms(one), _massive(one)]
     return [sentence for sentence in found if sentence]
 
 
@@ -54,6 +55,23 @@ def _detected(one: Analysis) -> str | None:
         text += f", and the most common other position is {elsewhere[0]['position']}"
         text += f" ({_percent(elsewhere[0]['count'] / sinks['count'])} of all sinks)"
     return text + "."
+
+
+def _routes(one: Analysis) -> str | None:
+    weight = one.array("attention/effective_weight")
+    if weight is None:
+        return None
+    words = {
+        "lost_first": "at token 0", "lost_own": "at the query's own token", "lost_other": "at other tokens",
+        "missing": "to mass without a value", "lost_learned": "at a learned value", "closed": "to the gate",
+    }  # fmt: skip
+    means = {name: float(np.nanmean(a)) for name in words if (a := one.array(f"attention/{name}")) is not None}
+    largest = sorted((name for name, mean in means.items() if mean >= 0.005), key=lambda name: -means[name])
+    lost = f"; {', '.join(f'{means[name]:.2f} is lost {words[name]}' for name in largest[:3])}" if largest else ""
+    return (
+        f"On average a head uses {np.nanmean(weight):.2f} of its attention (the effective weight){lost}; "
+        f"{_percent(float((weight < HALF).mean()))} of the heads use less than half."
+    )
 
 
 def sink_ranges(one: Analysis) -> list[tuple[int, float, float]]:

@@ -37,6 +37,9 @@ def arrays() -> dict[str, np.ndarray]:
     return {
         "attention/first_token_mass": mass,
         "attention/value_norm_ratio": np.full((LAYERS, HEADS), 0.3),
+        "attention/effective_weight": 1 - 0.9 * mass,
+        "attention/lost_first": 0.7 * mass,
+        "attention/lost_other": 0.2 * mass,
         "residual/mean_abs": mean_abs,
         "residual/sink_score": mean_abs.max(1),
         "residual/sink_consistency": np.where(mean_abs.max(1) > 1, 0.9, 0.1),
@@ -230,6 +233,8 @@ def test_the_sentences_follow_the_numbers(tmp_path: Path) -> None:
     text = sentences(tmp_path / "a", **weak)
     assert "There is no residual sink" in text
     assert "suppress" not in text
+    assert "a head uses 0.85 of its attention (the effective weight); 0.12 is lost at token 0, 0.03 is lost at other" in text
+    assert "8\u00a0% of the heads use less than half" in text
     gain = np.ones((len(NORMS), WIDTH))
     gain[:, 5] = 8.0
     assert "norms before feed-forward amplify it (gain 8 of the median)" in sentences(
