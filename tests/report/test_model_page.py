@@ -233,7 +233,7 @@ def test_the_sentences_follow_the_numbers(tmp_path: Path) -> None:
     text = sentences(tmp_path / "a", **weak)
     assert "There is no residual sink" in text
     assert "suppress" not in text
-    assert "a head uses 0.85 of its attention (the effective weight); 0.12 is lost at token 0, 0.03 is lost at other" in text
+    assert "a head uses 0.85 of its attention (the effective weight); 0.12 is lost at token 0, 0.03 is lost" in text
     assert "8\u00a0% of the heads use less than half" in text
     gain = np.ones((len(NORMS), WIDTH))
     gain[:, 5] = 8.0
