@@ -168,9 +168,12 @@ class _AttentionSite(_Hooked):
     def __init__(self, name: str, seam: Seam, parts: AttentionParts, adapter: Adapter) -> None:
         super().__init__("attention", name, seam)
         self._parts, self._adapter = parts, adapter
+        # Of the current pass, what came first: models compute the gate before their attention, or after it.
         self._gate_output: Tensor | None = None
+        self._read: tuple[AttentionCall, dict[str, Tensor]] | None = None
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
+        self._gate_output = self._read = None
         super().listen(listener, fields)
         if self._parts.calls_interface:
             see = listener and partial(self._see, listener)
@@ -185,7 +188,14 @@ class _AttentionSite(_Hooked):
     def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
         handles = []
         if self._parts.gate is not None:
-            handles.append(self._parts.gate.module.register_forward_hook(self._keep_gate))
+
+            @torch.no_grad()
+            def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+                if self._seam.reading:
+                    self._gate_output = output.detach()
+                    self._report_attention(listener)
+
+            handles.append(self._parts.gate.module.register_forward_hook(keep))
         if not self._parts.calls_interface:
 
             @torch.no_grad()
@@ -198,15 +208,19 @@ class _AttentionSite(_Hooked):
             handles.append(self._parts.module.register_forward_hook(see, with_kwargs=True))
         return handles
 
-    def _keep_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self._gate_output = output.detach()
-
     def _see(self, listener: Listener, call: AttentionCall, rows: dict[str, Tensor]) -> None:
-        """Pass on the record of whole rows, or those of the documents of packed rows."""
-        tensors = dict(rows)
-        if self._parts.gate is not None and self._gate_output is not None:
-            gate = self._parts.gate.values(self._gate_output, call.q.shape[1], call.v.shape[3])
-            tensors["gate"], self._gate_output = gate, None
+        self._read = call, dict(rows)
+        self._report_attention(listener)
+
+    def _report_attention(self, listener: Listener) -> None:
+        """Once all is known, pass on the record of whole rows, or those of the documents of packed rows."""
+        gate = self._parts.gate
+        if self._read is None or (gate is not None and self._gate_output is None):
+            return
+        call, tensors = self._read
+        if gate is not None and self._gate_output is not None:
+            tensors["gate"] = gate.values(self._gate_output, call.q.shape[1], call.v.shape[3])
+        self._gate_output = self._read = None
         split = [tensors] if call.documents is None else call.documents.split(tensors, dim=2)
         for part, its in zip(call.detached().of_documents(), split, strict=True):
             listener(self._record(part, its))
@@ -229,7 +243,10 @@ class _AttentionSite(_Hooked):
 
 
 def huggingface_sites(
-    model: nn.Module, adapter: Adapter | None = None, document_start: int | None = None
+    model: nn.Module,
+    adapter: Adapter | None = None,
+    document_start: int | None = None,
+    skip_unknown_documents: bool = False,
 ) -> list[Site]:
     """The sites of a transformers causal LM, of kinds "norm", "attention" and "update".
 
@@ -250,6 +267,8 @@ def huggingface_sites(
         adapter: what cannot be found by itself; see `Adapter`.
         document_start: id of the first token of every document, where a row holds several and attention runs across
             them: each is then read on its own, as `by_document` says. Rows that are packed by `position_ids` need none.
+        skip_unknown_documents: whether a pass over rows that are packed without showing where documents start, by a
+            mask or by `cu_seq_lens_q` alone, is left unread with a warning, as in training; otherwise it is an error.
 
     Raises:
         UserError: if the model is none, or does not call transformers' attention interface.
@@ -261,6 +280,7 @@ def huggingface_sites(
     parts = parts_of(model, adapter or Adapter())
     require_attention(model, parts.blocks)
     seam, sites = parts.seam, list[Site]()
+    seam.skip_unknown_documents = skip_unknown_documents
     for index, block in enumerate(parts.blocks):
         sites += _block_sites(f"blocks.{index}", block, seam, adapter or Adapter())
     if parts.head_norm is not None:

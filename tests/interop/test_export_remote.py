@@ -28,6 +28,7 @@ from sinks.models.normalizers import LearnableSink
 from sinks.models.norms import PreAffine, RMSNorm
 from sinks.models.rope import Linear
 from sinks.observe import Reader, sites_of
+from sinks.record import RunFolder
 from tests.cli.small import fit
 from tests.families.variants import VARIANTS
 from tests.families.variants import build as build_variant
@@ -61,12 +62,12 @@ OWN: dict[str, dict[str, Any]] = {
 SOME = ("gated", "learnable-sink", "off-by-one", "soft-cap", *OWN)
 
 
-def build(name: str) -> CausalLM:
+def build(name: str, vocabulary: int = 96) -> CausalLM:
     """A variant of which every parameter counts: gains around one, all else around zero, far from it."""
     if name in VARIANTS:
-        model = build_variant(name, LENGTH, 96)
+        model = build_variant(name, LENGTH, vocabulary)
     else:
-        model = CausalLM(96, LENGTH, **OWN[name])
+        model = CausalLM(vocabulary, LENGTH, **OWN[name])
         model.configure_model()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -217,6 +218,54 @@ def test_the_command_says_that_code_must_run(tmp_path: Path, capsys: pytest.Capt
     assert "--trust_remote_code true" in line
     assert not (tmp_path / "analysis").exists()
     assert opened(tmp_path / "out")(torch.arange(12)[None]).logits.isfinite().all()
+
+
+def save_to_analyze(name: str, folder: Path) -> CausalLM:
+    """Export a variant with a tokenizer; returns it."""
+    model = build(name, 300)
+    tiny.tokenizer().tokenizer.save(str(folder.with_suffix(".json")))
+    export(model, folder, folder.with_suffix(".json"))
+    return model
+
+
+@pytest.mark.parametrize("name", ["retrofitted", "sink-in-windows"])
+def test_the_analysis_of_the_folder_has_the_suites_numbers(name: str, tmp_path: Path) -> None:
+    """Gates and learned sinks included."""
+    model = save_to_analyze(name, tmp_path / "out")
+    (tmp_path / "text.txt").write_text(tiny.TEXT)
+    arguments = ["analyze", str(tmp_path / "out"), "--trust_remote_code=true", f"--text={tmp_path / 'text.txt'}"]
+    options = ["--rows=3", f"--tokens={LENGTH}", "--bos=none", "--batch_size=2", "--device=cpu", "--progress=false"]
+    assert main([*arguments, *options, f"--out={tmp_path / 'analysis'}"]) == 0
+    (folder,) = (path.parent for path in (tmp_path / "analysis").rglob("summary.json"))
+    found = RunFolder(folder).summary()
+    reader = Reader(sites_of(model))
+    tokens = torch.tensor(tiny.tokenizer().encode(tiny.TEXT)[: 3 * LENGTH]).view(3, LENGTH)
+    with reader.reading(), torch.no_grad():
+        model(tokens)
+    expected = reader.summarize()[0]  # without those of sink dimensions, which it had not chosen yet
+    assert {key: found.get(key) for key in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    parts = {"attention/gate_mean", "norm/gate_mean"} if name == "retrofitted" else {"attention/learned_sink_mass"}
+    assert parts <= found.keys() | RunFolder(folder).statistics("analysis").arrays.keys()
+
+
+@pytest.mark.parametrize("name", ["retrofitted", "sink-in-windows"])
+def test_the_folder_passes_sinks_check(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_to_analyze(name, tmp_path / "out")
+    arguments = ["check", str(tmp_path / "out"), "--device=cpu"]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "--trust_remote_code true" in line
+    assert main([*arguments, "--trust_remote_code=true"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for what in (
+        "eager: packed rows, by positions",
+        "eager: packed rows, by a mask",
+        "sinks: logits",
+        "sinks: gradients",
+    ):
+        assert f"passed     {what}" in lines
+    sinks = "passed     sinks: sink gradients" in lines, "passed     sinks in the checkpoint" in lines
+    assert sinks == (name == "sink-in-windows",) * 2
 
 
 def test_the_file_needs_torch_and_transformers_alone() -> None:
