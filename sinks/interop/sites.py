@@ -26,6 +26,11 @@ class _Hooked:
         self.kind, self.name, self._seam = kind, name, seam
         self._handles: list[Any] = []
 
+    @property
+    def may_skip(self) -> bool:
+        """Whether a pass may go unread, on one rank and not on another."""
+        return self._seam.skip_unknown_documents
+
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
         for handle in self._handles:
             handle.remove()

@@ -32,6 +32,8 @@ ROW_STATISTICS = {
 class Site(Protocol):
     """A place that reports a record of every forward pass, or several of its documents, while there is a listener.
 
+    One that may leave a pass unread on one rank and not on another says so with an attribute `may_skip`.
+
     Args:
         name: stable, e.g. `blocks.0.attention`.
         kind: of its records.
