@@ -127,6 +127,73 @@ def test_the_cache_changes_no_token(name: str, tmp_path: Path) -> None:
     assert_same_logits(torch.stack(cached.logits), torch.stack(whole.logits))
 
 
+@pytest.mark.parametrize("name", SOME)
+@torch.no_grad()
+def test_a_cache_goes_on_where_it_ends(name: str, tmp_path: Path) -> None:
+    """Several tokens at a time, without positions; and there is one only where it is asked for."""
+    export(build(name), tmp_path / "out")
+    found, tokens = opened(tmp_path / "out"), rows()
+    start = found(tokens[:, :5])
+    rest = found(tokens[:, 5:], past_key_values=start.past_key_values)
+    assert_same_logits(torch.cat([start.logits, rest.logits], dim=1), found(tokens).logits)
+    assert found(tokens, use_cache=False).past_key_values is None
+    found.config.use_cache = False
+    assert found(tokens).past_key_values is None
+    assert found(tokens, use_cache=True).past_key_values is not None
+
+
+@pytest.mark.parametrize("name", SOME)
+@torch.no_grad()
+def test_embeddings_in_and_some_logits_out(name: str, tmp_path: Path) -> None:
+    export(build(name), tmp_path / "out")
+    found, tokens = opened(tmp_path / "out"), rows()
+    expected = found(tokens).logits
+    embedded = found.get_input_embeddings()(tokens)
+    assert torch.equal(found(inputs_embeds=embedded).logits, expected)
+    for given in ({"input_ids": tokens, "inputs_embeds": embedded}, {}):
+        with pytest.raises(ValueError, match="give one of input_ids and inputs_embeds"):
+            found(**given)
+    kept = found(tokens, logits_to_keep=2).logits
+    assert kept.shape[1] == 2
+    assert_same_logits(kept, expected[:, -2:])
+    assert_same_logits(found(tokens, logits_to_keep=torch.tensor([3, 5])).logits, expected[:, [3, 5]])
+    result = found(tokens, output_hidden_states=True)
+    assert torch.equal(result.hidden_states[-1], found.model(tokens).last_hidden_state)
+    assert result.attentions is None
+    assert found(tokens).hidden_states is None
+
+
+@torch.no_grad()
+def test_masks_by_kind_of_layer_are_taken_as_they_are(tmp_path: Path) -> None:
+    """Where no layer has positions and every token sees itself alone, a row is as many rows of one token."""
+    export(build("sink-in-windows"), tmp_path / "out")
+    found, tokens = opened(tmp_path / "out"), rows()
+    alone = torch.zeros(1, 1, LENGTH, LENGTH).masked_fill(~torch.eye(LENGTH).bool(), torch.finfo(torch.float32).min)
+    logits = found(tokens, attention_mask={"sliding_attention": alone}).logits
+    assert_same_logits(logits, found(tokens.view(-1, 1)).logits.view(logits.shape))
+
+
+@torch.no_grad()
+def test_positions_that_start_again_begin_a_text(tmp_path: Path) -> None:
+    export(build("retrofitted"), tmp_path / "out")
+    found, tokens = opened(tmp_path / "out"), rows()
+    packed = found(tokens.view(1, -1), position_ids=torch.arange(LENGTH).repeat(2)[None], use_cache=False).logits
+    assert_same_logits(packed.view(2, LENGTH, -1), found(tokens).logits)
+
+
+@pytest.mark.parametrize("name", ["retrofitted", "learnable-sink", "off-by-one", "soft-cap"])
+def test_attention_that_would_drop_a_sink_or_a_limit_is_not_supported(name: str, tmp_path: Path) -> None:
+    export(build(name), tmp_path / "out")
+    found = opened(tmp_path / "out")
+    plain, sinks = name == "retrofitted", name in ("learnable-sink", "off-by-one")
+    # What transformers asks before it sets an implementation; installed or not.
+    supported = [getattr(found, f"_supports_{kind}") for kind in ("sdpa", "flash_attn", "flex_attn")]
+    assert supported == [plain, not sinks, True]
+    assert found.config._attn_implementation == ("sdpa" if plain else "eager")
+    blocks = {type(layer).__name__ for layer in found.model.layers}
+    assert set(found._no_split_modules) == blocks, "a device map would cut through a block"
+
+
 @pytest.mark.parametrize("name", ["retrofitted", "sink-in-windows"])
 @torch.no_grad()
 def test_padding_on_the_left_changes_no_logit(name: str, tmp_path: Path) -> None:
@@ -264,6 +331,8 @@ def test_the_folder_passes_sinks_check(name: str, tmp_path: Path, capsys: pytest
         "sinks: gradients",
     ):
         assert f"passed     {what}" in lines
+    for what in ("sdpa: logits", "sdpa: gradients", "flex_attention: logits"):
+        assert (f"passed     {what}" in lines) == (name == "retrofitted")
     sinks = "passed     sinks: sink gradients" in lines, "passed     sinks in the checkpoint" in lines
     assert sinks == (name == "sink-in-windows",) * 2
 
