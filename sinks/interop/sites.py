@@ -61,12 +61,15 @@ class _NormSite(_Hooked):
         @torch.no_grad()
         def see(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             if self._seam.reading:
-                self._report(self._record(_first(args, kwargs), output.detach()), listener)
+                self._take(self._record(_first(args, kwargs), output.detach()), listener)
 
         handles = [self._norm.module.register_forward_hook(see, with_kwargs=True)]
         if self._norm.flat:
             handles.append(self._block.register_forward_pre_hook(self._keep_shape, with_kwargs=True))
         return handles
+
+    def _take(self, record: NormRecord, listener: Listener) -> None:
+        self._report(record, listener)
 
     def _keep_shape(self, block: nn.Module, args: Any, kwargs: Any) -> None:
         self._shape = _first(args, kwargs).shape
@@ -90,24 +93,22 @@ class _GatedNormSite(_NormSite):
         super().__init__(name, seam, norm, block)
         self._gate = gate
         self._values: Tensor | None = None
+        self._found: NormRecord | None = None
+
+    def _take(self, record: NormRecord, listener: Listener) -> None:
+        self._found = record
 
     def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
-        record: NormRecord | None = None
-
-        def keep(found: NormRecord) -> None:
-            nonlocal record
-            record = found
-
         @torch.no_grad()
         def see(module: nn.Module, args: Any, output: Tensor) -> None:
-            nonlocal record
+            record, gate = self._found, self._values
+            self._found = self._values = None
             if record is not None:
-                y, gate = output.detach().view(record.input.shape), self._values
-                listener(replace(record, output=y, gate=gate, normed=record.output))
-            record = self._values = None
+                y = output.detach().view(record.input.shape)
+                self._report(replace(record, output=y, gate=gate, normed=record.output), listener)
 
         return [
-            *super()._hooks(keep, fields),
+            *super()._hooks(listener, fields),
             self._gate.values.register_forward_hook(self._keep_values),
             self._gate.module.register_forward_hook(see),
         ]

@@ -258,6 +258,30 @@ def test_statistics_are_the_suites(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(their_arrays.arrays[key], array, rtol=1e-4, atol=1e-5, err_msg=key)
 
 
+@pytest.mark.parametrize("name", ["retrofitted", "sink-in-windows"])
+def test_statistics_of_packed_rows_are_those_of_separate_ones(name: str, tmp_path: Path) -> None:
+    """Gates included, those after a norm and those after attention."""
+    export(build(name), tmp_path / "out")
+    found, tokens = opened(tmp_path / "out"), rows()
+    positions = torch.cat([torch.arange(5), torch.arange(7)]).repeat(2, 1)
+    packed = [{"input_ids": tokens, "position_ids": positions}]
+    separate = [{"input_ids": row[None, part]} for row in tokens for part in (slice(5), slice(5, None))]
+    results = []
+    for calls in (packed, separate):
+        reader = Reader(huggingface_sites(found))
+        reader.dimensions = {site: torch.tensor([3]) for site in reader.names["norm"]}
+        with reader.reading(), torch.no_grad():
+            for arguments in calls:
+                found(**arguments, use_cache=False)
+        results.append(reader.summarize())
+    (scalars, arrays), (expected, expected_arrays) = results
+    assert scalars == pytest.approx(expected, rel=1e-4, abs=1e-5, nan_ok=True)
+    gates = {"norm/gate_mean", "attention/gate_mean"}
+    assert (gates <= scalars.keys()) == (name == "retrofitted")
+    for key, array in expected_arrays.arrays.items():
+        np.testing.assert_allclose(arrays.arrays[key], array, rtol=1e-4, atol=1e-5, err_msg=key)
+
+
 def test_the_code_runs_only_with_consent_and_does_not_come_back(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     model = CausalLM(300, LENGTH, **OWN["retrofitted"])
