@@ -58,6 +58,8 @@ def normalize(logits: Tensor, sink_logit: Tensor | None, options: Options) -> Te
         return torch.cat([logits, column], dim=-1).softmax(-1)[..., :-1]
     if callable(options.normalizer):
         weights = options.normalizer(logits)
+        if not isinstance(weights, Tensor):
+            raise ValueError(f"the normalizer gave a {type(weights).__name__}: it must give weights; return a tensor")
         if weights.shape != logits.shape or weights.dtype != logits.dtype:
             raise ValueError(
                 f"the normalizer gave {tuple(weights.shape)} {weights.dtype} for scores {tuple(logits.shape)} "
@@ -82,6 +84,11 @@ def statistics(
     """The named statistics [B, H, T] in float32; defined in `sink_kernels.attention`."""
     if not names and numbers is None:
         return {}
+    if callable(options.normalizer) and not torch.compiler.is_compiling() and bool((weights < 0).any()):
+        raise ValueError(
+            f"the normalizer gave weights down to {float(weights.min()):.3g}, but statistics are of weights that are "
+            "at least 0: clamp them, or leave the statistics of attention out"
+        )
     # An empty row has no mass on any key and no entropy.
     mass = weights.sum(-1).clamp_min(torch.finfo(weights.dtype).tiny) if options.renormalized else weights.new_ones(())
     lse = log_total(logits, weights, sink_logit, options)
@@ -106,7 +113,7 @@ def statistics(
         else:
             value = -torch.special.xlogy(weights, weights).sum(-1)
             if options.renormalized:
-                value = torch.where(weights.sum(-1) > 0, value / mass + mass.log(), 0.0)
+                value = torch.where(weights.sum(-1) == 0, 0.0, value / mass + mass.log())
             if sink_logit is not None:
                 sink_mass = (sink_logit.squeeze(-1) - lse).exp()
                 value = value - torch.special.xlogy(sink_mass, sink_mass)

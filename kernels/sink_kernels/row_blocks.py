@@ -89,14 +89,15 @@ def block_statistics(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Those of the named statistics that need every weight, P_ij = exp(t_ij) with t = s - lse, in one pass.
 
-    The entropy is H_i = -sum_j P_ij t_ij - P_i,sink t_i,sink. Its absolute error is that of t: the rounding of numbers
-    as large as the largest logit, however small the entropy is.
+    The entropy is H_i = log Z_i - sum_j P_ij t_ij / Z_i over keys and sink, where Z_i = sum_j P_ij is 1 up to the
+    rounding of the lse. Without Z_i that rounding, up to |lse| * eps / 2, would be an error of a small entropy.
     """
     taken = {name: torch.zeros_like(lse) for name in ("entropy", "max_logit", "key_mass") if name in names}
     if numbers is not None:
         taken["weighted_sum"] = lse.new_empty(numbers.shape)
         # A product from the other side takes two to eight times as long.
         numbers = numbers.to(lse.dtype).mT.contiguous()
+    total = torch.empty_like(lse)
     for rows, keys, logits in logit_blocks(q, k, options):
         row_lse = lse[:, :, rows]
         t = logits.flatten(1, 2).sub_(row_lse.unsqueeze(-1))
@@ -108,12 +109,16 @@ def block_statistics(
         if numbers is not None:
             taken["weighted_sum"][:, :, rows] = (numbers[..., keys] @ weights.mT).mT
         if "entropy" in taken:
+            total[:, :, rows] = weights.sum(-1)
             # 0 * -inf at forbidden keys is NaN; they contribute nothing.
             taken["entropy"][:, :, rows] = -t.clamp_min_(torch.finfo(t.dtype).min).mul_(weights).sum(-1)
-    if "entropy" in taken and sink_logit is not None:
-        sink_t = sink_logit - lse
-        # A sink at -inf holds no mass and adds nothing.
-        taken["entropy"] -= sink_t.exp() * sink_t.clamp_min(torch.finfo(lse.dtype).min)
+    if "entropy" in taken:
+        if sink_logit is not None:
+            sink_t = sink_logit - lse
+            total += sink_t.exp()
+            # A sink at -inf holds no mass and adds nothing.
+            taken["entropy"] -= sink_t.exp() * sink_t.clamp_min(torch.finfo(lse.dtype).min)
+        taken["entropy"] = total.log() + taken["entropy"] / total
     return taken
 
 

@@ -36,7 +36,10 @@ def _attend(
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr,
     MASKED: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attend to the keys in [start, stop); returns the running output, total, maximum and sum of p log p."""
+    """Attend to the keys in [start, stop); returns the running output, total, maximum and sum of p * (s - maximum).
+
+    For sigmoid that sum is of p log p. The maximum is subtracted because an entropy may be far smaller than the logits.
+    """
     for n in range(start, stop, BN):
         b_k = load_rows(p_k, n, o_n, o_d, s_kt, T, D, BD, MASKED)  # [BN, BD]
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BM, BN]
@@ -57,9 +60,9 @@ def _attend(
             b_new = tl.maximum(b_max, tl.max(b_s, 1))
             b_decay = tl.exp2((b_max - b_new) * factor)
             b_p = tl.exp2(b_s * factor - (b_new * factor)[:, None])
-            b_total = b_total * b_decay + tl.sum(b_p, 1)
             if ROWS:
-                b_slogs = b_slogs * b_decay + tl.sum(b_p * b_s, 1)
+                b_slogs = (b_slogs + b_total * (b_max - b_new)) * b_decay + tl.sum(b_p * (b_s - b_new[:, None]), 1)
+            b_total = b_total * b_decay + tl.sum(b_p, 1)
             b_out = b_out * b_decay[:, None]
             b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
             b_max = b_new
@@ -140,20 +143,19 @@ def attention_forward_kernel(
         if NORM != SOFTMAX:
             b_new = tl.maximum(b_top, sink)
             b_decay = tl.exp2(b_top - b_new)
-            b_total = b_total * b_decay + tl.exp2(sink - b_new)
-            b_slogs = b_slogs * b_decay
+            b_sink = tl.exp2(sink - b_new)
+            # A sink at minus infinity has no mass and adds nothing.
+            b_slogs = (b_slogs + b_total * (b_top - b_new)) * b_decay
+            b_slogs += tl.where(b_sink > 0.0, b_sink * (sink - b_new), 0.0)
+            b_total = b_total * b_decay + b_sink
             b_out = b_out * b_decay[:, None]
             b_top = b_new
-        b_lse = b_top + tl.log2(b_total)
+        b_extra = tl.log2(b_total)
+        b_lse = b_top + b_extra
         tl.store(p_lse + row, b_lse * LN2, mask=m_row)
         b_out = b_out / b_total[:, None]
         if ROWS:
-            b_expected = b_slogs / b_total
-            if NORM == LEARNABLE_SINK:
-                b_sink_mass = tl.exp2(sink - b_lse)
-                # A sink at minus infinity has no mass and adds nothing.
-                b_expected += tl.where(b_sink_mass > 0.0, b_sink_mass * sink, 0.0)
-            tl.store(p_entropy + row, (b_lse - b_expected) * LN2, mask=m_row)
+            tl.store(p_entropy + row, (b_extra - b_slogs / b_total) * LN2, mask=m_row)
     if FIRST:
         b_k = tl.load(p_k + o_d, mask=o_d < D, other=0.0).to(tl.float32)
         b_s = tl.sum(b_q.to(tl.float32) * b_k[None, :], 1)

@@ -25,7 +25,8 @@ GroupName = Literal[
 class SinkStatistics(Callback):
     """Reads the taps on sampled training steps and over every validation, and logs their statistics.
 
-    A sampled step is read as a whole, each of the micro-batches that are accumulated for it.
+    A sampled step is read as a whole, each of the micro-batches that are accumulated for it. Rows of a transformers
+    model that are packed without showing where documents start, by a mask or by `cu_seq_lens_q` alone, have none.
 
     Accumulators stay on the device and are reduced over ranks in two collectives per logged step; no other step is
     affected. A sampled step runs uncompiled: each site would need a graph of its own, and torch.compile gives up after
@@ -107,7 +108,7 @@ class SinkStatistics(Callback):
         if self._reader is None or self._module is not pl_module:
             from sinks.interop.find import find_sites
 
-            sites = find_sites(pl_module, self.document_start)
+            sites = find_sites(pl_module, self.document_start, skip_unknown_documents=True)
             self._reader = Reader(sites, self.groups, self.sink_dimensions, self.patterns)
             self._reader.dimensions, self._module = dict(self._resumed_dimensions), pl_module
 
@@ -151,7 +152,7 @@ class SinkStatistics(Callback):
 
     def _log(self, trainer: Trainer, stage: str) -> None:
         scalars, statistics = self.reader.summarize(trainer.global_step, trainer.lightning_module.device_mesh)
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not scalars:
             return
         if stage == "validation":
             self.latest, self.latest_arrays = scalars, statistics

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def find_sites(module: nn.Module, document_start: int | None = None) -> list[Site]:
+def find_sites(
+    module: nn.Module, document_start: int | None = None, skip_unknown_documents: bool = False
+) -> list[Site]:
     """The suite's own sites in a module; if there are none, those of the transformers model that it holds.
 
     Runs a transformers model once over 8 tokens. Imports transformers only where the module can hold a model of it.
@@ -21,6 +23,8 @@ def find_sites(module: nn.Module, document_start: int | None = None) -> list[Sit
         module: e.g. a LightningModule, on its device.
         document_start: id of the first token of every document, to read each document of a row on its own; see
             `by_document`.
+        skip_unknown_documents: whether rows of a transformers model that are packed without showing where documents
+            start are left unread, with a warning; otherwise they are an error.
 
     Raises:
         UserError: if the module holds several transformers models, or one that cannot be read, or if documents cannot
@@ -32,7 +36,7 @@ def find_sites(module: nn.Module, document_start: int | None = None) -> list[Sit
         return own if document_start is None else by_document(own, module, document_start)
     from sinks.interop.sites import huggingface_sites
 
-    return huggingface_sites(model, document_start=document_start)
+    return huggingface_sites(model, document_start=document_start, skip_unknown_documents=skip_unknown_documents)
 
 
 def find_model(module: nn.Module) -> "PreTrainedModel | None":

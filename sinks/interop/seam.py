@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from sink_kernels import attention, key_mass
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -264,9 +265,12 @@ class Seam:
 
     Attributes:
         document_start: id of the first token of every document, where attention runs across documents.
+        skip_unknown_documents: whether rows that are packed without showing where documents start are left unread;
+            otherwise they are an error.
     """
 
     document_start: int | None = None
+    skip_unknown_documents = False
 
     def __init__(self, stack: nn.Module, switches: bool = True) -> None:
         self.stack, self._switches = stack, switches
@@ -274,7 +278,7 @@ class Seam:
         self._open: set[str] = set()
         self._own: list[tuple[Any, str | None]] = []  # configurations, and the implementations they had
         self._handles: list[Any] = []
-        self._backward_pending = False
+        self._backward_pending = self._warned = False
         self._pass: _Pass | None = None
 
     @property
@@ -335,6 +339,12 @@ class Seam:
             self._detach()
             return
         given = _arguments(stack, args, kwargs)
+        if self.skip_unknown_documents and (how := hidden_packing(given)) is not None:
+            self._restore()
+            if not self._warned:
+                rank_zero_warn(f"{how}, which does not show where documents start: such steps have no sink statistics")
+            self._warned = True
+            return
         packed = packed_documents(given)
         if packed is not None and not self._switches:
             raise UserError("position_ids start again, but an Adapter's `call` reads whole rows: give one text a row")
@@ -436,6 +446,23 @@ def require_no_weights(stack: nn.Module, given: Mapping[str, Any]) -> None:
     asked = given.get("output_attentions")
     if getattr(getattr(stack, "config", None), "output_attentions", False) if asked is None else asked:
         raise UserError("output_attentions is true, but no weights exist while statistics are read: set it to false")
+
+
+def hidden_packing(given: Mapping[str, Any]) -> str | None:
+    """How rows are packed without showing where documents start; None if they are not, or show it.
+
+    Args:
+        given: arguments of the module that runs the blocks.
+    """
+    mask = given.get("attention_mask")
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+        return f"rows are packed by a mask {tuple(mask.shape)}" if isinstance(mask, Tensor) else "masks are given"
+    lengths = given.get("cu_seq_lens_q")
+    return (
+        "rows are packed by cu_seq_lens_q without position_ids"
+        if (lengths is not None and given.get("position_ids") is None)
+        else None
+    )
 
 
 def packed_documents(given: Mapping[str, Any]) -> Documents | None:

@@ -27,6 +27,11 @@ class _Hooked:
         self.kind, self.name, self._seam = kind, name, seam
         self._handles: list[Any] = []
 
+    @property
+    def may_skip(self) -> bool:
+        """Whether a pass may go unread, on one rank and not on another."""
+        return self._seam.skip_unknown_documents
+
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
         for handle in self._handles:
             handle.remove()
@@ -57,12 +62,15 @@ class _NormSite(_Hooked):
         @torch.no_grad()
         def see(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             if self._seam.reading:
-                self._report(self._record(_first(args, kwargs), output.detach()), listener)
+                self._take(self._record(_first(args, kwargs), output.detach()), listener)
 
         handles = [self._norm.module.register_forward_hook(see, with_kwargs=True)]
         if self._norm.flat:
             handles.append(self._block.register_forward_pre_hook(self._keep_shape, with_kwargs=True))
         return handles
+
+    def _take(self, record: NormRecord, listener: Listener) -> None:
+        self._report(record, listener)
 
     def _keep_shape(self, block: nn.Module, args: Any, kwargs: Any) -> None:
         self._shape = _first(args, kwargs).shape
@@ -86,24 +94,22 @@ class _GatedNormSite(_NormSite):
         super().__init__(name, seam, norm, block)
         self._gate = gate
         self._values: Tensor | None = None
+        self._found: NormRecord | None = None
+
+    def _take(self, record: NormRecord, listener: Listener) -> None:
+        self._found = record
 
     def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
-        record: NormRecord | None = None
-
-        def keep(found: NormRecord) -> None:
-            nonlocal record
-            record = found
-
         @torch.no_grad()
         def see(module: nn.Module, args: Any, output: Tensor) -> None:
-            nonlocal record
+            record, gate = self._found, self._values
+            self._found = self._values = None
             if record is not None:
-                y, gate = output.detach().view(record.input.shape), self._values
-                listener(replace(record, output=y, gate=gate, normed=record.output))
-            record = self._values = None
+                y = output.detach().view(record.input.shape)
+                self._report(replace(record, output=y, gate=gate, normed=record.output), listener)
 
         return [
-            *super()._hooks(keep, fields),
+            *super()._hooks(listener, fields),
             self._gate.values.register_forward_hook(self._keep_values),
             self._gate.module.register_forward_hook(see),
         ]
@@ -169,19 +175,20 @@ class _AttentionSite(_Hooked):
     def __init__(self, name: str, seam: Seam, parts: AttentionParts, adapter: Adapter) -> None:
         super().__init__("attention", name, seam)
         self._parts, self._adapter = parts, adapter
+        # Of the current pass, what came first: models compute the gate before their attention, or after it.
         self._gate_output: Tensor | None = None
-        self._pending: tuple[AttentionCall, Tensor, dict[str, Tensor]] | None = None  # until the gate is known
+        self._read: tuple[AttentionCall, Tensor, dict[str, Tensor]] | None = None
         self._numbers, self._wants_gain = KeyNumbers((), False), False
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
         self._numbers = KeyNumbers(fields, self._parts.out_weight is not None)
         self._wants_gain = "gate_gain" in fields
+        self._gate_output = self._read = None
         super().listen(listener, fields)
-        self._gate_output = self._pending = None
         if self._parts.calls_interface:
-            see = partial(self._see, listener) if listener is not None and self._parts.gate is None else self._keep_call
+            see = listener and partial(self._see, listener)
             numbers = self._key_numbers if self._numbers else None
-            self._seam.listen(self._parts.module, listener and see, row_statistics(fields), numbers)
+            self._seam.listen(self._parts.module, see, row_statistics(fields), numbers)
 
     def _key_numbers(self, call: AttentionCall) -> Tensor:
         weight = None if self._parts.out_weight is None else self._parts.out_weight()
@@ -190,17 +197,14 @@ class _AttentionSite(_Hooked):
     def _hooks(self, listener: Listener, fields: Collection[str]) -> list[Any]:
         handles = []
         if self._parts.gate is not None:
-            handles.append(self._parts.gate.module.register_forward_hook(self._keep_gate))
-        if self._parts.gate is not None and self._parts.calls_interface:
-            # A model may compute its gate before it attends, or after.
-            @torch.no_grad()
-            def finish(module: nn.Module, args: Any, output: Any) -> None:
-                pending, self._pending = self._pending, None
-                if pending is not None:
-                    self._see(listener, *pending)
-                self._gate_output = None
 
-            handles.append(self._parts.module.register_forward_hook(finish))
+            @torch.no_grad()
+            def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+                if self._seam.reading:
+                    self._gate_output = output.detach()
+                    self._report_attention(listener)
+
+            handles.append(self._parts.gate.module.register_forward_hook(keep))
         if not self._parts.calls_interface:
 
             @torch.no_grad()
@@ -214,20 +218,21 @@ class _AttentionSite(_Hooked):
             handles.append(self._parts.module.register_forward_hook(see, with_kwargs=True))
         return handles
 
-    def _keep_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self._gate_output = output.detach()
-
-    def _keep_call(self, call: AttentionCall, out: Tensor, rows: dict[str, Tensor]) -> None:
-        self._pending = call, out.detach(), rows
-
     def _see(self, listener: Listener, call: AttentionCall, out: Tensor, rows: dict[str, Tensor]) -> None:
-        """Pass on the record of whole rows, or those of the documents of packed rows."""
-        tensors = dict(rows)
+        self._read = call, out.detach(), dict(rows)
+        self._report_attention(listener)
+
+    def _report_attention(self, listener: Listener) -> None:
+        """Once all is known, pass on the record of whole rows, or those of the documents of packed rows."""
+        if self._read is None or (self._parts.gate is not None and self._gate_output is None):
+            return
+        call, out, tensors = self._read
         if self._parts.gate is not None and self._gate_output is not None:
             gate = self._parts.gate.values(self._gate_output, call.q.shape[1], call.v.shape[3])
-            tensors["gate"], self._gate_output = gate, None
+            tensors["gate"] = gate
             if self._wants_gain:
-                tensors["gate_gain"] = gate if gate.dim() == 3 else gate_gain(gate, out.detach())
+                tensors["gate_gain"] = gate if gate.dim() == 3 else gate_gain(gate, out)
+        self._gate_output = self._read = None
         split = [tensors] if call.documents is None else call.documents.split(tensors, dim=2)
         for part, its in zip(call.detached().of_documents(), split, strict=True):
             listener(self._record(part, its))
@@ -251,7 +256,10 @@ class _AttentionSite(_Hooked):
 
 
 def huggingface_sites(
-    model: nn.Module, adapter: Adapter | None = None, document_start: int | None = None
+    model: nn.Module,
+    adapter: Adapter | None = None,
+    document_start: int | None = None,
+    skip_unknown_documents: bool = False,
 ) -> list[Site]:
     """The sites of a transformers causal LM, of kinds "norm", "attention" and "update".
 
@@ -272,6 +280,8 @@ def huggingface_sites(
         adapter: what cannot be found by itself; see `Adapter`.
         document_start: id of the first token of every document, where a row holds several and attention runs across
             them: each is then read on its own, as `by_document` says. Rows that are packed by `position_ids` need none.
+        skip_unknown_documents: whether a pass over rows that are packed without showing where documents start, by a
+            mask or by `cu_seq_lens_q` alone, is left unread with a warning, as in training; otherwise it is an error.
 
     Raises:
         UserError: if the model is none, or does not call transformers' attention interface.
@@ -283,6 +293,7 @@ def huggingface_sites(
     parts = parts_of(model, adapter or Adapter())
     require_attention(model, parts.blocks)
     seam, sites = parts.seam, list[Site]()
+    seam.skip_unknown_documents = skip_unknown_documents
     for index, block in enumerate(parts.blocks):
         sites += _block_sites(f"blocks.{index}", block, seam, adapter or Adapter())
     if parts.head_norm is not None:

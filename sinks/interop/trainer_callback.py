@@ -16,7 +16,8 @@ class TrainerStatistics(TrainerCallback):
         trainer = Trainer(model, arguments, train_dataset=rows)
         trainer.add_callback(TrainerStatistics(trainer))
 
-    A sampled step is read as a whole, each of the batches that are accumulated for it; ranks are summed exactly.
+    A sampled step is read as a whole, each of the batches that are accumulated for it; ranks are summed exactly. Rows
+    that are packed without showing where documents start, by a mask or by `cu_seq_lens_q` alone, have no statistics.
 
     Args:
         trainer: whose `log` gets the statistics.
@@ -44,7 +45,7 @@ class TrainerStatistics(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        sites = find_sites(kwargs["model"], self._document_start)
+        sites = find_sites(kwargs["model"], self._document_start, skip_unknown_documents=True)
         self._reader = Reader(sites, self._groups, self._sink_dimensions)
 
     def on_step_begin(
@@ -62,4 +63,5 @@ class TrainerStatistics(TrainerCallback):
             self._reader.stop()
             torch.compiler.set_stance("default")
             scalars, _ = self._reader.summarize(state.global_step)
-            self._trainer.log({f"train/{name}": value for name, value in scalars.items()})
+            if scalars:
+                self._trainer.log({f"train/{name}": value for name, value in scalars.items()})

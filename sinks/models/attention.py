@@ -12,7 +12,7 @@ from sinks.models.attention_gates import AttentionGate
 from sinks.models.counting import SCORES, linear_flops
 from sinks.models.layers import Linear
 from sinks.models.mixers import SequenceMixer
-from sinks.models.normalizers import Normalizer
+from sinks.models.normalizers import Normalizer, check_options
 from sinks.models.norms import RMSNorm
 from sinks.models.splits import Split
 from sinks.models.taps import Report, Tap
@@ -53,7 +53,7 @@ class Attention(SequenceMixer):
         self.query_norm = RMSNorm(config.head_dim, config.qk_norm_eps) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(config.head_dim, config.qk_norm_eps) if config.qk_norm else nn.Identity()
         self.rotary = config.rope.rotary(config.head_dim, config.context_length) if config.rope else nn.Identity()
-        self.normalizer = normalizer(config)
+        self.normalizer = check_options(normalizer(config))
         self.gate = gate(config)
         self.out = Linear(width, config.d_model, config.output_std, config.out_bias)
         self.query_tap = Tap(f"{config.site}.query")

@@ -12,6 +12,9 @@ from sinks.errors import UserError, require
 from sinks.models.attention_config import AttentionConfig
 from sinks.models.splits import Split
 
+# Keyword arguments of `sink_kernels.attention` that a normalizer may give.
+OPTIONS = ("normalizer", "sink", "bias", "clip", "scale", "window", "softcap", "backend")
+
 
 class Normalizer(nn.Module):
     """Base: causal softmax attention, whose options subclasses change.
@@ -120,6 +123,21 @@ class Normalizer(nn.Module):
     def shard_plan(self) -> dict[str, Split]:
         """How tensor parallelism splits the parameters this module owns, by name."""
         return {}
+
+
+def check_options(normalizer: Normalizer) -> Normalizer:
+    """The normalizer, whose `options` are keyword arguments that a normalizer may give.
+
+    Raises:
+        UserError: naming what else they are.
+    """
+    options, name = normalizer.options(), f"{type(normalizer).__name__}.options()"
+    if not isinstance(options, dict):
+        raise UserError(f"{name} is {options!r}, but must be a dict of {', '.join(OPTIONS)}: return one, e.g. {{}}")
+    for option in options:
+        if option not in OPTIONS:
+            raise UserError(f"{name} has {option!r}, but must be of {', '.join(OPTIONS)}: leave it out")
+    return normalizer
 
 
 class Softmax(Normalizer):

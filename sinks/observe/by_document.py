@@ -38,6 +38,7 @@ class DocumentSite:
 
     def __init__(self, site: Site, rows: Rows) -> None:
         self.name, self.kind = site.name, site.kind
+        self.may_skip = getattr(site, "may_skip", False)
         self._site, self._rows = site, rows
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:

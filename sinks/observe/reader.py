@@ -134,7 +134,9 @@ class Reader:
                 (site, group): part_of_heads(own, rank, size, per_head=GROUPS[group].kind == "attention")
                 for (site, group), own in accumulators.items()
             }
-        return {key: {n: m.cpu() for n, m in named.items()} for key, named in total_over_ranks(accumulators).items()}
+        skipped = any(getattr(site, "may_skip", False) for site in self._sites)
+        totals = total_over_ranks(accumulators, may_be_empty=skipped)
+        return {key: {n: m.cpu() for n, m in named.items()} for key, named in totals.items()}
 
     def summarize(self, step: int = 0, mesh: DeviceMesh | None = None) -> tuple[dict[str, float], Statistics]:
         """Statistics of everything since the last summary, over all ranks; then start a new summary.

@@ -1,11 +1,14 @@
 """The sites of a model at which statistics are read, and how each fills its record."""
 
+import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any, Literal, Protocol
 
+import torch
 from sink_kernels import Statistic
-from torch import nn
+from torch import Tensor, nn
 
+from sinks.errors import UserError
 from sinks.models.attention import Attention
 from sinks.models.clips import ResidualClip
 from sinks.models.norms import NormSite
@@ -33,6 +36,8 @@ ROW_STATISTICS = {
 class Site(Protocol):
     """A place that reports a record of every forward pass, or several of its documents, while there is a listener.
 
+    One that may leave a pass unread on one rank and not on another says so with an attribute `may_skip`.
+
     Args:
         name: stable, e.g. `blocks.0.attention`.
         kind: of its records.
@@ -46,11 +51,42 @@ class Site(Protocol):
 
 
 class _ReportSite:
-    def __init__(self, kind: Kind, module: NormSite | ResidualAdd | ResidualClip, record: Callable[..., Any]) -> None:
+    def __init__(self, kind: Kind, module: NormSite | ResidualAdd | ResidualClip, record: type) -> None:
         self.kind, self.name, self._report, self._record = kind, module.site, module.report, record
 
     def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
-        self._report.listener = listener and (lambda tensors: listener(self._record(**tensors)))
+        self._report.listener = listener and (lambda tensors: listener(self._checked(tensors)))
+
+    def _checked(self, tensors: dict[str, Any]) -> Any:
+        """The record, of tensors whose shapes it can have: parts may be a user's own."""
+        known = {field.name for field in dataclasses.fields(self._record)}
+        for name in tensors.keys() - known:
+            raise UserError(
+                f"{self.name}: the norm's internals have {name!r}, but statistics read {', '.join(sorted(known))}: "
+                "leave it out, or give it one of these names"
+            )
+        stream = tensors.get("residual" if self.kind == "update" else "input")
+        if isinstance(stream, Tensor):
+            for name, value in tensors.items():
+                if value is None:
+                    continue
+                _require_shape(f"{self.name}: {name}", value, _shapes(name, stream.shape))
+        return self._record(**tensors)
+
+
+def _shapes(name: str, stream: torch.Size) -> list[tuple[int, ...]]:
+    """What a field of a record [B, T, D] may be."""
+    batch, tokens, width = stream
+    if name in ("gain", "weight"):
+        return [(width,)]
+    return [(batch, tokens, width), *([(batch, tokens, 1)] if name == "gate" else [])]
+
+
+def _require_shape(name: str, value: Any, allowed: list[tuple[int, ...]]) -> None:
+    found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if found not in allowed:
+        wanted = " or ".join(map(str, allowed))
+        raise UserError(f"{name} is {found}, but must be a tensor {wanted}: return or report one of that shape")
 
 
 class _AttentionSite:

@@ -1,6 +1,7 @@
 """Failures of a run reported in one line."""
 
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,9 +44,20 @@ def print_unless_disk_full(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
 
 
+def _raised_by(error: BaseException) -> str:
+    """The package of the innermost frame."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
+
+
 def users_mistake(error: BaseException | None) -> UserError | None:
-    """The UserError that an exception was raised from, if any; in one line, where a loader's worker raised it."""
+    """The UserError that an exception was raised from, if any; in one line, where a loader's worker raised it.
+
+    What `sink_kernels` rejects is one too: a normalizer of one's own, or an option of one, cannot be run.
+    """
     while error is not None and not isinstance(error, UserError):
+        if isinstance(error, ValueError) and _raised_by(error) == "sink_kernels":
+            return UserError(str(error))
         error = error.__cause__ or error.__context__
     if error is None:
         return None

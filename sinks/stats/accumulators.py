@@ -55,14 +55,20 @@ def part_of_heads(accumulators: Accumulators, rank: int, size: int, per_head: bo
     return found
 
 
-def total_over_ranks(groups: dict[Key, Accumulators]) -> dict[Key, Accumulators]:
+def total_over_ranks(groups: dict[Key, Accumulators], may_be_empty: bool = False) -> dict[Key, Accumulators]:
     """Sums, maxima and minima over all ranks of many groups of accumulators, in two collectives in total.
 
-    Every rank must hold the same accumulators. A NaN on any rank makes the extreme NaN everywhere: the collective
+    Every rank must hold the same accumulators, or none if these may be empty, which takes a third collective: then the
+    totals are empty on every rank. A NaN on any rank makes the extreme NaN everywhere: the collective
     maximum of gloo and NCCL may drop it, so the number of NaN is reduced with the sums.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return groups
+    if may_be_empty:
+        # An empty rank has no tensor that shows its device.
+        held = torch.tensor(len(groups), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        if not int(_all_reduce([held], dist.ReduceOp.MIN)[0]):
+            return {}
     keys = [(group, name) for group, named in groups.items() for name in named]
     sums = [key for key in keys if combination(key[1]) == "sum"]
     extremes = [key for key in keys if combination(key[1]) != "sum"]

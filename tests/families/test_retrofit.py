@@ -188,6 +188,7 @@ def test_the_properties_of_every_variant_hold(parts: dict[str, Any]) -> None:
 KINDS: dict[str, dict[str, Any]] = {
     "control": {},
     "gated-norm": IDENTITIES["gated-norm"],
+    "headwise": IDENTITIES["headwise"],
     "elementwise": IDENTITIES["elementwise"],
     "pre-affine": IDENTITIES["pre-affine"],
     "sink": SINK,

@@ -17,7 +17,7 @@ import datasets
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, dynamic_module_utils
 
 from sinks.cli import main
 from sinks.errors import UserError
@@ -121,10 +121,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluated(place: Path, name: str, out: Path, *more: str) -> dict[str, Any]:
-    """The content of results.json."""
-    tasks = f"--tasks={','.join(TASKS)}"
-    arguments = [str(place / name), tasks, f"--include={place / 'tasks'}", f"--out={out / name}", *more]
+def evaluated(place: Path, name: str, out: Path, *more: str, tasks: Path | None = None) -> dict[str, Any]:
+    """The content of results.json; the tasks are in `place` too, or where `tasks` says."""
+    names = f"--tasks={','.join(TASKS)}"
+    arguments = [str(place / name), names, f"--include={(tasks or place) / 'tasks'}", f"--out={out / name}", *more]
     assert main(["evaluate", *arguments]) == 0
     return json.loads((out / name / "results.json").read_text())
 
@@ -156,6 +156,26 @@ def test_an_imported_and_a_retrofitted_model_have_the_numbers_of_the_original(pl
     )
     assert numbers(imported) == pytest.approx(numbers(original), rel=1e-5)
     assert numbers(retrofitted) == numbers(imported)
+
+
+def test_an_export_with_code_of_its_own_has_the_numbers_of_the_run(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run with gates on every sublayer, which are no longer where they started."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    gates = ["--model.attention_gate=IdentityElementwiseGate", "--model.norm=IdentityGatedNorm", "--model.norm.rank=4"]
+    fit = ["fit", "-c", str(place / "imported/config.yaml"), *gates, "--trainer.max_steps=2", "--run.dir"]
+    assert main([*fit, str(tmp_path / "run"), "--model.optimization.lr=0.1"]) == 0
+    out = tmp_path / "export"
+    assert main(["export", str(tmp_path / "run"), str(out), "--tokenizer", str(place / "model")]) == 0
+    capsys.readouterr()
+    refused = ["evaluate", str(out), "--tasks=tiny_texts", f"--include={place / 'tasks'}", f"--out={tmp_path / 'none'}"]
+    assert "brings code of its own: read it, then add --trust_remote_code true" in one_line(refused, capsys)
+    assert not (tmp_path / "none").exists()
+    native = evaluated(tmp_path, "run", tmp_path / "results", tasks=place)
+    exported = evaluated(tmp_path, "export", tmp_path / "results", "--trust_remote_code=true", tasks=place)
+    assert numbers(native) == pytest.approx(numbers(exported), rel=1e-5)
 
 
 def hugging_face(folder: Path, **options: Any) -> HFLM:

@@ -28,6 +28,7 @@ from sinks.models.normalizers import LearnableSink
 from sinks.models.norms import PreAffine, RMSNorm
 from sinks.models.rope import Linear
 from sinks.observe import Reader, sites_of
+from sinks.record import RunFolder
 from tests.cli.small import fit
 from tests.families.variants import VARIANTS
 from tests.families.variants import build as build_variant
@@ -62,12 +63,12 @@ OWN: dict[str, dict[str, Any]] = {
 SOME = ("gated", "learnable-sink", "off-by-one", "soft-cap", *OWN)
 
 
-def build(name: str) -> CausalLM:
+def build(name: str, vocabulary: int = 96) -> CausalLM:
     """A variant of which every parameter counts: gains around one, all else around zero, far from it."""
     if name in VARIANTS:
-        model = build_variant(name, LENGTH, 96)
+        model = build_variant(name, LENGTH, vocabulary)
     else:
-        model = CausalLM(96, LENGTH, **OWN[name])
+        model = CausalLM(vocabulary, LENGTH, **OWN[name])
         model.configure_model()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -125,10 +126,73 @@ def test_the_cache_changes_no_token(name: str, tmp_path: Path) -> None:
     assert cached.past_key_values.get_seq_length() == 10
     assert torch.equal(cached.sequences, whole.sequences)
     assert_same_logits(torch.stack(cached.logits), torch.stack(whole.logits))
-    # `generate` gives the positions; without them they go on from the cache.
-    first = found(prompt[:, :3], use_cache=True)
-    rest = found(prompt[:, 3:], past_key_values=first.past_key_values)
-    assert_same_logits(torch.cat([first.logits, rest.logits], dim=1), found(prompt).logits)
+
+
+@pytest.mark.parametrize("name", SOME)
+@torch.no_grad()
+def test_a_cache_goes_on_where_it_ends(name: str, tmp_path: Path) -> None:
+    """Several tokens at a time, without positions; and there is one only where it is asked for."""
+    export(build(name), tmp_path / "out")
+    found, tokens = opened(tmp_path / "out"), rows()
+    start = found(tokens[:, :5])
+    rest = found(tokens[:, 5:], past_key_values=start.past_key_values)
+    assert_same_logits(torch.cat([start.logits, rest.logits], dim=1), found(tokens).logits)
+    assert found(tokens, use_cache=False).past_key_values is None
+    found.config.use_cache = False
+    assert found(tokens).past_key_values is None
+    assert found(tokens, use_cache=True).past_key_values is not None
+
+
+@pytest.mark.parametrize("name", SOME)
+@torch.no_grad()
+def test_embeddings_in_and_some_logits_out(name: str, tmp_path: Path) -> None:
+    export(build(name), tmp_path / "out")
+    found, tokens = opened(tmp_path / "out"), rows()
+    expected = found(tokens).logits
+    embedded = found.get_input_embeddings()(tokens)
+    assert torch.equal(found(inputs_embeds=embedded).logits, expected)
+    for given in ({"input_ids": tokens, "inputs_embeds": embedded}, {}):
+        with pytest.raises(ValueError, match="give one of input_ids and inputs_embeds"):
+            found(**given)
+    kept = found(tokens, logits_to_keep=2).logits
+    assert kept.shape[1] == 2
+    assert_same_logits(kept, expected[:, -2:])
+    assert_same_logits(found(tokens, logits_to_keep=torch.tensor([3, 5])).logits, expected[:, [3, 5]])
+    result = found(tokens, output_hidden_states=True)
+    assert torch.equal(result.hidden_states[-1], found.model(tokens).last_hidden_state)
+    assert result.attentions is None
+    assert found(tokens).hidden_states is None
+
+
+@torch.no_grad()
+def test_masks_by_kind_of_layer_are_taken_as_they_are(tmp_path: Path) -> None:
+    """Where no layer has positions and every token sees itself alone, a row is as many rows of one token."""
+    export(build("sink-in-windows"), tmp_path / "out")
+    found, tokens = opened(tmp_path / "out"), rows()
+    alone = torch.zeros(1, 1, LENGTH, LENGTH).masked_fill(~torch.eye(LENGTH).bool(), torch.finfo(torch.float32).min)
+    logits = found(tokens, attention_mask={"sliding_attention": alone}).logits
+    assert_same_logits(logits, found(tokens.view(-1, 1)).logits.view(logits.shape))
+
+
+@torch.no_grad()
+def test_positions_that_start_again_begin_a_text(tmp_path: Path) -> None:
+    export(build("retrofitted"), tmp_path / "out")
+    found, tokens = opened(tmp_path / "out"), rows()
+    packed = found(tokens.view(1, -1), position_ids=torch.arange(LENGTH).repeat(2)[None], use_cache=False).logits
+    assert_same_logits(packed.view(2, LENGTH, -1), found(tokens).logits)
+
+
+@pytest.mark.parametrize("name", ["retrofitted", "learnable-sink", "off-by-one", "soft-cap"])
+def test_attention_that_would_drop_a_sink_or_a_limit_is_not_supported(name: str, tmp_path: Path) -> None:
+    export(build(name), tmp_path / "out")
+    found = opened(tmp_path / "out")
+    plain, sinks = name == "retrofitted", name in ("learnable-sink", "off-by-one")
+    # What transformers asks before it sets an implementation; installed or not.
+    supported = [getattr(found, f"_supports_{kind}") for kind in ("sdpa", "flash_attn", "flex_attn")]
+    assert supported == [plain, not sinks, True]
+    assert found.config._attn_implementation == ("sdpa" if plain else "eager")
+    blocks = {type(layer).__name__ for layer in found.model.layers}
+    assert set(found._no_split_modules) == blocks, "a device map would cut through a block"
 
 
 @pytest.mark.parametrize("name", ["retrofitted", "sink-in-windows"])
@@ -196,6 +260,30 @@ def test_statistics_are_the_suites(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(their_arrays.arrays[key], array, rtol=1e-4, atol=1e-5, err_msg=key)
 
 
+@pytest.mark.parametrize("name", ["retrofitted", "sink-in-windows"])
+def test_statistics_of_packed_rows_are_those_of_separate_ones(name: str, tmp_path: Path) -> None:
+    """Gates included, those after a norm and those after attention."""
+    export(build(name), tmp_path / "out")
+    found, tokens = opened(tmp_path / "out"), rows()
+    positions = torch.cat([torch.arange(5), torch.arange(7)]).repeat(2, 1)
+    packed = [{"input_ids": tokens, "position_ids": positions}]
+    separate = [{"input_ids": row[None, part]} for row in tokens for part in (slice(5), slice(5, None))]
+    results = []
+    for calls in (packed, separate):
+        reader = Reader(huggingface_sites(found))
+        reader.dimensions = {site: torch.tensor([3]) for site in reader.names["norm"]}
+        with reader.reading(), torch.no_grad():
+            for arguments in calls:
+                found(**arguments, use_cache=False)
+        results.append(reader.summarize())
+    (scalars, arrays), (expected, expected_arrays) = results
+    assert scalars == pytest.approx(expected, rel=1e-4, abs=1e-5, nan_ok=True)
+    gates = {"norm/gate_mean", "attention/gate_mean"}
+    assert (gates <= scalars.keys()) == (name == "retrofitted")
+    for key, array in expected_arrays.arrays.items():
+        np.testing.assert_allclose(arrays.arrays[key], array, rtol=1e-4, atol=1e-5, err_msg=key)
+
+
 def test_the_code_runs_only_with_consent_and_does_not_come_back(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     model = CausalLM(300, LENGTH, **OWN["retrofitted"])
@@ -225,6 +313,56 @@ def test_the_command_says_that_code_must_run(tmp_path: Path, capsys: pytest.Capt
     assert opened(tmp_path / "out")(torch.arange(12)[None]).logits.isfinite().all()
 
 
+def save_to_analyze(name: str, folder: Path) -> CausalLM:
+    """Export a variant with a tokenizer; returns it."""
+    model = build(name, 300)
+    tiny.tokenizer().tokenizer.save(str(folder.with_suffix(".json")))
+    export(model, folder, folder.with_suffix(".json"))
+    return model
+
+
+@pytest.mark.parametrize("name", ["retrofitted", "sink-in-windows"])
+def test_the_analysis_of_the_folder_has_the_suites_numbers(name: str, tmp_path: Path) -> None:
+    """Gates and learned sinks included."""
+    model = save_to_analyze(name, tmp_path / "out")
+    (tmp_path / "text.txt").write_text(tiny.TEXT)
+    arguments = ["analyze", str(tmp_path / "out"), "--trust_remote_code=true", f"--text={tmp_path / 'text.txt'}"]
+    options = ["--rows=3", f"--tokens={LENGTH}", "--bos=none", "--batch_size=2", "--device=cpu", "--progress=false"]
+    assert main([*arguments, *options, f"--out={tmp_path / 'analysis'}"]) == 0
+    (folder,) = (path.parent for path in (tmp_path / "analysis").rglob("summary.json"))
+    found = RunFolder(folder).summary()
+    reader = Reader(sites_of(model))
+    tokens = torch.tensor(tiny.tokenizer().encode(tiny.TEXT)[: 3 * LENGTH]).view(3, LENGTH)
+    with reader.reading(), torch.no_grad():
+        model(tokens)
+    expected = reader.summarize()[0]  # without those of sink dimensions, which it had not chosen yet
+    assert {key: found.get(key) for key in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    parts = {"attention/gate_mean", "norm/gate_mean"} if name == "retrofitted" else {"attention/learned_sink_mass"}
+    assert parts <= found.keys() | RunFolder(folder).statistics("analysis").arrays.keys()
+
+
+@pytest.mark.parametrize("name", ["retrofitted", "sink-in-windows"])
+def test_the_folder_passes_sinks_check(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_to_analyze(name, tmp_path / "out")
+    arguments = ["check", str(tmp_path / "out"), "--device=cpu"]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "--trust_remote_code true" in line
+    assert main([*arguments, "--trust_remote_code=true"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for what in (
+        "eager: packed rows, by positions",
+        "eager: packed rows, by a mask",
+        "sinks: logits",
+        "sinks: gradients",
+    ):
+        assert f"passed     {what}" in lines
+    for what in ("sdpa: logits", "sdpa: gradients", "flex_attention: logits"):
+        assert (f"passed     {what}" in lines) == (name == "retrofitted")
+    sinks = "passed     sinks: sink gradients" in lines, "passed     sinks in the checkpoint" in lines
+    assert sinks == (name == "sink-in-windows",) * 2
+
+
 def test_the_file_needs_torch_and_transformers_alone() -> None:
     tree = ast.parse(Path(modeling_sinks.__file__).read_text(encoding="utf-8"))
     found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -233,15 +371,9 @@ def test_the_file_needs_torch_and_transformers_alone() -> None:
 
 
 @torch.no_grad()
-def test_what_is_asked_for_is_returned_and_passed_on(tmp_path: Path) -> None:
+def test_further_arguments_reach_the_attention_of_every_layer(tmp_path: Path) -> None:
     export(build("sink-in-windows"), tmp_path / "out")
-    found, tokens = opened(tmp_path / "out"), rows()
-    whole = found(tokens)
-    assert (whole.hidden_states, whole.attentions) == (None, None)
-    for kept, expected in ((2, whole.logits[:, -2:]), (torch.tensor([0, 5]), whole.logits[:, [0, 5]])):
-        assert_same_logits(found(tokens, logits_to_keep=kept).logits, expected)
-        assert found(tokens, logits_to_keep=kept).logits.shape == expected.shape
-
+    found = opened(tmp_path / "out")
     seen: list[Any] = []
 
     def attend(*args: Any, **kwargs: Any) -> Any:
@@ -251,13 +383,6 @@ def test_what_is_asked_for_is_returned_and_passed_on(tmp_path: Path) -> None:
     transformers.AttentionInterface.register("recording", attend)
     found.set_attn_implementation("recording")
     lengths = torch.tensor([0, LENGTH])
-    found(tokens, cu_seq_lens_q=lengths)
+    found(rows(), cu_seq_lens_q=lengths)
     assert len(seen) == 3
     assert all(each is lengths for each in seen)
-
-
-@pytest.mark.parametrize(("name", "sink"), [("gated", False), ("off-by-one", True), ("learnable-sink", True)])
-def test_implementations_that_drop_a_sink_are_not_offered(name: str, sink: bool, tmp_path: Path) -> None:
-    export(build(name), tmp_path / "out")
-    found = opened(tmp_path / "out")
-    assert (found._supports_sdpa, found._supports_flash_attn) == (not sink, not sink)

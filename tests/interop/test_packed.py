@@ -1,5 +1,6 @@
 """Rows of several documents in a transformers model: packed by positions, or with an id that begins each document."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,45 @@ def test_a_collator_that_packs_in_transformers_own_trainer(tmp_path: Path) -> No
                 model(ids[None], use_cache=False)
         expected = {f"train/{key}": value for key, value in reader.summarize()[0].items()}
         assert {key: entry[key] for key in expected} == pytest.approx(expected, rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("hidden", ["mask", "lengths"])
+def test_rows_packed_in_training_without_known_starts_have_no_statistics(hidden: str, tmp_path: Path) -> None:
+    """The training is the same as without the callback; steps whose documents are known are read."""
+    pytest.importorskip("accelerate")
+    bounds = torch.tensor([0, 5, 12], dtype=torch.int32)
+    blocks = torch.block_diag(*(torch.ones(n, n).tril() for n in bounds.diff().tolist())).bool()
+    mask = torch.zeros(1, 1, 12, 12).masked_fill(~blocks, torch.finfo(torch.float32).min)
+    packing = {"attention_mask": mask} if hidden == "mask" else {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+    batches = [{"input_ids": row[None], "labels": row[None]} for row in tokens(3)]
+    batches[1] |= packing
+    warning = {"mask": r"packed by a mask \(1, 1, 12, 12\), which does not show", "lengths": "by cu_seq_lens_q without"}
+
+    class Module(Wrapped):
+        def training_step(self, batch: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+            return self.model(**batch, use_cache=False).loss
+
+    results = []
+    for callbacks in ([], [SinkStatistics(interval=1)]):
+        module, logger = Module(build("Llama").train()), Kept()
+        trainer = lightning.Trainer(
+            accelerator="cpu", devices=1, max_steps=3, logger=logger, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
+        )  # fmt: skip
+        loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type, var-annotated]
+        with pytest.warns(UserWarning, match=warning[hidden]) if callbacks else contextlib.nullcontext():
+            trainer.fit(module, loader)
+        results.append((logger.logged, module.model.state_dict()))
+    assert list(results[1][0]) == [1, 3]
+    assert "train/attention/first_token_mass" in results[1][0][3]
+    for name, weight in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], weight, rtol=1e-4, atol=1e-6)
+    assert module.model.config._attn_implementation == "eager"
+
+    arguments = short(tmp_path, 1, 3)
+    arguments.remove_unused_columns = False  # of which lengths would be one
+    trainer = Trainer(build("Llama"), arguments, data_collator=lambda rows: rows[0], train_dataset=batches)  # type: ignore[arg-type]
+    trainer.add_callback(TrainerStatistics(trainer, interval=1))
+    trainer.train()
+    steps = [entry["step"] for entry in trainer.state.log_history if "train/residual/max_abs" in entry]
+    assert steps == [1, 3]
