@@ -342,7 +342,10 @@ class Seam:
         if self.skip_unknown_documents and (how := hidden_packing(given)) is not None:
             self._restore()
             if not self._warned:
-                rank_zero_warn(f"{how}, which does not show where documents start: such steps have no sink statistics")
+                rank_zero_warn(
+                    f"steps in which the model gets {how} have no sink statistics, as documents may start anywhere: "
+                    "give position_ids that start again at 0 with every document"
+                )
             self._warned = True
             return
         packed = packed_documents(given)
@@ -449,20 +452,17 @@ def require_no_weights(stack: nn.Module, given: Mapping[str, Any]) -> None:
 
 
 def hidden_packing(given: Mapping[str, Any]) -> str | None:
-    """How rows are packed without showing where documents start; None if they are not, or show it.
+    """What may pack rows and does not show where documents start, in words; None for anything else.
 
     Args:
         given: arguments of the module that runs the blocks.
     """
     mask = given.get("attention_mask")
     if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
-        return f"rows are packed by a mask {tuple(mask.shape)}" if isinstance(mask, Tensor) else "masks are given"
-    lengths = given.get("cu_seq_lens_q")
-    return (
-        "rows are packed by cu_seq_lens_q without position_ids"
-        if (lengths is not None and given.get("position_ids") is None)
-        else None
-    )
+        return f"a mask {tuple(mask.shape)}" if isinstance(mask, Tensor) else "masks that are made already"
+    if given.get("cu_seq_lens_q") is not None and given.get("position_ids") is None:
+        return "cu_seq_lens_q without position_ids"
+    return None
 
 
 def packed_documents(given: Mapping[str, Any]) -> Documents | None:

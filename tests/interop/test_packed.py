@@ -251,7 +251,10 @@ def test_rows_packed_in_training_without_known_starts_have_no_statistics(hidden:
     packing = {"attention_mask": mask} if hidden == "mask" else {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
     batches = [{"input_ids": row[None], "labels": row[None]} for row in tokens(3)]
     batches[1] |= packing
-    warning = {"mask": r"packed by a mask \(1, 1, 12, 12\), which does not show", "lengths": "by cu_seq_lens_q without"}
+    warning = {
+        "mask": r"the model gets a mask \(1, 1, 12, 12\) have no",
+        "lengths": "gets cu_seq_lens_q without position_ids have",
+    }
 
     class Module(Wrapped):
         def training_step(self, batch: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
