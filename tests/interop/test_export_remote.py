@@ -22,7 +22,7 @@ from sinks.interop.sites import huggingface_sites
 from sinks.interop.verify import verify
 from sinks.models.attention_gates import HeadwiseGate, IdentityElementwiseGate, IdentityHeadwiseGate
 from sinks.models.decoder import Architecture, LayerOptions
-from sinks.models.feed_forward import SigmoidGLU
+from sinks.models.feed_forward import GELU, SigmoidGLU
 from sinks.models.gated_norm import GatedNorm, IdentityGatedNorm
 from sinks.models.normalizers import LearnableSink
 from sinks.models.norms import PreAffine, RMSNorm
@@ -58,6 +58,7 @@ OWN: dict[str, dict[str, Any]] = {
     "sink-in-windows": {
         "architecture": WIDE(position="none", bias="qkv", attention_scale=0.7, layer_pattern=(LayerOptions(3),)),
         "normalizer": partial(LearnableSink, initial=-1.0),
+        "feed_forward": GELU,
     },
 }
 SOME = ("gated", "learnable-sink", "off-by-one", "soft-cap", *OWN)
@@ -190,6 +191,7 @@ def test_attention_that_would_drop_a_sink_or_a_limit_is_not_supported(name: str,
     # What transformers asks before it sets an implementation; installed or not.
     supported = [getattr(found, f"_supports_{kind}") for kind in ("sdpa", "flash_attn", "flex_attn")]
     assert supported == [plain, not sinks, True]
+    assert found.is_backend_compatible(), "its attention calls the interface"
     assert found.config._attn_implementation == ("sdpa" if plain else "eager")
     blocks = {type(layer).__name__ for layer in found.model.layers}
     assert set(found._no_split_modules) == blocks, "a device map would cut through a block"
@@ -213,6 +215,8 @@ def test_training_has_the_suites_loss_and_gradients(name: str, tmp_path: Path) -
     export(model, tmp_path / "out")
     found = opened(tmp_path / "out").train()
     model.loss(tokens).backward()
+    runs: list[int] = []
+    found.model.layers[0].input_layernorm.register_forward_hook(lambda module, args, output: runs.append(1))
     expected = {path: p.grad for path, p in parameters_by_transformers_name(model.decoder).items()}
     for checkpointing in (False, True):
         found.zero_grad()
@@ -220,7 +224,9 @@ def test_training_has_the_suites_loss_and_gradients(name: str, tmp_path: Path) -
             found.activation_checkpointing_enable()
         loss = found(tokens, labels=tokens, use_cache=False).loss
         assert abs(loss.item() - model.loss(tokens).item()) < 1e-5
+        runs.clear()
         loss.backward()
+        assert len(runs) == checkpointing  # a checkpointed block is computed again
         for path, gradient in expected.items():
             torch.testing.assert_close(found.get_parameter(path).grad, gradient, atol=1e-5, rtol=1e-4)
 
