@@ -5,27 +5,29 @@ import json
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sinks.cli.analyze import collected
 from sinks.cli.parser import run_function
 from sinks.errors import UserError, require
+from sinks.quantize.schemes import Only, Reach
+from sinks.quantize.transforms import Name
 
 if TYPE_CHECKING:
     from sinks.quantize.subject import Subject
 
+RESULTS = ("loss", "accuracy", "quantized", "first_token_kept", "kinds_alone", "output_sqnr")  # that are shown
 REPEATED = ("scheme", "transform", "kind")
-Transform = Literal["none", "smooth", "smooth-all", "hadamard", "hadamard-16"]
-DEFAULT_TRANSFORM: list[Transform] = ["none"]
+DEFAULT_TRANSFORM: list[Name] = ["none"]
 
 
 def quantize(
     model: str,
     *,
     scheme: list[str] | None = None,
-    transform: list[Transform] | None = None,
-    activation_scale: Literal["row", "tensor", "static"] = "row",
-    only: Literal["both", "weights", "activations"] = "both",
+    transform: list[Name] | None = None,
+    activation_scale: Reach = "row",
+    only: Only = "both",
     kind: list[str] | None = None,
     text: str | None = None,
     rows: int = 8,
@@ -64,7 +66,7 @@ def quantize(
     """
     for name, value in (("rows", rows), ("calibration_rows", calibration_rows), ("batch_size", batch_size)):
         require(name, value, at_least=1, remedy="give e.g. 8")
-    from sinks.quantize.readers import GATE, KINDS, left_out, readers_of
+    from sinks.quantize.inputs import GATE, KINDS, left_out
     from sinks.quantize.schemes import scheme_of
 
     kinds = kind or list(KINDS)
@@ -88,19 +90,19 @@ def quantize(
             model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
         )
         folder = out or Path("runs/quantization") / slug(model)
-    skipped = left_out(readers_of(subject.model, subject.blocks, subject.probe), subject.blocks)
+    skipped = left_out(subject.inputs(), subject.blocks)
     if skipped:
-        print(f"left as they are, being no nn.Linear: the weights of {', '.join(skipped)}")
+        print(f"left as they are, being no plain nn.Linear or not called: the weights of {', '.join(skipped)}")
     own = identity(subject)
     before = None
     for (name, numbers), changed in product(schemes.items(), transform or DEFAULT_TRANSFORM):
         settings = {
             "scheme": name, "transform": changed, "activation_scale": activation_scale, "only": only, "kinds": kinds,
-            "seed": seed,
+            "batch_size": batch_size, "seed": seed,
         }  # fmt: skip
         file = folder / f"{name}-{changed}-{digest(own | settings)}.json"
         if file.is_file():
-            show(file, json.loads(file.read_text(encoding="utf-8")), " (unchanged)")
+            show(file, read_result(file, own | settings), " (unchanged)")
             continue
         before = before or score(subject.logits, subject.rows.split(batch_size))
         measured = measure(subject, Options(numbers, changed, kinds, batch_size, seed), before)
@@ -131,6 +133,28 @@ def identity(subject: "Subject") -> dict[str, Any]:
 def digest(content: Any) -> str:
     """The first 16 hex digits of the SHA-256 of something that JSON can hold."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_result(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """A measurement that was stored.
+
+    Args:
+        file: of it.
+        wanted: identity and settings that it was made with.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"holds {type(content).__name__}")
+        lost = [key for key in (*wanted, *RESULTS) if key not in content]
+        if lost:
+            raise ValueError(f"has no {lost[0]}")
+    except ValueError as error:  # that of JSON and of UTF-8 are such
+        raise UserError(f"{file} is damaged ({error}): delete it to measure again") from None
+    return content
 
 
 def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sinks.quantize.readers import Readers
+from sinks.quantize.inputs import SharedInput
 from sinks.quantize.schemes import Scheme
 from sinks.quantize.transforms import Transform
 
@@ -24,14 +24,14 @@ class QuantizedInput:
 
     def __init__(self, scheme: Scheme, transform: Transform, kept: Kept) -> None:
         self._quantizer, self._transform, self._kept = scheme.activations, transform, kept
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, int, Tensor] | None = None  # an input, its version, and what became of it
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., in]."""
-        if self._last is None or self._last[0] is not x:
+        if self._last is None or self._last[0] is not x or self._last[1] != x._version:
             y = self._transform.inputs(x)
-            self._last = (x, y if self._quantizer is None else self._rounded(y))
-        return self._last[1]
+            self._last = (x, x._version, y if self._quantizer is None else self._rounded(y))
+        return self._last[2]
 
     def _rounded(self, y: Tensor) -> Tensor:
         assert self._quantizer is not None
@@ -61,9 +61,9 @@ class QuantizedLinear(nn.Module):
 
 @dataclass(frozen=True)
 class Replacement:
-    """What happens to the linear maps that read one input."""
+    """What happens to one input and to the linear maps that read it."""
 
-    readers: Readers
+    input: SharedInput
     scheme: Scheme
     transform: Transform
 
@@ -80,7 +80,7 @@ def quantized(model: nn.Module, replacements: Iterable[Replacement]) -> Iterator
     try:
         for each in replacements:
             shared = QuantizedInput(each.scheme, each.transform, kept)
-            for name, linear in each.readers.linears.items():
+            for name, linear in each.input.linears.items():
                 own[name] = linear
                 model.set_submodule(name, QuantizedLinear(linear, shared, rounded_weight(linear, each)))
         yield kept

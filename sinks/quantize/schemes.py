@@ -10,6 +10,7 @@ from sinks.quantize.formats import FP8, MXFP4, NVFP4, Blocks, Format, Integer
 
 # Over what one float32 scale reaches: a row (a token, an output channel), a tensor as it comes, or a constant.
 Reach = Literal["row", "tensor", "static"]
+Only = Literal["both", "weights", "activations"]
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,7 @@ SCHEMES = {
 }
 
 
-def scheme_of(
-    name: str, activations: Reach = "row", only: Literal["both", "weights", "activations"] = "both"
-) -> Scheme:
+def scheme_of(name: str, activations: Reach = "row", only: Only = "both") -> Scheme:
     """A scheme by its name, narrowed.
 
     Args:
