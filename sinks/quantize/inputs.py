@@ -32,7 +32,7 @@ class SharedInput:
         kind: "attention.in" is what a block's attention reads first (q, k and v), "attention.out" what it reads last
             (the output projection), "attention.inner" what is between; the same for its feed-forward; "gate" is the
             path of an output gate or a norm gate.
-        linears: by their names in the model.
+        linears: by their names in the model, the first where one has several.
         per_token: whether it has a row for every token, in their order; what experts are sent has not.
     """
 
@@ -91,7 +91,7 @@ def inputs_of(
     names = {module: name for name, module in model.named_modules()}
     calls: list[_Call] = []
     blocks = list(blocks)
-    linears = [m for block in blocks for m in block.module.modules() if is_plain(m)]
+    linears = dict.fromkeys(m for block in blocks for m in block.module.modules() if is_plain(m))
 
     def see(linear: nn.Linear, x: Tensor) -> None:
         calls.append(_Call(linear, x, x._version))
@@ -99,8 +99,11 @@ def inputs_of(
     with watching((linear, partial(see, linear)) for linear in linears), torch.no_grad():
         run(tokens)
     found: list[SharedInput] = []
+    taken = set[nn.Module]()
     for index, block in enumerate(blocks):
-        found += _of_block(f"blocks.{index}", block, calls, names, tokens)
+        own = [m for m in block.module.modules() if m not in taken]  # a module of several blocks is the first one's
+        taken.update(own)
+        found += _of_block(f"blocks.{index}", block, own, calls, names, tokens)
     if not found:
         raise UserError(f"{type(model).__name__} has no nn.Linear in its blocks: only these can be quantized")
     return found
@@ -119,14 +122,19 @@ def left_out(inputs: Iterable[SharedInput], blocks: Iterable[BlockOf]) -> list[s
 
 
 def _of_block(
-    name: str, block: BlockOf, calls: Sequence[_Call], names: Mapping[nn.Module, str], tokens: Tensor
+    name: str,
+    block: BlockOf,
+    own: Sequence[nn.Module],
+    calls: Sequence[_Call],
+    names: Mapping[nn.Module, str],
+    tokens: Tensor,
 ) -> Iterator[SharedInput]:
     gates = {m for gate in block.gates for m in gate.modules()}
     attention = set() if block.attention is None else set(block.attention.modules())
-    own = set(block.module.modules())
+    rest = set(own) - gates
     for part, chosen in (
-        ("attention", [c for c in calls if c.linear in attention - gates]),
-        ("feed_forward", [c for c in calls if c.linear in own - attention - gates]),
+        ("attention", [c for c in calls if c.linear in rest & attention]),
+        ("feed_forward", [c for c in calls if c.linear in rest - attention]),
     ):
         groups = _by_input(chosen)
         for at, group in enumerate(groups):
@@ -136,7 +144,7 @@ def _of_block(
             linears = {names[call.linear]: call.linear for call in group}
             yield SharedInput(label, kind, linears, _is_per_token(group[0].input, tokens))
     # A fused gate computes with its maps' weights without calling them.
-    for module in block.module.modules():
+    for module in own:
         if module in gates and is_plain(module):
             yield SharedInput(names[module], GATE, {names[module]: module})
 

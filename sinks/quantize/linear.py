@@ -1,5 +1,6 @@
 """A linear map with simulated quantization, and a model in which these stand in place of its own."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,17 +73,24 @@ class Replacement:
 def quantized(model: nn.Module, replacements: Iterable[Replacement]) -> Iterator[Kept]:
     """A model with quantized linear maps inside the `with` block, and its own afterward.
 
+    A map that has several names in the model is replaced under all of them.
+
     Args:
         model: that holds them.
         replacements: which, and how.
     """
     kept, own = Kept(), dict[str, nn.Linear]()
+    names = defaultdict[nn.Module, list[str]](list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[module].append(name)
     try:
         for each in replacements:
             shared = QuantizedInput(each.scheme, each.transform, kept)
-            for name, linear in each.input.linears.items():
-                own[name] = linear
-                model.set_submodule(name, QuantizedLinear(linear, shared, rounded_weight(linear, each)))
+            for linear in each.input.linears.values():
+                stand_in = QuantizedLinear(linear, shared, rounded_weight(linear, each))
+                for name in names[linear]:
+                    own[name] = linear
+                    model.set_submodule(name, stand_in)
         yield kept
     finally:
         for name, linear in own.items():

@@ -105,6 +105,22 @@ def test_maps_with_a_forward_of_their_own_are_left_out_and_named() -> None:
     assert [set(each.linears) for each in found_in(Layer([wrapped, nn.Linear(6, 5)]))] == [{"maps.1"}]
 
 
+def test_a_map_that_has_two_names_is_replaced_under_both() -> None:
+    """As is one in a block that runs twice; with weights of 3 bits nothing else would be equal."""
+    linear = nn.Linear(6, 6)
+    layer, quantizer = Layer([linear, nn.Linear(6, 6), linear]), Quantizer(Integer(3))
+    stack = nn.Sequential(layer, nn.Identity(), layer)
+    (each,) = inputs_of(stack, [BlockOf(layer, None), BlockOf(layer, None)], layer, TOKENS)
+    assert set(each.linears.values()) == {linear, layer.maps[1]}
+    with quantized(stack, [Replacement(each, Scheme(quantizer, None), NONE)]), torch.no_grad():
+        assert layer.maps[0] is layer.maps[2] is stack[2].maps[0]
+        found = layer(TOKENS)
+    assert layer.maps[0] is layer.maps[2] is linear
+    x = torch.arange(6.0).expand(1, 8, 6) + 1
+    weights = [(quantizer(m.weight.detach()), m.bias) for m in layer.maps]  # type: ignore[arg-type, union-attr]
+    torch.testing.assert_close(found, sum(F.linear(x, w, b) for w, b in weights).detach())  # type: ignore[union-attr]
+
+
 def test_an_input_that_has_no_row_for_every_token_is_known() -> None:
     class Routed(Layer):
         def read(self, x: Tensor, at: int) -> Tensor:
