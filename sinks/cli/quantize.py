@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sinks.cli.analyze import collected
 from sinks.cli.parser import run_function
 from sinks.errors import UserError, require
+from sinks.quantize.rounding import Method
 from sinks.quantize.schemes import Only, Reach
 from sinks.quantize.transforms import Name
 
@@ -28,6 +29,7 @@ def quantize(
     transform: list[Name] | None = None,
     activation_scale: Reach = "row",
     only: Only = "both",
+    weight_rounding: Method = "nearest",
     kind: list[str] | None = None,
     text: str | None = None,
     rows: int = 8,
@@ -50,6 +52,8 @@ def quantize(
         activation_scale: over what a scale of activations reaches: a token (row), a whole tensor, or a constant that
             calibration finds (static).
         only: whether weights, activations or both are quantized.
+        weight_rounding: to the nearest numbers; with the scales that minimize the squared error (clip); or so that the
+            outputs on calibration text stay close (gptq).
         kind: of inputs that are quantized, may be repeated; none given: all but the gate path.
         text: for a pretrained model, as for sinks analyze; a run is measured on its validation set.
         rows: number of rows that are scored.
@@ -74,6 +78,10 @@ def quantize(
         if given not in (*KINDS, GATE):
             raise UserError(f"kind is {given!r}, which is none: give one of {', '.join((*KINDS, GATE))}")
     schemes = {name: scheme_of(name, activation_scale, only) for name in scheme or ["nvfp4"]}
+    if weight_rounding != "nearest" and only == "activations":
+        raise UserError(
+            f"weight_rounding is {weight_rounding}, but --only=activations rounds no weights: leave one out"
+        )
 
     from sinks.cli.analyze import device_of, slug
     from sinks.quantize.measure import Options, measure, score
@@ -97,15 +105,15 @@ def quantize(
     before = None
     for (name, numbers), changed in product(schemes.items(), transform or DEFAULT_TRANSFORM):
         settings = {
-            "scheme": name, "transform": changed, "activation_scale": activation_scale, "only": only, "kinds": kinds,
-            "batch_size": batch_size, "seed": seed,
+            "scheme": name, "transform": changed, "activation_scale": activation_scale, "only": only,
+            "weight_rounding": weight_rounding, "kinds": kinds, "batch_size": batch_size, "seed": seed,
         }  # fmt: skip
         file = folder / f"{name}-{changed}-{digest(own | settings)}.json"
         if file.is_file():
             show(file, read_result(file, own | settings), " (unchanged)")
             continue
         before = before or score(subject.logits, subject.rows.split(batch_size))
-        measured = measure(subject, Options(numbers, changed, kinds, batch_size, seed), before)
+        measured = measure(subject, Options(numbers, changed, weight_rounding, kinds, batch_size, seed), before)
         content = own | settings | measured | {"provenance": provenance("transformers")}
         write_atomically(file, to_json(content, indent=2) + "\n")
         show(file, content)

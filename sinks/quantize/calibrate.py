@@ -1,4 +1,4 @@
-"""What quantization has to know of a model's activations beforehand: how large they are."""
+"""What quantization has to know of a model's activations beforehand: how large they are, and what goes together."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -38,3 +38,30 @@ def channel_largest(
         for batch in batches:
             run(batch)
     return largest
+
+
+@torch.no_grad()
+def input_products(
+    inputs: Sequence[SharedInput],
+    run: Callable[[Tensor], object],
+    batches: Iterable[Tensor],
+    transforms: Mapping[str, Transform],
+) -> dict[str, Tensor]:
+    """Of every input the sum of x x^T over all tokens [in, in], by name: twice it is the Hessian of a map's error.
+
+    Args:
+        inputs: that are watched.
+        run: runs the model over token ids [B, T].
+        batches: of calibration text.
+        transforms: of the inputs, by name, before they are multiplied.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        x = transforms[name].inputs(x).flatten(0, -2)
+        sums[name] = sums.get(name, 0) + x.T @ x
+
+    with watching((each.first, partial(see, each.name)) for each in inputs):
+        for batch in batches:
+            run(batch)
+    return sums

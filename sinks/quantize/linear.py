@@ -1,7 +1,7 @@
 """A linear map with simulated quantization, and a model in which these stand in place of its own."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sinks.quantize.inputs import SharedInput
-from sinks.quantize.schemes import Scheme
+from sinks.quantize.schemes import Quantizer
 from sinks.quantize.transforms import Transform
 
 
@@ -23,8 +23,8 @@ class Kept:
 class QuantizedInput:
     """The input of some linear maps, transformed and rounded once for all of them."""
 
-    def __init__(self, scheme: Scheme, transform: Transform, kept: Kept) -> None:
-        self._quantizer, self._transform, self._kept = scheme.activations, transform, kept
+    def __init__(self, quantizer: Quantizer | None, transform: Transform, kept: Kept) -> None:
+        self._quantizer, self._transform, self._kept = quantizer, transform, kept
         self._last: tuple[Tensor, int, Tensor] | None = None  # an input, its version, and what became of it
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -62,11 +62,19 @@ class QuantizedLinear(nn.Module):
 
 @dataclass(frozen=True)
 class Replacement:
-    """What happens to one input and to the linear maps that read it."""
+    """What happens to one input and to the linear maps that read it.
+
+    Args:
+        input: of the maps.
+        activations: how the input is rounded; None: not.
+        transform: of the input before it is rounded.
+        weights: of the maps, transformed and rounded [out, in], by name.
+    """
 
     input: SharedInput
-    scheme: Scheme
+    activations: Quantizer | None
     transform: Transform
+    weights: Mapping[str, Tensor]
 
 
 @contextmanager
@@ -85,9 +93,9 @@ def quantized(model: nn.Module, replacements: Iterable[Replacement]) -> Iterator
         names[module].append(name)
     try:
         for each in replacements:
-            shared = QuantizedInput(each.scheme, each.transform, kept)
-            for linear in each.input.linears.values():
-                stand_in = QuantizedLinear(linear, shared, rounded_weight(linear, each))
+            shared = QuantizedInput(each.activations, each.transform, kept)
+            for first_name, linear in each.input.linears.items():
+                stand_in = QuantizedLinear(linear, shared, each.weights[first_name])
                 for name in names[linear]:
                     own[name] = linear
                     model.set_submodule(name, stand_in)
@@ -98,7 +106,7 @@ def quantized(model: nn.Module, replacements: Iterable[Replacement]) -> Iterator
 
 
 @torch.no_grad()
-def rounded_weight(linear: nn.Linear, replacement: Replacement) -> Tensor:
-    """The weight [out, in], transformed and then rounded."""
-    weight, quantizer = replacement.transform.weights(linear.weight), replacement.scheme.weights
-    return weight.detach() if quantizer is None else quantizer(weight.detach())
+def rounded_weights(read: SharedInput, quantizer: Quantizer | None, transform: Transform) -> dict[str, Tensor]:
+    """The weights of the maps that read an input, transformed and then rounded [out, in], by name."""
+    weights = {name: transform.weights(linear.weight).detach() for name, linear in read.linears.items()}
+    return weights if quantizer is None else {name: quantizer(weight) for name, weight in weights.items()}

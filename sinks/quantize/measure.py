@@ -1,7 +1,7 @@
 """What quantization costs a model: loss and accuracy, token by token on the same text."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sinks.errors import UserError
-from sinks.quantize.calibrate import channel_largest
-from sinks.quantize.inputs import KINDS, SharedInput
+from sinks.quantize.inputs import KINDS
 from sinks.quantize.linear import Kept, Replacement, quantized
+from sinks.quantize.replacements import replacements_of
+from sinks.quantize.rounding import Method
 from sinks.quantize.schemes import Scheme
 from sinks.quantize.sqnr import decibels, output_noise
 from sinks.quantize.subject import Subject
-from sinks.quantize.transforms import Name, transform_of
+from sinks.quantize.transforms import Name
 
 RESAMPLES = 2000
 Logits = Callable[[Tensor], Tensor]  # token ids [B, T] -> [B, T, V]
@@ -66,28 +67,6 @@ def paired_change(before: Tensor, after: Tensor, seed: int) -> dict[str, float]:
     return {"mean": rows.mean().item(), "low": low, "high": high}
 
 
-def replacements_of(
-    inputs: Sequence[SharedInput], scheme: Scheme, transform: Name, logits: Logits, calibration: Sequence[Tensor]
-) -> list[Replacement]:
-    """What is done to each input.
-
-    Args:
-        inputs: that are quantized.
-        scheme: number formats of weights and inputs.
-        transform: of both.
-        logits: runs the model.
-        calibration: token ids, used where a transform or a scale depends on how large activations are.
-    """
-    largest = channel_largest(inputs, logits, calibration) if transform.startswith("smooth") else {}
-    transforms = {each.name: transform_of(transform, each, largest.get(each.name)) for each in inputs}
-    schemes = {each.name: scheme for each in inputs}
-    quantizer = scheme.activations
-    if quantizer is not None and quantizer.reach == "static":
-        largest = channel_largest(inputs, logits, calibration, transforms)
-        schemes = {name: replace(scheme, activations=quantizer.calibrated(x.amax())) for name, x in largest.items()}
-    return [Replacement(each, schemes[each.name], transforms[each.name]) for each in inputs]
-
-
 @dataclass(frozen=True)
 class Options:
     """What is quantized, and how.
@@ -95,6 +74,7 @@ class Options:
     Args:
         scheme: number formats.
         transform: of inputs and weights.
+        method: by which weights are rounded.
         kinds: of inputs that are quantized, as `SharedInput` names them.
         batch_size: rows at a time.
         seed: of the bootstrap.
@@ -102,6 +82,7 @@ class Options:
 
     scheme: Scheme
     transform: Name = "none"
+    method: Method = "nearest"
     kinds: Sequence[str] = KINDS
     batch_size: int = 4
     seed: int = 0
@@ -127,7 +108,9 @@ def measure(subject: Subject, options: Options, before: Scores | None = None) ->
     # Where a scale spans tokens, those that are kept would still set it.
     can_keep = activations is not None and activations.reach == "row" and all(each.per_token for each in chosen)
     rows, calibration = subject.rows.split(options.batch_size), subject.calibration.split(options.batch_size)
-    replacements = replacements_of(chosen, options.scheme, options.transform, subject.logits, calibration)
+    replacements = replacements_of(
+        chosen, options.scheme, options.transform, subject.logits, calibration, options.method
+    )
     before = before or score(subject.logits, rows)
 
     def change(replaced: Sequence[Replacement], keep_first: bool = False) -> dict[str, Any]:

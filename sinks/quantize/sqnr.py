@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sinks.quantize.linear import Kept, QuantizedInput, Replacement, rounded_weight
+from sinks.quantize.linear import Kept, QuantizedInput, Replacement
 from sinks.quantize.watch import See, watching
 
 
@@ -32,10 +32,9 @@ def output_noise(
     counts = Counter[str]()
 
     def watcher(each: Replacement) -> See:
-        linears = list(each.input.linears.values())
-        weight = torch.cat([linear.weight.detach() for linear in linears])
-        rounded = torch.cat([rounded_weight(linear, each) for linear in linears])
-        return partial(see, each.input.name, QuantizedInput(each.scheme, each.transform, Kept()), weight, rounded)
+        weight = torch.cat([linear.weight.detach() for linear in each.input.linears.values()])
+        rounded = torch.cat([each.weights[name] for name in each.input.linears])
+        return partial(see, each.input.name, QuantizedInput(each.activations, each.transform, Kept()), weight, rounded)
 
     def see(name: str, shared: QuantizedInput, weight: Tensor, rounded: Tensor, x: Tensor) -> None:
         output = F.linear(x, weight)

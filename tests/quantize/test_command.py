@@ -93,6 +93,8 @@ def test_a_damaged_result_is_one_line(
         (("--scheme=w4a16", "--only=activations"), "has no quantized activations"),
         (("--transform=fold",), "transform"),
         (("--activation_scale=block",), "activation_scale"),
+        (("--only=activations", "--weight_rounding=gptq"), "weight_rounding is gptq, but --only=activations rounds no"),
+        (("--weight_rounding=awq",), "weight_rounding"),
         (("--kind=gate",), "has no input of kind gate: give one of attention.in, attention.out, feed_forward.in"),
     ],
 )

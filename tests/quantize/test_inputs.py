@@ -12,8 +12,8 @@ from sinks.models.attention_gates import HeadwiseGate
 from sinks.models.gated_norm import GatedNorm
 from sinks.quantize.formats import Integer
 from sinks.quantize.inputs import BlockOf, SharedInput, inputs_of, left_out
-from sinks.quantize.linear import QuantizedLinear, Replacement, quantized
-from sinks.quantize.schemes import Quantizer, Scheme
+from sinks.quantize.linear import QuantizedLinear, Replacement, quantized, rounded_weights
+from sinks.quantize.schemes import Quantizer
 from sinks.quantize.transforms import NONE
 from sinks.quantize.watch import watching
 from tests.quantize.test_quantized_models import inputs, subject
@@ -53,6 +53,10 @@ def maps(count: int) -> list[nn.Module]:
     return [nn.Linear(6, 5) for _ in range(count)]
 
 
+def replacement(of: SharedInput, activations: Quantizer | None = None, weights: Quantizer | None = None) -> Replacement:
+    return Replacement(of, activations, NONE, rounded_weights(of, weights, NONE))
+
+
 def found_in(layer: nn.Module) -> list[SharedInput]:
     return inputs_of(layer, [BlockOf(layer, None)], layer, TOKENS)
 
@@ -82,7 +86,7 @@ def test_what_was_rounded_is_not_used_for_an_input_that_was_written_to_since() -
     """Both maps as readers of one input, as a caller might say who did not look."""
     layer, quantizer = InPlace(maps(2)), Quantizer(Integer(3))
     both = SharedInput("both", "feed_forward.in", {f"maps.{i}": m for i, m in enumerate(layer.maps)})  # type: ignore[misc]
-    with torch.no_grad(), quantized(layer, [Replacement(both, Scheme(None, quantizer), NONE)]):
+    with torch.no_grad(), quantized(layer, [replacement(both, activations=quantizer)]):
         found = layer(TOKENS)
     x = torch.arange(6.0).expand(1, 8, 6) + 1
     with torch.no_grad():
@@ -97,7 +101,7 @@ def test_maps_with_a_forward_of_their_own_are_left_out_and_named() -> None:
     assert set(each.linears) == {"maps.0"}
     assert left_out([each], [BlockOf(layer, None)]) == ["Doubling"]
     before = layer(TOKENS)
-    with quantized(layer, [Replacement(each, Scheme(None, None), NONE)]):
+    with quantized(layer, [replacement(each)]):
         assert isinstance(layer.maps[0], QuantizedLinear)
         torch.testing.assert_close(layer(TOKENS), before)
     wrapped = nn.Linear(6, 5)
@@ -112,7 +116,7 @@ def test_a_map_that_has_two_names_is_replaced_under_both() -> None:
     stack = nn.Sequential(layer, nn.Identity(), layer)
     (each,) = inputs_of(stack, [BlockOf(layer, None), BlockOf(layer, None)], layer, TOKENS)
     assert set(each.linears.values()) == {linear, layer.maps[1]}
-    with quantized(stack, [Replacement(each, Scheme(quantizer, None), NONE)]), torch.no_grad():
+    with quantized(stack, [replacement(each, weights=quantizer)]), torch.no_grad():
         assert layer.maps[0] is layer.maps[2] is stack[2].maps[0]
         found = layer(TOKENS)
     assert layer.maps[0] is layer.maps[2] is linear

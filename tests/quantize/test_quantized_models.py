@@ -14,8 +14,9 @@ from sinks.quantize.calibrate import channel_largest
 from sinks.quantize.formats import Integer, e2m1, e4m3
 from sinks.quantize.hadamard import hadamard
 from sinks.quantize.inputs import GATE, KINDS, BlockOf, SharedInput
-from sinks.quantize.linear import QuantizedLinear, Replacement, quantized
-from sinks.quantize.measure import Options, measure, paired_change, replacements_of, score
+from sinks.quantize.linear import QuantizedLinear, Replacement, quantized, rounded_weights
+from sinks.quantize.measure import Options, measure, paired_change, score
+from sinks.quantize.replacements import replacements_of
 from sinks.quantize.schemes import SCHEMES, Quantizer, Scheme, scheme_of
 from sinks.quantize.sqnr import decibels, output_noise
 from sinks.quantize.subject import Subject
@@ -66,7 +67,11 @@ def test_transforms_are_exact_without_rounding(variant: str, transform: str) -> 
     of = subject(**VARIANTS[variant])  # type: ignore[arg-type]
     chosen = inputs(of, KINDS)
     largest = channel_largest(chosen, of.logits, [of.calibration])
-    made = [Replacement(each, EXACT, transform_of(transform, each, largest[each.name])) for each in chosen]  # type: ignore[arg-type]
+    transforms = [transform_of(transform, each, largest[each.name]) for each in chosen]  # type: ignore[arg-type]
+    made = [
+        Replacement(each, None, found, rounded_weights(each, None, found))
+        for each, found in zip(chosen, transforms, strict=True)
+    ]
     expected = outputs(of)
     with quantized(of.model, made):
         assert any(isinstance(m, QuantizedLinear) for m in of.model.modules())
@@ -182,9 +187,9 @@ def test_static_scales_are_those_of_the_calibration_text() -> None:
         for handle in handles:
             handle.remove()  # type: ignore[attr-defined]
         for each in made:
-            assert each.scheme.activations is not None
-            assert each.scheme.activations.largest is not None
-            assert each.scheme.activations.largest.item() == pytest.approx(seen[each.input.name], rel=1e-6)
+            assert each.activations is not None
+            assert each.activations.largest is not None
+            assert each.activations.largest.item() == pytest.approx(seen[each.input.name], rel=1e-6)
 
 
 @pytest.mark.parametrize("transform", ["smooth", "smooth-all"])
