@@ -5,27 +5,31 @@ import json
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sinks.cli.analyze import collected
 from sinks.cli.parser import run_function
 from sinks.errors import UserError, require
+from sinks.quantize.rounding import Method
+from sinks.quantize.schemes import Only, Reach
+from sinks.quantize.transforms import Name
 
 if TYPE_CHECKING:
     from sinks.quantize.subject import Subject
 
+RESULTS = ("loss", "accuracy", "quantized", "first_token_kept", "kinds_alone", "output_sqnr")  # that are shown
 REPEATED = ("scheme", "transform", "kind")
-Transform = Literal["none", "smooth", "smooth-all", "hadamard", "hadamard-16"]
-DEFAULT_TRANSFORM: list[Transform] = ["none"]
+DEFAULT_TRANSFORM: list[Name] = ["none"]
 
 
 def quantize(
     model: str,
     *,
     scheme: list[str] | None = None,
-    transform: list[Transform] | None = None,
-    activation_scale: Literal["row", "tensor", "static"] = "row",
-    only: Literal["both", "weights", "activations"] = "both",
+    transform: list[Name] | None = None,
+    activation_scale: Reach = "row",
+    only: Only = "both",
+    weight_rounding: Method = "nearest",
     kind: list[str] | None = None,
     text: str | None = None,
     rows: int = 8,
@@ -48,6 +52,8 @@ def quantize(
         activation_scale: over what a scale of activations reaches: a token (row), a whole tensor, or a constant that
             calibration finds (static).
         only: whether weights, activations or both are quantized.
+        weight_rounding: to the nearest numbers; with the scales that minimize the squared error (clip); or so that the
+            outputs on calibration text stay close (gptq).
         kind: of inputs that are quantized, may be repeated; none given: all but the gate path.
         text: for a pretrained model, as for sinks analyze; a run is measured on its validation set.
         rows: number of rows that are scored.
@@ -64,7 +70,7 @@ def quantize(
     """
     for name, value in (("rows", rows), ("calibration_rows", calibration_rows), ("batch_size", batch_size)):
         require(name, value, at_least=1, remedy="give e.g. 8")
-    from sinks.quantize.readers import GATE, KINDS, left_out, readers_of
+    from sinks.quantize.inputs import GATE, KINDS, left_out
     from sinks.quantize.schemes import scheme_of
 
     kinds = kind or list(KINDS)
@@ -72,6 +78,10 @@ def quantize(
         if given not in (*KINDS, GATE):
             raise UserError(f"kind is {given!r}, which is none: give one of {', '.join((*KINDS, GATE))}")
     schemes = {name: scheme_of(name, activation_scale, only) for name in scheme or ["nvfp4"]}
+    if weight_rounding != "nearest" and only == "activations":
+        raise UserError(
+            f"weight_rounding is {weight_rounding}, but --only=activations rounds no weights: leave one out"
+        )
 
     from sinks.cli.analyze import device_of, slug
     from sinks.quantize.measure import Options, measure, score
@@ -88,22 +98,22 @@ def quantize(
             model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
         )
         folder = out or Path("runs/quantization") / slug(model)
-    skipped = left_out(readers_of(subject.model, subject.blocks, subject.probe), subject.blocks)
+    skipped = left_out(subject.inputs(), subject.blocks)
     if skipped:
-        print(f"left as they are, being no nn.Linear: the weights of {', '.join(skipped)}")
+        print(f"left as they are, being no plain nn.Linear or not called: the weights of {', '.join(skipped)}")
     own = identity(subject)
     before = None
     for (name, numbers), changed in product(schemes.items(), transform or DEFAULT_TRANSFORM):
         settings = {
-            "scheme": name, "transform": changed, "activation_scale": activation_scale, "only": only, "kinds": kinds,
-            "seed": seed,
+            "scheme": name, "transform": changed, "activation_scale": activation_scale, "only": only,
+            "weight_rounding": weight_rounding, "kinds": kinds, "batch_size": batch_size, "seed": seed,
         }  # fmt: skip
         file = folder / f"{name}-{changed}-{digest(own | settings)}.json"
         if file.is_file():
-            show(file, json.loads(file.read_text(encoding="utf-8")), " (unchanged)")
+            show(file, read_result(file, own | settings), " (unchanged)")
             continue
         before = before or score(subject.logits, subject.rows.split(batch_size))
-        measured = measure(subject, Options(numbers, changed, kinds, batch_size, seed), before)
+        measured = measure(subject, Options(numbers, changed, weight_rounding, kinds, batch_size, seed), before)
         content = own | settings | measured | {"provenance": provenance("transformers")}
         write_atomically(file, to_json(content, indent=2) + "\n")
         show(file, content)
@@ -131,6 +141,28 @@ def identity(subject: "Subject") -> dict[str, Any]:
 def digest(content: Any) -> str:
     """The first 16 hex digits of the SHA-256 of something that JSON can hold."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_result(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """A measurement that was stored.
+
+    Args:
+        file: of it.
+        wanted: identity and settings that it was made with.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"holds {type(content).__name__}")
+        lost = [key for key in (*wanted, *RESULTS) if key not in content]
+        if lost:
+            raise ValueError(f"has no {lost[0]}")
+    except ValueError as error:  # that of JSON and of UTF-8 are such
+        raise UserError(f"{file} is damaged ({error}): delete it to measure again") from None
+    return content
 
 
 def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:

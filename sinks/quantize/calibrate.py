@@ -1,46 +1,67 @@
-"""What quantization has to know of a model's activations beforehand: how large they are."""
+"""What quantization has to know of a model's activations beforehand: how large they are, and what goes together."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from sinks.quantize.readers import Readers
+from sinks.quantize.inputs import SharedInput
 from sinks.quantize.transforms import NONE, Transform
+from sinks.quantize.watch import watching
 
 
 @torch.no_grad()
 def channel_largest(
-    readers: Sequence[Readers],
+    inputs: Sequence[SharedInput],
     run: Callable[[Tensor], object],
     batches: Iterable[Tensor],
     transforms: Mapping[str, Transform] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
-    """Of every input the largest |x| of each channel [in], by the readers' names; the first token of a row included.
+    """Of every input the largest |x| of each channel [in], by name; the first token of a row included.
 
     Args:
-        readers: whose inputs are watched.
+        inputs: that are watched.
         run: runs the model over token ids [B, T].
         batches: of calibration text, which is not text that is scored.
-        transforms: of the inputs, by the readers' names, before they are measured.
+        transforms: of the inputs, by name, before they are measured.
     """
     largest: dict[str, Tensor] = {}
 
-    def watch(reader: Readers) -> torch.utils.hooks.RemovableHandle:
-        def see(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = transforms.get(reader.name, NONE).inputs(args[0].detach())
-            found = x.abs().flatten(0, -2).amax(0)
-            before = largest.get(reader.name)
-            largest[reader.name] = found if before is None else torch.maximum(before, found)
+    def see(name: str, x: Tensor) -> None:
+        found = transforms.get(name, NONE).inputs(x).abs().flatten(0, -2).amax(0)
+        before = largest.get(name)
+        largest[name] = found if before is None else torch.maximum(before, found)
 
-        return next(iter(reader.linears.values())).register_forward_pre_hook(see)
-
-    handles = [watch(reader) for reader in readers]
-    try:
+    with watching((each.first, partial(see, each.name)) for each in inputs):
         for batch in batches:
             run(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return largest
+
+
+@torch.no_grad()
+def input_products(
+    inputs: Sequence[SharedInput],
+    run: Callable[[Tensor], object],
+    batches: Iterable[Tensor],
+    transforms: Mapping[str, Transform],
+) -> dict[str, Tensor]:
+    """Of every input the sum of x x^T over all tokens [in, in], by name: twice it is the Hessian of a map's error.
+
+    Args:
+        inputs: that are watched.
+        run: runs the model over token ids [B, T].
+        batches: of calibration text.
+        transforms: of the inputs, by name, before they are multiplied.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        x = transforms[name].inputs(x).flatten(0, -2)
+        sums[name] = sums.get(name, 0) + x.T @ x
+
+    with watching((each.first, partial(see, each.name)) for each in inputs):
+        for batch in batches:
+            run(batch)
+    return sums

@@ -16,14 +16,27 @@ E2M1_LARGEST, E4M3_LARGEST = 6.0, 448.0
 
 
 class Format(ABC):
-    """A number format under a float32 scale.
+    """Numbers under scales.
 
-    `outer` says whether the scale depends on `largest`; a format with scales of its own for blocks does not need it.
+    `block` is how many values of a row have one scale; None: all of them. `outer` says whether scales depend on
+    `largest`; a format with scales of its own for blocks may not need it.
     """
 
+    block: int | None = None
     outer = True
 
     @abstractmethod
+    def element(self, x: Tensor) -> Tensor:
+        """The nearest numbers under a scale of one."""
+
+    @abstractmethod
+    def scale(self, peak: Tensor, largest: Tensor) -> Tensor:
+        """The scale under which |x| = `peak` is the largest number; `largest` as in a call."""
+
+    def at(self, x: Tensor, scale: Tensor) -> Tensor:
+        """The nearest numbers under a scale."""
+        return self.element(x / torch.where(scale > 0, scale, 1.0)) * scale
+
     def __call__(self, x: Tensor, largest: Tensor) -> Tensor:
         """Values [..., K] of the format.
 
@@ -31,6 +44,14 @@ class Format(ABC):
             x: values [..., K] float32.
             largest: |x| that becomes the format's largest number, of a shape that broadcasts over x; more saturates.
         """
+        return self.by_block(x, largest, lambda values, peak, outer: self.at(values, self.scale(peak, outer)))
+
+    def by_block(self, x: Tensor, largest: Tensor, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """A function of the values of a block, their peak and `largest`, for all blocks; returns such values."""
+        if self.block is None:
+            return function(x, largest, largest)
+        outer = largest.unsqueeze(-1)
+        return in_blocks(x, self.block, lambda values: function(values, _largest(values), outer))
 
 
 @dataclass(frozen=True)
@@ -43,45 +64,51 @@ class Integer(Format):
 
     bits: int
 
-    def __call__(self, x: Tensor, largest: Tensor) -> Tensor:
-        top = 2 ** (self.bits - 1) - 1
-        scale = largest.clamp_min(TINY) / top
-        return (x / scale).round().clamp(-top, top) * scale
+    @property
+    def _top(self) -> int:
+        return 2 ** (self.bits - 1) - 1
+
+    def element(self, x: Tensor) -> Tensor:
+        return x.round().clamp(-self._top, self._top)
+
+    def scale(self, peak: Tensor, largest: Tensor) -> Tensor:
+        return peak.clamp_min(TINY) / self._top
 
 
 class FP8(Format):
     """E4M3 (OCP OFP8: 448 at most, no infinity)."""
 
-    def __call__(self, x: Tensor, largest: Tensor) -> Tensor:
-        scale = largest.clamp_min(TINY) / E4M3_LARGEST
-        return e4m3(x / scale) * scale
+    def element(self, x: Tensor) -> Tensor:
+        return e4m3(x)
+
+    def scale(self, peak: Tensor, largest: Tensor) -> Tensor:
+        return peak.clamp_min(TINY) / E4M3_LARGEST
 
 
 class NVFP4(Format):
     """E2M1 in blocks of 16, each with a scale in E4M3 below one in float32 (arXiv:2601.22966, section 5.3)."""
 
-    def __call__(self, x: Tensor, largest: Tensor) -> Tensor:
+    block = 16
+
+    def element(self, x: Tensor) -> Tensor:
+        return e2m1(x)
+
+    def scale(self, peak: Tensor, largest: Tensor) -> Tensor:
         outer = largest.clamp_min(TINY) / (E2M1_LARGEST * E4M3_LARGEST)
-
-        def block(values: Tensor, outer: Tensor) -> Tensor:
-            scale = e4m3(_largest(values) / E2M1_LARGEST / outer) * outer
-            return torch.where(scale > 0, e2m1(values / scale.clamp_min(TINY)) * scale, 0.0)
-
-        return in_blocks(x, 16, lambda values: block(values, outer.unsqueeze(-1)))
+        return e4m3(peak / E2M1_LARGEST / outer) * outer
 
 
 class MXFP4(Format):
     """E2M1 in blocks of 32 below a power of two (OCP MX 1.0): the floor of log2 of the largest, less 2."""
 
+    block = 32
     outer = False
 
-    def __call__(self, x: Tensor, largest: Tensor) -> Tensor:
-        def block(values: Tensor) -> Tensor:
-            exponent = (torch.frexp(_largest(values)).exponent - 3).clamp(-127, 127)
-            scale = torch.exp2(exponent.to(values.dtype))
-            return e2m1(values / scale) * scale
+    def element(self, x: Tensor) -> Tensor:
+        return e2m1(x)
 
-        return in_blocks(x, 32, block)
+    def scale(self, peak: Tensor, largest: Tensor) -> Tensor:
+        return torch.exp2((torch.frexp(peak).exponent - 3).clamp(-127, 127).to(peak.dtype))
 
 
 @dataclass(frozen=True)
@@ -90,15 +117,18 @@ class Blocks(Format):
 
     Args:
         format: of the values.
-        size: of a block.
+        block: values under one scale.
     """
 
     format: Format
-    size: int
+    block: int
     outer = False
 
-    def __call__(self, x: Tensor, largest: Tensor) -> Tensor:
-        return in_blocks(x, self.size, lambda values: self.format(values, _largest(values)))
+    def element(self, x: Tensor) -> Tensor:
+        return self.format.element(x)
+
+    def scale(self, peak: Tensor, largest: Tensor) -> Tensor:
+        return self.format.scale(peak, peak)
 
 
 def e2m1(x: Tensor) -> Tensor:

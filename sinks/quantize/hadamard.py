@@ -11,10 +11,15 @@ SYLVESTER = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
 
 
 @functools.cache
-def hadamard(size: int) -> Tensor:
-    """An orthogonal matrix [size, size] float64 with entries +-size ** -0.5.
+def hadamard(size: int, dtype: torch.dtype = torch.float64, device: torch.device | None = None) -> Tensor:
+    """An orthogonal matrix [size, size] with entries +-size ** -0.5, computed in float64.
 
     A Kronecker product of Paley's matrices of q + 1, for primes q = 3 mod 4, and Sylvester's of 2.
+
+    Args:
+        size: of the matrix.
+        dtype: that it is converted to.
+        device: that it is moved to.
 
     Raises:
         UserError: if the size has no such product.
@@ -27,7 +32,7 @@ def hadamard(size: int) -> Tensor:
     matrix = torch.ones(1, 1, dtype=torch.float64)
     for order in orders:
         matrix = torch.kron(matrix, SYLVESTER if order == 2 else _paley(order - 1))
-    return matrix / size**0.5
+    return (matrix / size**0.5).to(device, dtype)
 
 
 def _orders(size: int) -> list[int] | None:

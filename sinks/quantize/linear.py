@@ -1,6 +1,7 @@
 """A linear map with simulated quantization, and a model in which these stand in place of its own."""
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -8,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sinks.quantize.readers import Readers
-from sinks.quantize.schemes import Scheme
+from sinks.quantize.inputs import SharedInput
+from sinks.quantize.schemes import Quantizer
 from sinks.quantize.transforms import Transform
 
 
@@ -22,16 +23,16 @@ class Kept:
 class QuantizedInput:
     """The input of some linear maps, transformed and rounded once for all of them."""
 
-    def __init__(self, scheme: Scheme, transform: Transform, kept: Kept) -> None:
-        self._quantizer, self._transform, self._kept = scheme.activations, transform, kept
-        self._last: tuple[Tensor, Tensor] | None = None
+    def __init__(self, quantizer: Quantizer | None, transform: Transform, kept: Kept) -> None:
+        self._quantizer, self._transform, self._kept = quantizer, transform, kept
+        self._last: tuple[Tensor, int, Tensor] | None = None  # an input, its version, and what became of it
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., in]."""
-        if self._last is None or self._last[0] is not x:
+        if self._last is None or self._last[0] is not x or self._last[1] != x._version:
             y = self._transform.inputs(x)
-            self._last = (x, y if self._quantizer is None else self._rounded(y))
-        return self._last[1]
+            self._last = (x, x._version, y if self._quantizer is None else self._rounded(y))
+        return self._last[2]
 
     def _rounded(self, y: Tensor) -> Tensor:
         assert self._quantizer is not None
@@ -61,28 +62,43 @@ class QuantizedLinear(nn.Module):
 
 @dataclass(frozen=True)
 class Replacement:
-    """What happens to the linear maps that read one input."""
+    """What happens to one input and to the linear maps that read it.
 
-    readers: Readers
-    scheme: Scheme
+    Args:
+        input: of the maps.
+        activations: how the input is rounded; None: not.
+        transform: of the input before it is rounded.
+        weights: of the maps, transformed and rounded [out, in], by name.
+    """
+
+    input: SharedInput
+    activations: Quantizer | None
     transform: Transform
+    weights: Mapping[str, Tensor]
 
 
 @contextmanager
 def quantized(model: nn.Module, replacements: Iterable[Replacement]) -> Iterator[Kept]:
     """A model with quantized linear maps inside the `with` block, and its own afterward.
 
+    A map that has several names in the model is replaced under all of them.
+
     Args:
         model: that holds them.
         replacements: which, and how.
     """
     kept, own = Kept(), dict[str, nn.Linear]()
+    names = defaultdict[nn.Module, list[str]](list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[module].append(name)
     try:
         for each in replacements:
-            shared = QuantizedInput(each.scheme, each.transform, kept)
-            for name, linear in each.readers.linears.items():
-                own[name] = linear
-                model.set_submodule(name, QuantizedLinear(linear, shared, rounded_weight(linear, each)))
+            shared = QuantizedInput(each.activations, each.transform, kept)
+            for first_name, linear in each.input.linears.items():
+                stand_in = QuantizedLinear(linear, shared, each.weights[first_name])
+                for name in names[linear]:
+                    own[name] = linear
+                    model.set_submodule(name, stand_in)
         yield kept
     finally:
         for name, linear in own.items():
@@ -90,7 +106,7 @@ def quantized(model: nn.Module, replacements: Iterable[Replacement]) -> Iterator
 
 
 @torch.no_grad()
-def rounded_weight(linear: nn.Linear, replacement: Replacement) -> Tensor:
-    """The weight [out, in], transformed and then rounded."""
-    weight, quantizer = replacement.transform.weights(linear.weight), replacement.scheme.weights
-    return weight.detach() if quantizer is None else quantizer(weight.detach())
+def rounded_weights(read: SharedInput, quantizer: Quantizer | None, transform: Transform) -> dict[str, Tensor]:
+    """The weights of the maps that read an input, transformed and then rounded [out, in], by name."""
+    weights = {name: transform.weights(linear.weight).detach() for name, linear in read.linears.items()}
+    return weights if quantizer is None else {name: quantizer(weight) for name, weight in weights.items()}

@@ -1,7 +1,7 @@
 """What quantization costs a model: loss and accuracy, token by token on the same text."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sinks.quantize.calibrate import channel_largest
+from sinks.errors import UserError
+from sinks.quantize.inputs import KINDS
 from sinks.quantize.linear import Kept, Replacement, quantized
-from sinks.quantize.readers import KINDS, Readers, readers_of
+from sinks.quantize.replacements import replacements_of
+from sinks.quantize.rounding import Method
 from sinks.quantize.schemes import Scheme
 from sinks.quantize.sqnr import decibels, output_noise
 from sinks.quantize.subject import Subject
-from sinks.quantize.transforms import Name, transform_of
+from sinks.quantize.transforms import Name
 
 RESAMPLES = 2000
 Logits = Callable[[Tensor], Tensor]  # token ids [B, T] -> [B, T, V]
@@ -65,28 +67,6 @@ def paired_change(before: Tensor, after: Tensor, seed: int) -> dict[str, float]:
     return {"mean": rows.mean().item(), "low": low, "high": high}
 
 
-def replacements_of(
-    readers: Sequence[Readers], scheme: Scheme, transform: Name, logits: Logits, calibration: Sequence[Tensor]
-) -> list[Replacement]:
-    """What is done to each input.
-
-    Args:
-        readers: of the inputs.
-        scheme: number formats of weights and inputs.
-        transform: of both.
-        logits: runs the model.
-        calibration: token ids, used where a transform or a scale depends on how large activations are.
-    """
-    largest = channel_largest(readers, logits, calibration) if transform.startswith("smooth") else {}
-    transforms = {each.name: transform_of(transform, each, largest.get(each.name)) for each in readers}
-    schemes = {each.name: scheme for each in readers}
-    inputs = scheme.activations
-    if inputs is not None and inputs.reach == "static":
-        largest = channel_largest(readers, logits, calibration, transforms)
-        schemes = {name: replace(scheme, activations=inputs.calibrated(x.amax())) for name, x in largest.items()}
-    return [Replacement(each, schemes[each.name], transforms[each.name]) for each in readers]
-
-
 @dataclass(frozen=True)
 class Options:
     """What is quantized, and how.
@@ -94,13 +74,15 @@ class Options:
     Args:
         scheme: number formats.
         transform: of inputs and weights.
-        kinds: of inputs that are quantized, as `Readers` names them.
+        method: by which weights are rounded.
+        kinds: of inputs that are quantized, as `SharedInput` names them.
         batch_size: rows at a time.
         seed: of the bootstrap.
     """
 
     scheme: Scheme
     transform: Name = "none"
+    method: Method = "nearest"
     kinds: Sequence[str] = KINDS
     batch_size: int = 4
     seed: int = 0
@@ -115,12 +97,20 @@ def measure(subject: Subject, options: Options, before: Scores | None = None) ->
         before: scores of the model as it is, if they are known.
 
     Raises:
-        UserError: if nothing of these kinds is there, a transform has no matrix, or an activation is not finite.
+        UserError: if there is no input of these kinds, a transform has no matrix, or an activation is not finite.
     """
-    found = readers_of(subject.model, subject.blocks, subject.probe)
+    found = subject.inputs()
     chosen = [each for each in found if each.kind in options.kinds]
+    if not chosen:
+        there = ", ".join(dict.fromkeys(each.kind for each in found))
+        raise UserError(f"{subject.name} has no input of kind {', '.join(options.kinds)}: give one of {there}")
+    activations = options.scheme.activations
+    # Where a scale spans tokens, those that are kept would still set it.
+    can_keep = activations is not None and activations.reach == "row" and all(each.per_token for each in chosen)
     rows, calibration = subject.rows.split(options.batch_size), subject.calibration.split(options.batch_size)
-    replacements = replacements_of(chosen, options.scheme, options.transform, subject.logits, calibration)
+    replacements = replacements_of(
+        chosen, options.scheme, options.transform, subject.logits, calibration, options.method
+    )
     before = before or score(subject.logits, rows)
 
     def change(replaced: Sequence[Replacement], keep_first: bool = False) -> dict[str, Any]:
@@ -134,18 +124,19 @@ def measure(subject: Subject, options: Options, before: Scores | None = None) ->
 
     noise = output_noise(replacements, subject.logits, [row[:, :-1] for row in rows])
     kinds = {
-        kind: [each for each in replacements if each.readers.kind == kind]
+        kind: [each for each in replacements if each.input.kind == kind]
         for kind in options.kinds
         if any(each.kind == kind for each in chosen)
+    }
+    by_kind = {
+        kind: [noise[each.input.name] for each in those if each.input.name in noise] for kind, those in kinds.items()
     }
     return {
         "loss": before.loss.mean().item(),
         "accuracy": before.correct.mean().item(),
         "quantized": change(replacements),
-        "first_token_kept": change(replacements, keep_first=True) if options.scheme.activations else None,
+        "first_token_kept": change(replacements, keep_first=True) if can_keep else None,
         "kinds_alone": {kind: change(those) for kind, those in kinds.items()} if len(kinds) > 1 else {},
-        "output_sqnr": {
-            kind: decibels(mean(noise[each.readers.name] for each in those)) for kind, those in kinds.items()
-        },
+        "output_sqnr": {kind: decibels(mean(ratios)) for kind, ratios in by_kind.items() if ratios},
         "output_sqnr_by_input": {name: decibels(ratio) for name, ratio in noise.items()},
     }

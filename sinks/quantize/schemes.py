@@ -7,9 +7,11 @@ from torch import Tensor
 
 from sinks.errors import UserError
 from sinks.quantize.formats import FP8, MXFP4, NVFP4, Blocks, Format, Integer
+from sinks.quantize.rounding import Rounding, nearest
 
 # Over what one float32 scale reaches: a row (a token, an output channel), a tensor as it comes, or a constant.
 Reach = Literal["row", "tensor", "static"]
+Only = Literal["both", "weights", "activations"]
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,13 @@ class Quantizer:
         format: of the values.
         reach: of one scale; "row" is the last dimension, "static" a tensor's largest |x| found in calibration.
         largest: that value.
+        rounding: to which of the numbers.
     """
 
     format: Format
     reach: Reach = "row"
     largest: Tensor | None = None
+    rounding: Rounding = nearest
 
     def __call__(self, x: Tensor) -> Tensor:
         """Values [..., K] that the format can hold, in x's dtype.
@@ -42,7 +46,7 @@ class Quantizer:
         elif self.reach == "static":
             assert self.largest is not None, "calibration comes first"
             largest = self.largest
-        return self.format(values, largest).to(x.dtype)
+        return self.rounding(self.format, values, largest).to(x.dtype)
 
     def calibrated(self, largest: Tensor) -> "Quantizer":
         """The same with a constant scale, if its scales are constant."""
@@ -68,9 +72,7 @@ SCHEMES = {
 }
 
 
-def scheme_of(
-    name: str, activations: Reach = "row", only: Literal["both", "weights", "activations"] = "both"
-) -> Scheme:
+def scheme_of(name: str, activations: Reach = "row", only: Only = "both") -> Scheme:
     """A scheme by its name, narrowed.
 
     Args:

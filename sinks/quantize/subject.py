@@ -11,7 +11,7 @@ from sinks.errors import UserError
 from sinks.models.attention_gates import AttentionGate
 from sinks.models.decoder import Block
 from sinks.models.norms import Norm
-from sinks.quantize.readers import BlockOf
+from sinks.quantize.inputs import BlockOf, SharedInput, inputs_of
 from sinks.record import RunFolder
 from sinks.runs import load_run
 
@@ -40,10 +40,9 @@ class Subject:
     calibration: Tensor
     text: str
 
-    def probe(self) -> None:
-        """Run the model over a few tokens."""
-        with torch.no_grad():
-            self.logits(self.rows[:1, :PROBE])
+    def inputs(self) -> list[SharedInput]:
+        """What the linear maps of the blocks read."""
+        return inputs_of(self.model, self.blocks, self.logits, self.rows[:1, :PROBE])
 
 
 def run_subject(path: str, rows: int, calibration_rows: int, device: torch.device) -> Subject:

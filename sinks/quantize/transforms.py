@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sinks.errors import UserError
 from sinks.quantize.hadamard import hadamard
-from sinks.quantize.readers import Readers
+from sinks.quantize.inputs import SharedInput
 
 Name = Literal["none", "smooth", "smooth-all", "hadamard", "hadamard-16"]
 SMALLEST = 1e-5  # of a smoothing factor, and of what it is made of
@@ -31,7 +31,7 @@ class Transform:
 NONE = Transform(lambda x: x, lambda w: w)
 
 
-def transform_of(name: Name, readers: Readers, channel_largest: Tensor | None) -> Transform:
+def transform_of(name: Name, read: SharedInput, channel_largest: Tensor | None) -> Transform:
     """The transform of one input.
 
     "smooth" is SmoothQuant at strength .5 (arXiv:2211.10438) where a norm feeds the input, "smooth-all" everywhere;
@@ -39,37 +39,35 @@ def transform_of(name: Name, readers: Readers, channel_largest: Tensor | None) -
 
     Args:
         name: of the transform.
-        readers: the linear maps, whose factors are the same.
+        read: the input, whose maps have the same factors.
         channel_largest: of each channel of the input, the largest |x| in calibration [in]; for smoothing.
 
     Raises:
         UserError: if there is no Hadamard matrix of the width, or 16 does not divide it.
     """
     if name == "hadamard-16":
-        if readers.width % 16:
-            raise UserError(
-                f"{readers.name} has {readers.width} channels, which 16 does not divide: choose smooth or none"
-            )
-        return _rotation(16)
+        if read.width % 16:
+            raise UserError(f"{read.name} has {read.width} channels, which 16 does not divide: choose smooth or none")
+        return _rotation(16, read.first.weight)
     if name == "hadamard":
-        return _rotation(readers.width)
-    if name == "smooth-all" or (name == "smooth" and readers.kind in NORM_FED):
+        return _rotation(read.width, read.first.weight)
+    if name == "smooth-all" or (name == "smooth" and read.kind in NORM_FED):
         assert channel_largest is not None, "calibration comes first"
-        return _smoothing(readers, channel_largest)
+        return _smoothing(read, channel_largest)
     return NONE
 
 
-def _smoothing(readers: Readers, channel_largest: Tensor) -> Transform:
-    weight = torch.stack([linear.weight.detach().abs().amax(0) for linear in readers.linears.values()]).amax(0)
+def _smoothing(read: SharedInput, channel_largest: Tensor) -> Transform:
+    weight = torch.stack([linear.weight.detach().abs().amax(0) for linear in read.linears.values()]).amax(0)
     roots = (channel_largest.to(weight.dtype).clamp_min(SMALLEST).sqrt(), weight.clamp_min(SMALLEST).sqrt())
     factor = (roots[0] / roots[1]).clamp_min(SMALLEST)
     return Transform(lambda x: x / factor.to(x.dtype), lambda w: w * factor.to(w.dtype))
 
 
-def _rotation(size: int) -> Transform:
-    matrix = hadamard(size)
+def _rotation(size: int, weight: Tensor) -> Transform:
+    matrix = hadamard(size, weight.dtype, weight.device)
 
     def rotate(x: Tensor) -> Tensor:
-        return (x.unflatten(-1, (-1, size)) @ matrix.to(x)).flatten(-2)
+        return (x.unflatten(-1, (-1, size)) @ matrix).flatten(-2)
 
     return Transform(rotate, rotate)

@@ -56,6 +56,33 @@ def test_a_pretrained_model_is_quantized(folder: Path, tmp_path: Path) -> None:
     assert found[0]["output_sqnr"] != found[1]["output_sqnr"]
 
 
+def test_a_result_is_named_by_the_rows_at_a_time(folder: Path, tmp_path: Path) -> None:
+    """On which a scale of a whole tensor depends."""
+    command = ["quantize", str(folder / "run"), "--scheme=int4", "--activation_scale=tensor", "--rows=3"]
+    for size in (1, 3):
+        assert main([*command, "--calibration_rows=2", f"--batch_size={size}", "--out", str(tmp_path)]) == 0
+    found = results(tmp_path)
+    assert {each["batch_size"] for each in found} == {1, 3}
+    assert len({each["quantized"]["loss"] for each in found}) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b'{"loss": 1.0}', b"[1]", b'{"loss"', b"\xff\xfe"])
+def test_a_damaged_result_is_one_line(
+    content: bytes, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["quantize", str(folder / "run"), "--scheme=int4", "--kind=attention.out", *SHORT, "--out", str(tmp_path)]
+    assert main(command) == 0
+    (file,) = tmp_path.glob("*.json")
+    file.write_bytes(content)
+    capsys.readouterr()
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{file} is damaged" in error
+    assert "delete it to measure again" in error
+    assert file.read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -65,6 +92,10 @@ def test_a_pretrained_model_is_quantized(folder: Path, tmp_path: Path) -> None:
         (("--rows=5",), "has 6 rows, but 5 to score and 2 to calibrate on are wanted"),
         (("--scheme=w4a16", "--only=activations"), "has no quantized activations"),
         (("--transform=fold",), "transform"),
+        (("--activation_scale=block",), "activation_scale"),
+        (("--only=activations", "--weight_rounding=gptq"), "weight_rounding is gptq, but --only=activations rounds no"),
+        (("--weight_rounding=awq",), "weight_rounding"),
+        (("--kind=gate",), "has no input of kind gate: give one of attention.in, attention.out, feed_forward.in"),
     ],
 )
 def test_wrong_options_are_one_line(

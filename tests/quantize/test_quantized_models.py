@@ -11,10 +11,12 @@ from sinks.models.decoder import Architecture, Block
 from sinks.models.gated_norm import GatedNorm
 from sinks.models.norms import DyT, Norm, PreAffine
 from sinks.quantize.calibrate import channel_largest
-from sinks.quantize.formats import Integer
-from sinks.quantize.linear import QuantizedLinear, Replacement, quantized
-from sinks.quantize.measure import Options, measure, paired_change, replacements_of, score
-from sinks.quantize.readers import GATE, KINDS, BlockOf, Readers, left_out, readers_of
+from sinks.quantize.formats import Integer, e2m1, e4m3
+from sinks.quantize.hadamard import hadamard
+from sinks.quantize.inputs import GATE, KINDS, BlockOf, SharedInput
+from sinks.quantize.linear import QuantizedLinear, Replacement, quantized, rounded_weights
+from sinks.quantize.measure import Options, measure, paired_change, score
+from sinks.quantize.replacements import replacements_of
 from sinks.quantize.schemes import SCHEMES, Quantizer, Scheme, scheme_of
 from sinks.quantize.sqnr import decibels, output_noise
 from sinks.quantize.subject import Subject
@@ -50,8 +52,8 @@ def subject(**parts: object) -> Subject:
     return Subject("small", model, blocks, model, tokens[:4], tokens[4:, :-1], "random")
 
 
-def readers(of: Subject, kinds: tuple[str, ...] = (*KINDS, GATE)) -> list[Readers]:
-    return [each for each in readers_of(of.model, of.blocks, of.probe) if each.kind in kinds]
+def inputs(of: Subject, kinds: tuple[str, ...] = (*KINDS, GATE)) -> list[SharedInput]:
+    return [each for each in of.inputs() if each.kind in kinds]
 
 
 def outputs(of: Subject) -> Tensor:
@@ -59,29 +61,17 @@ def outputs(of: Subject) -> Tensor:
         return of.logits(of.rows[:, :-1])
 
 
-def test_maps_are_together_where_they_read_the_same_input() -> None:
-    found = {each.name: set(each.linears) for each in readers(subject(attention_gate=HeadwiseGate, norm=GatedNorm))}
-    first = "decoder.blocks.0"
-    assert {k: v for k, v in found.items() if "blocks.0" in k} == {
-        "blocks.0.attention.in": {f"{first}.attention.{name}" for name in ("query", "key", "value")},
-        "blocks.0.attention.out": {f"{first}.attention.out"},
-        "blocks.0.feed_forward.in": {f"{first}.feed_forward.{name}" for name in ("gate", "up")},
-        "blocks.0.feed_forward.out": {f"{first}.feed_forward.down"},
-        f"{first}.attention.gate.projection": {f"{first}.attention.gate.projection"},
-    } | {
-        f"{first}.{norm}.norm.{name}": {f"{first}.{norm}.norm.{name}"}
-        for norm in ("attention_norm", "feed_forward_norm")
-        for name in ("down", "up")
-    }
-
-
 @pytest.mark.parametrize("transform", ["smooth", "smooth-all", "hadamard", "hadamard-16"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_transforms_are_exact_without_rounding(variant: str, transform: str) -> None:
     of = subject(**VARIANTS[variant])  # type: ignore[arg-type]
-    chosen = readers(of, KINDS)
+    chosen = inputs(of, KINDS)
     largest = channel_largest(chosen, of.logits, [of.calibration])
-    made = [Replacement(each, EXACT, transform_of(transform, each, largest[each.name])) for each in chosen]  # type: ignore[arg-type]
+    transforms = [transform_of(transform, each, largest[each.name]) for each in chosen]  # type: ignore[arg-type]
+    made = [
+        Replacement(each, None, found, rounded_weights(each, None, found))
+        for each, found in zip(chosen, transforms, strict=True)
+    ]
     expected = outputs(of)
     with quantized(of.model, made):
         assert any(isinstance(m, QuantizedLinear) for m in of.model.modules())
@@ -92,7 +82,7 @@ def test_transforms_are_exact_without_rounding(variant: str, transform: str) -> 
 def test_nothing_edited_leaves_the_model_bitwise_alone() -> None:
     of = subject()
     expected, modules = outputs(of), dict(of.model.named_modules())
-    with quantized(of.model, replacements_of(readers(of), EXACT, "none", of.logits, [])):
+    with quantized(of.model, replacements_of(inputs(of), EXACT, "none", of.logits, [])):
         assert torch.equal(outputs(of), expected)
     assert dict(of.model.named_modules()) == modules
 
@@ -100,7 +90,7 @@ def test_nothing_edited_leaves_the_model_bitwise_alone() -> None:
 def test_the_model_is_its_own_again_after_an_error() -> None:
     of = subject()
     modules = dict(of.model.named_modules())
-    with pytest.raises(RuntimeError), quantized(of.model, replacements_of(readers(of), EXACT, "none", of.logits, [])):
+    with pytest.raises(RuntimeError), quantized(of.model, replacements_of(inputs(of), EXACT, "none", of.logits, [])):
         raise RuntimeError
     assert dict(of.model.named_modules()) == modules
 
@@ -109,7 +99,7 @@ def test_rounded_products_are_those_of_a_plain_loop() -> None:
     """Every linear map alone against Q(x) Q(W)^T + b."""
     of = subject()
     scheme = SCHEMES["int4"]
-    with quantized(of.model, replacements_of(readers(of), scheme, "none", of.logits, [])):
+    with quantized(of.model, replacements_of(inputs(of), scheme, "none", of.logits, [])):
         maps = [m for m in of.model.modules() if isinstance(m, QuantizedLinear)]
     originals = {n: m for n, m in of.model.named_modules() if isinstance(m, nn.Linear) and "blocks" in n}
     assert len(maps) == len(originals) == 14
@@ -129,7 +119,7 @@ def test_a_shared_input_is_rounded_once() -> None:
             calls.append(x.shape)
             return super().__call__(x, largest)
 
-    chosen = readers(of, ("attention.in",))
+    chosen = inputs(of, ("attention.in",))
     with quantized(of.model, replacements_of(chosen, Scheme(None, Quantizer(Counting(8))), "none", of.logits, [])):
         outputs(of)
     assert len(calls) == 2  # layers
@@ -137,7 +127,7 @@ def test_a_shared_input_is_rounded_once() -> None:
 
 def test_first_tokens_stay_in_high_precision() -> None:
     of = subject()
-    made = replacements_of(readers(of), scheme_of("int4", only="activations"), "none", of.logits, [])
+    made = replacements_of(inputs(of), scheme_of("int4", only="activations"), "none", of.logits, [])
     with quantized(of.model, made) as kept:
         rounded = outputs(of)
         kept.mask = torch.zeros(of.rows[:, :-1].shape, dtype=torch.bool)
@@ -162,16 +152,16 @@ def test_scores_and_noise_against_plain_formulas() -> None:
     assert change["mean"] == pytest.approx(1.5)
     assert 0 <= change["low"] < 1.5 < change["high"] <= 3
 
-    (each,) = replacements_of(readers(of, ("feed_forward.out",))[:1], SCHEMES["int4"], "none", of.logits, [])
-    inputs: list[Tensor] = []
-    (linear,) = each.readers.linears.values()
-    handle = linear.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach().flatten(0, 1)))
+    (each,) = replacements_of(inputs(of, ("feed_forward.out",))[:1], SCHEMES["int4"], "none", of.logits, [])
+    read: list[Tensor] = []
+    (linear,) = each.input.linears.values()
+    handle = linear.register_forward_pre_hook(lambda module, args: read.append(args[0].detach().flatten(0, 1)))
     noise = output_noise([each], of.logits, [of.rows[:, :-1]])
     handle.remove()
     quantizer = Quantizer(Integer(4))
     with torch.no_grad():
-        plain = inputs[0] @ linear.weight.T
-        error = plain - quantizer(inputs[0]) @ quantizer(linear.weight).T
+        plain = read[0] @ linear.weight.T
+        error = plain - quantizer(read[0]) @ quantizer(linear.weight).T
     ratio = (error.square().sum(-1) / plain.square().sum(-1)).mean()
     assert noise == {"blocks.0.feed_forward.out": pytest.approx(ratio.item(), rel=1e-9)}
     assert decibels(0.01) == pytest.approx(20)
@@ -182,14 +172,14 @@ def test_static_scales_are_those_of_the_calibration_text() -> None:
     of = subject()
     scheme = scheme_of("int4", "static")
     for transform in ("none", "hadamard-16"):
-        made = replacements_of(readers(of, KINDS), scheme, transform, of.logits, [of.calibration])  # type: ignore[arg-type]
+        made = replacements_of(inputs(of, KINDS), scheme, transform, of.logits, [of.calibration])  # type: ignore[arg-type]
         seen: dict[str, float] = {}
 
         def watch(each: Replacement, seen: dict[str, float] = seen) -> object:
             def see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                seen[each.readers.name] = each.transform.inputs(args[0]).abs().max().item()
+                seen[each.input.name] = each.transform.inputs(args[0]).abs().max().item()
 
-            return next(iter(each.readers.linears.values())).register_forward_pre_hook(see)
+            return next(iter(each.input.linears.values())).register_forward_pre_hook(see)
 
         handles = [watch(each) for each in made]
         with torch.no_grad():
@@ -197,9 +187,107 @@ def test_static_scales_are_those_of_the_calibration_text() -> None:
         for handle in handles:
             handle.remove()  # type: ignore[attr-defined]
         for each in made:
-            assert each.scheme.activations is not None
-            assert each.scheme.activations.largest is not None
-            assert each.scheme.activations.largest.item() == pytest.approx(seen[each.readers.name], rel=1e-6)
+            assert each.activations is not None
+            assert each.activations.largest is not None
+            assert each.activations.largest.item() == pytest.approx(seen[each.input.name], rel=1e-6)
+
+
+@pytest.mark.parametrize("transform", ["smooth", "smooth-all"])
+def test_smoothing_factors_are_those_of_the_formula(transform: str) -> None:
+    """s_j = max|X_j|^.5 / max|W_j|^.5, one for all maps that read the input."""
+    of = subject()
+    read: dict[str, list[Tensor]] = {}
+    chosen = inputs(of, KINDS)
+    handles = [
+        each.first.register_forward_pre_hook(
+            lambda module, args, name=each.name: read.setdefault(name, []).append(args[0])  # type: ignore[misc]
+        )
+        for each in chosen
+    ]
+    with torch.no_grad():
+        of.logits(of.calibration)
+    for handle in handles:
+        handle.remove()
+    for made in replacements_of(chosen, EXACT, transform, of.logits, of.calibration.split(3)):  # type: ignore[arg-type]
+        each = made.input
+        x = torch.cat(read[each.name]).flatten(0, 1)
+        w = torch.cat([linear.weight for linear in each.linears.values()]).detach()
+        factor = x.abs().max(0).values ** 0.5 / w.abs().max(0).values ** 0.5
+        if transform == "smooth" and each.kind.endswith(".out"):
+            factor = torch.ones_like(factor)
+        torch.testing.assert_close(made.transform.inputs(x), x / factor, rtol=1e-12, atol=0)
+        torch.testing.assert_close(made.transform.weights(w), w * factor, rtol=1e-12, atol=0)
+
+
+def test_nvfp4_scales_are_those_of_the_formula() -> None:
+    """One float32 scale amax / 2688 per token, and below it E4M3 of a block's amax / 6; weights: one per matrix."""
+    x = torch.randn(5, 48, generator=torch.Generator().manual_seed(4)) * torch.logspace(-3, 3, 5)[:, None]
+    scheme = SCHEMES["nvfp4"]
+    assert scheme.weights is not None
+    assert scheme.activations is not None
+    for quantizer, peaks in ((scheme.activations, x.abs().amax(-1)), (scheme.weights, x.abs().amax().expand(5))):
+        found = quantizer(x)
+        for row, peak, values in zip(x, peaks, found, strict=True):
+            outer = peak / 2688
+            for at in range(0, 48, 16):
+                block = row[at : at + 16]
+                scale = e4m3(block.abs().amax() / 6 / outer) * outer
+                expected = e2m1(block / scale) * scale if scale > 0 else torch.zeros(16)
+                assert torch.equal(values[at : at + 16], expected)
+
+
+def test_kept_tokens_are_those_of_the_mask_alone() -> None:
+    of = subject()
+    each = inputs(of, ("attention.in",))[0]
+    (made,) = replacements_of([each], scheme_of("int4", only="activations"), "none", of.logits, [])
+    x = torch.randn(2, 7, 48, dtype=torch.float64)
+    mask = torch.rand(2, 7, generator=torch.Generator().manual_seed(5)) > 0.5
+    rounded = Quantizer(Integer(4))(x)
+    with quantized(of.model, [made]) as kept, torch.no_grad():
+        kept.mask = mask
+        (name, linear) = next(iter(each.linears.items()))
+        found = of.model.get_submodule(name)(x)
+    expected = torch.stack([
+        torch.stack([x[b, t] if mask[b, t] else rounded[b, t] for t in range(7)]) for b in range(2)
+    ])  # fmt: skip
+    torch.testing.assert_close(found, expected @ linear.weight.T + linear.bias)
+
+
+def test_an_output_of_zeros_has_no_ratio() -> None:
+    of = subject()
+    first, second = inputs(of, ("feed_forward.out",))
+    with torch.no_grad():
+        first.first.weight.zero_()
+        second.first.weight[0].zero_()
+    made = replacements_of([first, second], SCHEMES["int4"], "none", of.logits, [])
+    noise = output_noise(made, of.logits, [of.calibration])
+    assert set(noise) == {second.name}
+    assert 0 < noise[second.name] < 1
+    found = measure(of, Options(SCHEMES["int4"], kinds=("feed_forward.out",)))
+    assert set(found["output_sqnr_by_input"]) == {second.name}
+    assert found["output_sqnr"]["feed_forward.out"] == found["output_sqnr_by_input"][second.name]
+    with torch.no_grad():
+        second.first.weight.zero_()
+    assert measure(of, Options(SCHEMES["int4"], kinds=("feed_forward.out",)))["output_sqnr"] == {}
+
+
+@pytest.mark.parametrize(("reach", "kept"), [("row", True), ("tensor", False), ("static", False)])
+def test_first_tokens_are_kept_only_where_scales_are_per_token(reach: str, kept: bool) -> None:
+    found = measure(subject(), Options(scheme_of("int4", reach), kinds=("attention.in",)))  # type: ignore[arg-type]
+    assert (found["first_token_kept"] is not None) == kept
+
+
+def test_kinds_that_no_input_has_are_one_line() -> None:
+    with pytest.raises(UserError, match=r"^small has no input of kind attention.inner: give one of attention.in, att"):
+        measure(subject(), Options(SCHEMES["int4"], kinds=("attention.inner",)))
+
+
+def test_a_hadamard_matrix_is_converted_once_and_computed_in_float64() -> None:
+    matrix = hadamard(48, torch.float32)
+    assert hadamard(48, torch.float32) is matrix
+    exact = hadamard(48)
+    torch.testing.assert_close(exact @ exact.T, torch.eye(48, dtype=torch.float64), rtol=0, atol=1e-14)
+    assert torch.equal(matrix, exact.float())
 
 
 def test_measure_reports_each_kind_alone() -> None:
@@ -207,7 +295,7 @@ def test_measure_reports_each_kind_alone() -> None:
     found = measure(of, Options(SCHEMES["int4"], batch_size=2))
     assert set(found["kinds_alone"]) == {"attention.in", "attention.out", "feed_forward.in", "feed_forward.out"}
     (kind,) = [k for k in found["kinds_alone"] if k == "attention.out"]
-    made = replacements_of(readers(of, (kind,)), SCHEMES["int4"], "none", of.logits, [])
+    made = replacements_of(inputs(of, (kind,)), SCHEMES["int4"], "none", of.logits, [])
     with quantized(of.model, made):
         alone = score(of.logits, of.rows.split(2))
     assert found["kinds_alone"][kind]["loss"] == alone.loss.mean().item()
@@ -215,21 +303,12 @@ def test_measure_reports_each_kind_alone() -> None:
     assert len(found["output_sqnr_by_input"]) == 8
 
 
-def test_modules_that_are_no_linear_map_are_named() -> None:
-    of = subject()
-    found = readers(of)
-    assert left_out(found, of.blocks) == []
-    assert left_out([each for each in found if each.kind != "attention.out"], of.blocks) == ["Linear"]
-    with pytest.raises(UserError, match=r"has no nn\.Linear in its blocks"):
-        readers_of(of.model, [BlockOf(nn.LayerNorm(3), None)], of.probe)
-
-
 def test_a_matrix_that_is_not_there_is_one_line() -> None:
     of = subject()
-    each = readers(of, ("attention.in",))[0]
+    each = inputs(of, ("attention.in",))[0]
     linear = nn.Linear(688, 3)
-    other = Readers("blocks.0.feed_forward.out", "feed_forward.out", {"down": linear})
+    other = SharedInput("blocks.0.feed_forward.out", "feed_forward.out", {"down": linear})
     with pytest.raises(UserError, match="no Hadamard matrix of 688 is known here: transform blocks, with hadamard-16"):
         transform_of("hadamard", other, None)
     with pytest.raises(UserError, match="has 12 channels, which 16 does not divide"):
-        transform_of("hadamard-16", Readers(each.name, each.kind, {"down": nn.Linear(12, 3)}), None)
+        transform_of("hadamard-16", SharedInput(each.name, each.kind, {"down": nn.Linear(12, 3)}), None)
