@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from sinks.quantize.subject import Subject
 
 REPEATED = ("where", "layers", "edit", "on")
-Edit = Literal["direct", "constant-direct", "denominator", "constant-denominator", "mean", "zero", "clamp"]
+Edit = Literal[
+    "direct", "constant-direct", "denominator", "constant-denominator", "mean", "zero", "clamp", "value",
+    "constant-contribution", "rescaling", "constant-rescaling", "masked", "learned-constant", "gate-mean", "gate-one",
+]  # fmt: skip
 Tokens = Literal["ordinary", "all", "later", "first", "massive"]
 
 
@@ -55,12 +58,12 @@ def probe(
             pattern; or each, one at a time. May be repeated; none given: all.
         layers: attention layers: all together, each alone, a name or a pattern; may be repeated; none given: all.
         from_layer: the first block that is edited, on both sides.
-        edit: of the residual side, may be repeated; none given: every one.
-        on: tokens on which these act, may be repeated; none given: ordinary and all.
+        edit: of either side, may be repeated; none given: every one.
+        on: tokens on which edits of the residual side act, may be repeated; none given: ordinary and all.
         threshold: mean |h_j| over the median of all dimensions, from which on j is a sink dimension of a site.
         dimensions: in place of those that reach the threshold, at every site.
         clamp: limit of the edit clamp, in RMS of the other dimensions.
-        controls: number of random controls of the residual side.
+        controls: number of random controls of the residual side; 0 also leaves out those of the attention side.
         sinks: keys that are attention sinks: those that detection finds, the first one, or a query's own token.
         text: for a pretrained model, as for sinks analyze; a run is probed on its validation set.
         rows: number of rows that are scored.
@@ -141,19 +144,25 @@ def places_of(subject: "Subject") -> "Places":
 
 
 def text_of(subject: "Subject") -> "Text":
-    """What a subject is probed on."""
-    from sinks.probes.effects import windows
+    """What a subject is probed on: documents, where a run's data marks where they begin, else windows."""
+    from sinks.data.tokenizer import BOS_ID
+    from sinks.families import CausalLM
+    from sinks.probes.effects import documents, windows
     from sinks.probes.probe import Text
+    from sinks.record import RunFolder
 
-    count, length = subject.rows.shape
-    return Text(subject.logits, subject.rows, subject.calibration, windows(count, length - 1), str)
+    rows = subject.rows.cpu()
+    data = RunFolder(subject.name).config()["data"] if isinstance(subject.model, CausalLM) else {}
+    marked = data.get("init_args", {}).get("bos") == "document"
+    units = documents(rows, BOS_ID) if marked else windows(len(rows), rows.shape[1] - 1)
+    return Text(subject.logits, subject.rows, subject.calibration, units, str)
 
 
 def show(file: Path, content: Mapping[str, Any], options: "Options") -> None:
     """Print what was measured, of the sides that were asked for."""
     print(file)
     for side in ("residual", "attention"):
-        if options.side in (side, "both"):
+        if options.side in (side, "both") and side in content:
             print(
                 f"{side} side: loss {content[side]['loss']:.4f} nats per token; change [95 % over {content['units']}]"
             )

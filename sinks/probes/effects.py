@@ -41,9 +41,13 @@ def windows(rows: int, tokens: int) -> Units:
 
 
 def documents(ids: Tensor, start: int) -> Units:
-    """Documents that begin with an id, in rows [N, T + 1] of one text; a prediction belongs to where it is made."""
-    begun = (ids == start).flatten().cumsum(0).view_as(ids)[:, :-1]
-    return Units(begun.unique(return_inverse=True)[1], "documents")
+    """The parts of documents in rows of ids [N, T + 1], of which each begins with an id; none reaches over two rows.
+
+    A prediction belongs to the document of the token at which it is made.
+    """
+    begun = ids[:, :-1] == start
+    begun[:, 0] = True
+    return Units(begun.flatten().cumsum(0).view_as(begun) - 1, "documents")
 
 
 def interval(sums: Tensor, sizes: Tensor, seed: int) -> dict[str, float]:

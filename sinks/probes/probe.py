@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,8 @@ from sinks.probes.scorer import Logits, Scorer
 
 POSITIONS = 8  # parts of a row of which the loss is reported apart
 Side = Literal["residual", "attention", "both"]
+ATTENTION_EDITS = (*removals.EDITS, removals.LEARNED, removals.GATE_MEAN, removals.GATE_ONE)
+EDITS = (*CUTS, *ATTENTION_EDITS)
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,14 @@ class Options:
         side: residual, attention or both.
         where: norm sites: "all", "blocks", "each", kinds of norms, names or patterns.
         layers: attention layers: "all", "each", names or patterns.
-        edits: of the residual side, by name.
-        tokens: on which these act.
+        edits: by name, of both sides.
+        tokens: on which those of the residual side act.
         threshold: score from which on a dimension is a sink of a site.
         dimensions: in place of those that reach the threshold.
         from_layer: the first block that is edited.
         sinks: keys that count as sinks: detected, first or own.
-        controls: number of random controls of the residual side.
+        controls: number of random controls of the residual side; on the attention side any number but 0 stands for one
+            of each kind.
         clamp: limit, in RMS of the other dimensions.
         batch_size: rows at a time.
         seed: of random controls and of the bootstrap.
@@ -46,7 +49,7 @@ class Options:
     side: Side = "both"
     where: Sequence[str] = (ALL,)
     layers: Sequence[str] = (ALL,)
-    edits: Sequence[str] = tuple(CUTS)
+    edits: Sequence[str] = EDITS
     tokens: Sequence[str] = ("ordinary", "all")
     threshold: float = 10.0
     dimensions: Sequence[int] | None = None
@@ -127,10 +130,13 @@ def probe(places: Places, text: Text, options: Options, results: Results, progre
     Raises:
         UserError: if a site or layer is unknown, or one that is named has no sink.
     """
-    if options.side != "attention":
-        probe_residual(places, text, options, results, progress)
-    if options.side != "residual":
-        probe_attention(places, text, options, results, progress)
+    for side, known, run in (("residual", CUTS, probe_residual), ("attention", ATTENTION_EDITS, probe_attention)):
+        if options.side == "both" or options.side == side:
+            chosen = [edit for edit in options.edits if edit in known]
+            if chosen:
+                run(places, text, replace(options, edits=chosen), results, progress)
+            elif options.side == side:
+                raise UserError(f"edit is {', '.join(options.edits)}, none of the {side} side: give {', '.join(known)}")
 
 
 # -- the residual side ---------------------------------------------------------------------------------------------
@@ -203,13 +209,19 @@ def probe_attention(places: Places, text: Text, options: Options, results: Resul
     detections: dict[str, Detection] = {}
     jobs: list[Job] = []
     for name, layers in groups:
-        edits: list[tuple[str, str | None]] = []
+        possible: set[str] = set()
         if any(_has_sink(side, layer) for layer in layers):
-            edits += [(edit, control) for edit in removals.EDITS for control in (None, *removals.CONTROLS)]
+            possible |= removals.EDITS.keys()
         if any(calibrations[layer.name].mean_learned_mass.max() > 0 for layer in layers):
-            edits.append((removals.LEARNED, None))
+            possible.add(removals.LEARNED)
         if any(layer.gated for layer in layers):
-            edits += [(removals.GATE_MEAN, None), (removals.GATE_ONE, None)]
+            possible |= {removals.GATE_MEAN, removals.GATE_ONE}
+        edits = [
+            (edit, control)
+            for edit in options.edits
+            if edit in possible
+            for control in (None, *(removals.CONTROLS if options.controls and edit in removals.EDITS else ()))
+        ]
         results.edits("attention").update({} if edits else {f"{name}|none": None})
         for edit, control in edits:
             jobs.append(_layer_job(side, name, layers, edit, control, detections))

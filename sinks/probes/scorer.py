@@ -75,7 +75,7 @@ class Scorer:
             kept[block] = output
 
         handles = [
-            self._blocks[i].register_forward_hook(lambda module, args, output, i=i: keep(i, output))  # type: ignore[misc]
+            self._blocks[i].register_forward_hook(lambda module, args, output, i=i: keep(i, output))
             for i in self._before
         ]
         try:

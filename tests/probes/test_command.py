@@ -80,6 +80,24 @@ def test_a_pretrained_model_is_probed_site_by_site(folder: Path, tmp_path: Path)
     }
 
 
+def test_edits_that_are_asked_for_alone_and_units_that_are_documents(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    for number in range(40):
+        (tmp_path / f"text/{number}.txt").write_text(tiny.TEXT[number * 50 : number * 50 + 60])
+    sources = [f"--data.sources=[{tmp_path / 'text'}]", f"--data.folder={tmp_path / 'data'}"]
+    sizes = ["--data.vocab_size=300", "--data.context_length=24", "--data.batch_size=2", "--data.validation_share=0.5"]
+    trainer = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_steps=1", "--progress.enabled=false"]
+    command = ["fit", "--model=Baseline", "--data=Text", *sources, *sizes, *trainer]
+    assert main([*command, "--run.dir", str(tmp_path / "run")]) == 0
+    asked = ["--edit=masked", "--sinks=first", "--layers=each", "--from_layer=1", "--controls=0"]
+    assert main(["probe", str(tmp_path / "run"), *asked, *SHORT]) == 0
+    found = result(tmp_path / "run/probes")
+    assert "residual" not in found
+    assert set(found["attention"]["edits"]) == {"blocks.1.attention|first|masked|sink"}
+    assert found["units"] == "documents"
+    assert len(found["attention"]["edits"]["blocks.1.attention|first|masked|sink"]["sums"]) > 3
+
+
 def test_an_interrupted_probe_goes_on_where_it_was(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +140,7 @@ def test_an_interrupted_probe_goes_on_where_it_was(
         (("--dimensions=[128]",), "dimensions is [128], but must be different numbers from 0 to 127"),
         (("--dimensions=[]",), "dimensions is empty"),
         (("--edit=erase",), "erase"),
+        (("--side=residual", "--edit=masked"), "edit is masked, none of the residual side: give direct, "),
         (("--sinks=last",), "last"),
     ],
 )

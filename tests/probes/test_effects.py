@@ -1,5 +1,7 @@
 """Intervals over units, the rule of roles, and what the bootstrap draws."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -29,18 +31,18 @@ def test_units() -> None:
     rows = windows(2, 3)
     assert rows.sums(values).tolist() == [3, 12]
     assert rows.sizes.tolist() == [3, 3]
-    # Documents begin with 9; the first row begins inside of one. The last id of a row predicts nothing.
+    # Documents begin with 9; rows begin inside of one. The last id of a row predicts nothing.
     ids = torch.tensor([[4, 9, 5, 6], [7, 8, 9, 9]])
     found = documents(ids, 9)
-    assert found.of_tokens.tolist() == [[0, 1, 1], [1, 1, 2]]
-    assert found.sums(values).tolist() == [0, 10, 5]
+    assert found.of_tokens.tolist() == [[0, 1, 1], [2, 2, 3]]
+    assert found.sums(values).tolist() == [0, 3, 7, 5]
 
 
 def sums(mean: float, noise: float = 0.0) -> Tensor:
     return mean + noise * torch.tensor([1.0, -1.0] * 8, dtype=torch.float64)
 
 
-def named(rule: dict[str, tuple[str, str | None]], **changes: Tensor) -> list[str] | None:
+def named(rule: dict[str, tuple[str, str | None]], **changes: Tensor) -> Any:
     changes = {name.replace("_", "-"): change for name, change in changes.items()}
     controls = {name: [sums(0.05), sums(0.15)] for name in changes}
     found = role(rule, changes, controls, torch.ones(16, dtype=torch.float64), 0)
