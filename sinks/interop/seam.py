@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from sink_kernels import attention, key_mass
+from sink_kernels.options import Options
+from sink_kernels.reference import causal_logits, normalize, repeat_heads, sink_column
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -25,6 +27,7 @@ from sinks.observe.documents import Documents, documents_of_positions
 NAME = "sinks"
 IMPLEMENTATION = "_attn_implementation"  # of a configuration; transformers has no public name to read it
 Listener = Callable[["AttentionCall", Tensor, dict[str, Tensor]], None]  # a call, its output, its statistics
+Edit = Callable[["AttentionCall", Tensor], Tensor]  # of a call and its output [B, H, T, dv]; what to return instead
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,16 @@ class AttentionCall:
             "normalizer": "softmax" if self.sink is None else "learnable_sink",
             "scale": scale, "window": self.window, "softcap": self.softcap,
         }  # fmt: skip
+
+    def weights(self) -> Tensor:
+        """The weights of whole rows on their keys [B, H, T, T], in float32 or wider."""
+        assert self.documents is None, "rows are whole"
+        options = Options(**self._options)
+        wide = torch.promote_types(self.q.dtype, torch.float32)
+        keys = repeat_heads(self.k.to(wide), self.q.shape[1] // self.k.shape[1])
+        logits = causal_logits(self.q.to(wide), keys, options)
+        sink = None if self.sink is None else sink_column(self.sink, len(self.sink), wide, self.q.device)
+        return normalize(logits, sink, options)
 
     def run(
         self, stats: Collection[str] = (), numbers: Callable[["AttentionCall"], Tensor] | None = None
@@ -116,6 +129,7 @@ class _Listening:
 
 # Module that calls the function -> who listens there. Of all models, because transformers registers one function.
 _listening: WeakKeyDictionary[nn.Module, _Listening] = WeakKeyDictionary()
+_edits: WeakKeyDictionary[nn.Module, Edit] = WeakKeyDictionary()  # the same of who edits what it gives
 # Positions of packed rows -> their documents. By the tensor, which the model passes on to its attention, and again when
 # a checkpointed block is computed again.
 _documents: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -174,6 +188,9 @@ def sinks_attention(
     if listening is not None:
         with torch.no_grad():
             listening.listener(call, out, rows)
+    edit = None if _Pass.current is None else _edits.get(module)
+    if edit is not None:
+        out = edit(call, out)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -324,6 +341,13 @@ class Seam:
             _listening.pop(module, None)
         else:
             _listening[module] = _Listening(tuple(stats), numbers, listener)
+
+    def edit(self, module: nn.Module, edit: Edit | None) -> None:
+        """Let an attention module return what an edit makes of its calls, while a site is open; None to stop."""
+        if edit is None:
+            _edits.pop(module, None)
+        else:
+            _edits[module] = edit
 
     def _detach(self) -> None:
         for handle in self._handles:

@@ -1,0 +1,199 @@
+"""`sinks probe`: what a model's loss owes to its residual sinks and attention sinks."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sinks.cli.analyze import collected
+from sinks.cli.parser import run_function
+from sinks.errors import UserError, require
+
+if TYPE_CHECKING:
+    from sinks.probes.places import Places
+    from sinks.probes.probe import Options, Text
+    from sinks.quantize.subject import Subject
+
+REPEATED = ("where", "layers", "edit", "on")
+Edit = Literal[
+    "direct", "constant-direct", "denominator", "constant-denominator", "mean", "zero", "clamp", "value",
+    "constant-contribution", "rescaling", "constant-rescaling", "masked", "learned-constant", "gate-mean", "gate-one",
+]  # fmt: skip
+Tokens = Literal["ordinary", "all", "later", "first", "massive"]
+
+
+def probe(
+    model: str,
+    *,
+    side: Literal["residual", "attention", "both"] = "both",
+    where: list[str] | None = None,
+    layers: list[str] | None = None,
+    from_layer: int = 0,
+    edit: list[Edit] | None = None,
+    on: list[Tokens] | None = None,
+    threshold: float = 10.0,
+    dimensions: list[int] | None = None,
+    clamp: float = 8.0,
+    controls: int = 1,
+    sinks: Literal["detected", "first", "own"] = "detected",
+    text: str | None = None,
+    rows: int = 8,
+    tokens: int = 512,
+    calibration_rows: int = 4,
+    bos: str = "auto",
+    batch_size: int = 1,
+    seed: int = 0,
+    device: str = "auto",
+    out: Path | None = None,
+    cache: Path = Path("data"),
+    trust_remote_code: bool = False,
+    progress: bool = True,
+) -> None:
+    """Measure what a model's loss owes to its sinks: each edit beside a random control, with intervals, and the role.
+
+    Args:
+        model: a run folder, or "smollm2", a folder of a transformers model, a .gguf file, a name on the hub.
+        side: sink dimensions of the residual stream, attention sinks, or both.
+        where: norm sites, edited together: all, blocks (all but the head's), attention, feed_forward, head, a name or a
+            pattern; or each, one at a time. May be repeated; none given: all.
+        layers: attention layers: all together, each alone, a name or a pattern; may be repeated; none given: all.
+        from_layer: the first block that is edited, on both sides.
+        edit: of either side, may be repeated; none given: every one.
+        on: tokens on which edits of the residual side act, may be repeated; none given: ordinary and all.
+        threshold: mean |h_j| over the median of all dimensions, from which on j is a sink dimension of a site.
+        dimensions: in place of those that reach the threshold, at every site.
+        clamp: limit of the edit clamp, in RMS of the other dimensions.
+        controls: number of random controls of the residual side; 0 also leaves out those of the attention side.
+        sinks: keys that are attention sinks: those that detection finds, the first one, or a query's own token.
+        text: for a pretrained model, as for sinks analyze; a run is probed on its validation set.
+        rows: number of rows that are scored.
+        tokens: length of a row of text.
+        calibration_rows: number of rows after these that calibrate sink dimensions and means.
+        bos: what a row of text begins with, as for sinks analyze.
+        batch_size: rows at a time.
+        seed: of the random controls and of the bootstrap.
+        device: cpu, cuda, or auto: a GPU if there is one.
+        out: folder of the JSON file; by default probes/ in the run folder, or runs/probes/MODEL.
+        cache: folder that holds converted .gguf files.
+        trust_remote_code: whether code that a model brings may run.
+        progress: show a progress line on a terminal.
+    """
+    for name, value in (("rows", rows), ("calibration_rows", calibration_rows), ("batch_size", batch_size)):
+        require(name, value, at_least=1, remedy="give e.g. 8")
+    require("threshold", threshold, above=0, remedy="give e.g. 10")
+    require("clamp", clamp, above=0, remedy="give e.g. 8")
+    require("controls", controls, at_least=0, remedy="give e.g. 1")
+    require("from_layer", from_layer, at_least=0, remedy="give 0 for the first")
+    if dimensions is not None and not dimensions:
+        raise UserError("dimensions is empty: give at least one, or leave it out for those that reach --threshold")
+
+    from sinks.cli.analyze import device_of, slug
+    from sinks.cli.quantize import digest, identity
+    from sinks.probes.probe import Options, Results
+    from sinks.probes.probe import probe as run_probe
+    from sinks.quantize.subject import pretrained_subject, run_subject
+    from sinks.record import RunFolder
+    from sinks.record.folder import to_json, write_atomically
+    from sinks.record.provenance import provenance
+
+    if RunFolder(model).has_provenance:
+        subject = run_subject(model, rows, calibration_rows, device_of(device))
+        folder = out or Path(model) / "probes"
+    else:
+        subject = pretrained_subject(
+            model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
+        )
+        folder = out or Path("runs/probes") / slug(model)
+    options = Options(
+        side, where or ["all"], layers or ["all"], edit or list(Options.edits), on or list(Options.tokens), threshold,
+        dimensions, from_layer, sinks, controls, clamp, batch_size, seed,
+    )  # fmt: skip
+    own = identity(subject)
+    # Not what is asked for, but what its results depend on.
+    settings = {
+        "threshold": threshold, "dimensions": dimensions, "clamp": clamp, "seed": seed, "batch_size": batch_size,
+    }  # fmt: skip
+    file = folder / f"probe-{digest(own | settings)}.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    places, found = places_of(subject), text_of(subject)
+    header = own | settings | {"units": found.units.name, "provenance": provenance("transformers")}
+
+    def save(content: Mapping[str, Any]) -> None:
+        write_atomically(file, to_json(dict(content), indent=2) + "\n")
+
+    results = Results(header | known, save)
+    run_probe(places, found, options, results, progress)
+    show(file, results, options)
+
+
+def places_of(subject: "Subject") -> "Places":
+    """Where a run's or a transformers model can be edited."""
+    from sinks.families import CausalLM
+
+    if isinstance(subject.model, CausalLM):
+        from sinks.probes.own_places import own_places
+
+        assert subject.model.decoder is not None
+        return own_places(subject.model.decoder)
+    from transformers import PreTrainedModel
+
+    from sinks.probes.hooked_places import hooked_places
+
+    assert isinstance(subject.model, PreTrainedModel)
+    return hooked_places(subject.model)
+
+
+def text_of(subject: "Subject") -> "Text":
+    """What a subject is probed on: documents, where a run's data marks where they begin, else windows."""
+    from sinks.data.tokenizer import BOS_ID
+    from sinks.families import CausalLM
+    from sinks.probes.effects import documents, windows
+    from sinks.probes.probe import Text
+    from sinks.record import RunFolder
+
+    rows = subject.rows.cpu()
+    data = RunFolder(subject.name).config()["data"] if isinstance(subject.model, CausalLM) else {}
+    marked = data.get("init_args", {}).get("bos") == "document"
+    units = documents(rows, BOS_ID) if marked else windows(len(rows), rows.shape[1] - 1)
+    return Text(subject.logits, subject.rows, subject.calibration, units, str)
+
+
+def show(file: Path, content: Mapping[str, Any], options: "Options") -> None:
+    """Print what was measured, of the sides that were asked for."""
+    print(file)
+    for side in ("residual", "attention"):
+        if options.side in (side, "both") and side in content:
+            print(
+                f"{side} side: loss {content[side]['loss']:.4f} nats per token; change [95 % over {content['units']}]"
+            )
+            _show_side(content[side])
+
+
+def _show_side(found: Mapping[str, Any]) -> None:
+    rows: dict[str, dict[str, Any]] = {}
+    for key, result in found["edits"].items():
+        name, _, of = key.rpartition("|")
+        rows.setdefault(name, {})[of] = result
+    width = max(map(len, rows), default=0)
+    for name, results in rows.items():
+        if "none" in results:
+            print(f"  {name:<{width}}  none")
+            continue
+        change = results["sink"]["change"]
+        others = "".join(f"  {of} {result['change']['mean']:+.4f}" for of, result in results.items() if of != "sink")
+        print(f"  {name:<{width}}  {change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]{others}")
+        after = results["sink"].get("sinks_afterward")
+        if after and after["positions"]:
+            at = ", ".join(str(place["position"]) for place in after["positions"][:3])
+            print(f"  {'':<{width}}  sinks afterward in {after['with_sink']:.2f} of heads and rows, most at {at}")
+    for name, result in found["roles"].items():
+        print(f"  role of {name}: {', '.join(result['named'])}")
+    hows = [how["how"] for layer in found.get("layers", {}).values() for how in layer["how"]]
+    if hows:
+        counts = ", ".join(f"{hows.count(how)} {how}" for how in ("no-op", "broadcast", "between"))
+        print(f"  sinks of {len(hows)} heads: {counts}")
+
+
+def main(command: str, arguments: list[str]) -> None:
+    """Run `sinks probe`."""
+    run_function(probe, command, collected(arguments, REPEATED))
