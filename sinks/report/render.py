@@ -11,7 +11,7 @@ import markupsafe
 from matplotlib.figure import Figure
 
 from sinks.record.folder import write_atomically
-from sinks.report import figures, outcomes, reproduction, tables, transfer
+from sinks.report import causes, figures, outcomes, reproduction, tables, transfer
 from sinks.report.ablation import Ablation, load_ablation
 from sinks.report.claims import claims, tiny
 from sinks.report.outcomes import Comparison, compare
@@ -130,6 +130,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "further": tables.further(comparison),
         "notes": _sentences("notes.j2", baseline=comparison.baseline, results=results, **signs),
         "diverged": tables.diverged(comparison),
+        "causes": causes.tables(ablation),
         "transfer": _transfer(ablation),
         "unfinished": _unfinished(ablation),
         "against": tables.against(comparison),

@@ -1,0 +1,78 @@
+"""Probes and quantization of an ablation's runs, in its report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sinks.errors import UserError
+from sinks.report import load_ablation, write_report
+from sinks.report.causes import tables
+from tests.report.synthetic import Levels, write_ablation
+
+
+def change(mean: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+
+
+def write(folder: Path, seed: int, masked: float) -> None:
+    """A probe of both sides, and a quantization, as the commands write them."""
+    names = ("bias", "contributes", "constant scale", "rescales")
+    effects = {name: change(0.1 * (i + seed)) for i, name in enumerate(names)}
+    probe = {
+        "attention": {
+            "edits": {"all|first|masked|sink": {"change": change(masked)}},
+            "roles": {"all|first": {"effects": effects, "named": ["rescales"] if seed else ["nothing"]}},
+        },
+        "residual": {"edits": {}, "roles": {"head|ordinary": {"effects": {}, "named": ["nothing"]}}},
+    }
+    quantized = {"scheme": "int4", "transform": "smooth", "rows": [32, 65], "quantized": {"change": change(masked / 2)}}
+    for name, content in (("probes", probe), ("quantization", quantized)):
+        (folder / name).mkdir()
+        (folder / name / "x.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = write_ablation(tmp_path, {"baseline": Levels(), "gate": Levels()}, seeds=(0, 1), statistics=False)
+    for seed in (0, 1):
+        write(root / f"baseline/seed{seed}", seed, masked=0.2 + 0.2 * seed)
+    write(root / "gate/seed0", 0, masked=0.0)
+    return root
+
+
+def test_tables_are_means_over_seeds(root: Path) -> None:
+    found = dict(tables(load_ablation(root)))
+    assert list(found) == [
+        "Attention side, layers: all, sinks: first",
+        "Residual side, norms: head, tokens: ordinary",
+        "Change of loss under simulated quantization",
+    ]
+    attention = found["Attention side, layers: all, sinks: first"]
+    assert attention.rows == [
+        ["baseline", "+0.300 [+0.200, +0.400]", "+0.050 [+0.000, +0.100]", "+0.150 [+0.100, +0.200]",
+         "+0.250 [+0.200, +0.300]", "+0.350 [+0.300, +0.400]", "nothing (1 of 2); rescales (1 of 2)"],
+        ["gate", "+0.000", "+0.000", "+0.100", "+0.200", "+0.300", "nothing (1 of 1)"],
+    ]  # fmt: skip
+    residual = found["Residual side, norms: head, tokens: ordinary"]
+    assert residual.rows[0] == ["baseline", "-", "-", "-", "-", "-", "nothing (2 of 2)"]
+    quantized = found["Change of loss under simulated quantization"]
+    assert quantized.headings == ["variant", "int4, smooth (32 rows)"]
+    assert quantized.rows == [["baseline", "+0.150 [+0.100, +0.200]"], ["gate", "+0.000"]]
+
+
+def test_the_report_shows_them_and_names_a_damaged_file(root: Path) -> None:
+    write_report(root)
+    for file in ("report.md", "report.html"):
+        text = (root / file).read_text()
+        assert "Attention side, layers: all, sinks: first" in text
+        assert "int4, smooth (32 rows)" in text
+    (root / "gate/seed0/probes/x.json").write_text("[")
+    with pytest.raises(UserError, match=r"probes/x.json is damaged: delete it, and measure again"):
+        write_report(root)
+
+
+def test_without_them_there_is_no_section(tmp_path: Path) -> None:
+    root = write_ablation(tmp_path, {"baseline": Levels()}, seeds=(0,), statistics=False)
+    write_report(root)
+    assert "What the loss owes" not in (root / "report.md").read_text()
