@@ -1,6 +1,7 @@
 """Edits at norms: nothing edited changes no bit, and each edit is its formula, in float64 and in plain torch."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,8 +50,7 @@ def test_no_dimension_edited_changes_no_bit(model: str, edit: str) -> None:
         before = logits(tokens)
         moments = calibrate(places.norms, lambda: logits(tokens))
         found = residual(places.norms, moments, 10.0, None, 0, 0, 8.0)
-        nothing = {name: list[int]() for name in moments}
-        object.__setattr__(found, "dimensions", {OF_SINK: nothing})
+        found = replace(found, dimensions={OF_SINK: {name: [] for name in moments}})
         for of_tokens in TOKENS:
             with found.edited(edit, places.norms, of_tokens):
                 assert torch.equal(logits(tokens), before)
@@ -164,6 +164,25 @@ def test_sink_dimensions_and_random_ones() -> None:
     many = list(range(16))  # more than the middle half has besides
     others = moments.random_dimensions(many, torch.Generator().manual_seed(0))
     assert sorted(others) == list(range(16, 32))
+
+
+def test_a_control_edits_its_own_dimensions() -> None:
+    places, logits = own()
+    tokens = rows()[:, :-1]
+    with torch.no_grad():
+        moments = calibrate(places.norms, lambda: logits(tokens))
+        found = residual(places.norms, moments, 10.0, SINK, 2, 0, 8.0)
+        first, second = (found.dimensions[of] for of in ("0", "1"))
+        assert first != second
+        assert all(len(chosen) == 2 and not {*chosen} & {*SINK} for chosen in (*first.values(), *second.values()))
+        with found.edited("zero", places.norms, "all", "1"):
+            control = logits(tokens)
+        same = replace(found, dimensions={OF_SINK: second})
+        with same.edited("zero", places.norms, "all"):
+            assert torch.equal(logits(tokens), control)
+        more = residual(places.norms, moments, 10.0, SINK, 3, 0, 8.0)
+        assert {of: more.dimensions[of] for of in found.dimensions} == found.dimensions
+        assert residual(places.norms, moments, 10.0, SINK, 2, 1, 8.0).dimensions["0"] != first
 
 
 def test_groups_of_sites() -> None:

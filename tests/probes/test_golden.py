@@ -91,7 +91,7 @@ def test_residual_side(smollm2: Subject) -> None:
 
 def test_attention_side(smollm2: Subject) -> None:
     places = hooked_places(smollm2.model)
-    calibrations = calibrate_attention(places.attention, FIRST, lambda: run(smollm2), 0)
+    calibrations = calibrate_attention(places.attention, FIRST, lambda: run(smollm2), controls=())
     mass = torch.stack([calibrations[layer.name].mean_mass() for layer in places.attention])
     assert round(mass.mean().item(), 3) == 0.319
     assert round((mass > 0.3).double().mean().item(), 3) == 0.504
