@@ -133,6 +133,8 @@ def probe(places: Places, text: Text, options: Options, results: Results, progre
     for side, known, run in (("residual", CUTS, probe_residual), ("attention", ATTENTION_EDITS, probe_attention)):
         if options.side == "both" or options.side == side:
             chosen = [edit for edit in options.edits if edit in known]
+            if options.side == "both" and side == "attention" and not places.attention:
+                continue
             if chosen:
                 run(places, text, replace(options, edits=chosen), results, progress)
             elif options.side == side:
