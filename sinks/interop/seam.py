@@ -128,7 +128,7 @@ class _Listening:
 # Module that calls the function -> who listens there. Of all models, because transformers registers one function.
 _listening: WeakKeyDictionary[nn.Module, _Listening] = WeakKeyDictionary()
 Edit = Callable[[AttentionCall, Tensor], Tensor]  # of a call and its output [B, H, T, dv]; what to return instead
-_edits: WeakKeyDictionary[nn.Module, Edit] = WeakKeyDictionary()  # likewise
+_edits: WeakKeyDictionary[nn.Module, Edit] = WeakKeyDictionary()  # by the module that makes the call
 # Positions of packed rows -> their documents. By the tensor, which the model passes on to its attention, and again when
 # a checkpointed block is computed again.
 _documents: WeakTensorKeyDictionary = WeakTensorKeyDictionary()

@@ -1,12 +1,14 @@
 """Models that are built to have a sink of one role, on text that they generate themselves: any change costs loss."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.models.decoder import Architecture, Decoder
 from sinks.models.norms import IdentityNorm, RMSNorm
@@ -187,6 +189,17 @@ def test_a_head_whose_sink_is_its_own_token() -> None:
     assert set(named) <= {"rescales", "constant scale"}
     assert hows(results) == {"no-op"}
     assert probed(decoder, side="attention")["attention"]["edits"] == {"all|none": None}
+
+
+def test_a_model_without_attention_weights_has_no_attention_side() -> None:
+    decoder = rescales()
+    places = replace(own_places(decoder), attention=[])
+    rows = generated(decoder, torch.Generator().manual_seed(0))
+    text, results = Text(decoder, rows, rows, windows(ROWS, LENGTH - 1), str), Results({})
+    probe(places, text, Options(where=("head",), edits=("direct", "masked")), results)
+    assert list(results) == ["residual"]
+    with pytest.raises(UserError, match="no layer with attention weights to edit: give --side residual"):
+        probe(places, text, Options(side="attention"), Results({}))
 
 
 def test_a_sink_that_is_masked_moves_to_the_next_position() -> None:
