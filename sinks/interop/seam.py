@@ -27,7 +27,6 @@ from sinks.observe.documents import Documents, documents_of_positions
 NAME = "sinks"
 IMPLEMENTATION = "_attn_implementation"  # of a configuration; transformers has no public name to read it
 Listener = Callable[["AttentionCall", Tensor, dict[str, Tensor]], None]  # a call, its output, its statistics
-Edit = Callable[["AttentionCall", Tensor], Tensor]  # of a call and its output [B, H, T, dv]; what to return instead
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,8 @@ class _Listening:
 
 # Module that calls the function -> who listens there. Of all models, because transformers registers one function.
 _listening: WeakKeyDictionary[nn.Module, _Listening] = WeakKeyDictionary()
-_edits: WeakKeyDictionary[nn.Module, Edit] = WeakKeyDictionary()  # the same of who edits what it gives
+Edit = Callable[[AttentionCall, Tensor], Tensor]  # of a call and its output [B, H, T, dv]; what to return instead
+_edits: WeakKeyDictionary[nn.Module, Edit] = WeakKeyDictionary()  # by the module that makes the call
 # Positions of packed rows -> their documents. By the tensor, which the model passes on to its attention, and again when
 # a checkpointed block is computed again.
 _documents: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -185,12 +185,12 @@ def sinks_attention(
         _Pass.current.windows_used.add(sliding_window)
     listening = None if _Pass.current is None else _listening.get(module)
     out, rows = call.run() if listening is None else call.run(listening.stats, listening.numbers)
-    if listening is not None:
-        with torch.no_grad():
-            listening.listener(call, out, rows)
     edit = None if _Pass.current is None else _edits.get(module)
     if edit is not None:
         out = edit(call, out)
+    if listening is not None:
+        with torch.no_grad():
+            listening.listener(call, out, rows)
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -81,8 +81,8 @@ class Calibration:
         mass: sum of their mass on it [H]; and of what a control takes instead, by kind of control.
         learned_queries, learned_mass: all queries, and sum of their mass on learned sinks [H].
         gate, gate_tokens: sum of the output gate's values over tokens [H] or [H, d], and number of tokens.
-        ratios, ranks: of each (row, head) with a sink: |W_O v| of it over the median of the others, and the stable rank
-            of what the head writes; by head.
+        ratios, ranks: of each (row, head) whose mean mass on its sink exceeds 0.3: |W_O v| of it over the median of the
+            others, and the stable rank of what the head writes; by head.
         pairs: (row, head) pairs.
     """
 
@@ -96,7 +96,9 @@ class Calibration:
     ratios: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     ranks: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, attended: Attended, which: str, out_weight: Tensor | None, seed: int) -> None:
+    def add(
+        self, attended: Attended, which: str, out_weight: Tensor | None, seed: int, controls: Sequence[str]
+    ) -> None:
         """Count the attention of rows.
 
         Args:
@@ -104,11 +106,12 @@ class Calibration:
             which: keys that count as sinks; see `sinks_of`.
             out_weight: of the output projection [D, H * d].
             seed: of the random control.
+            controls: kinds of controls.
         """
         sinks = sinks_of(attended, which)
         taken = taken_of(attended.weights, sinks, which)
         chosen = _queries(taken, sinks, which)
-        for control in (None, *CONTROLS):
+        for control in (None, *controls):
             instead = taken if control is None else as_much(attended.weights, taken, _order(control, taken, seed))
             self.mass[control] = self.mass.get(control, 0) + (instead.sum(-1) * chosen).double().sum((0, 2))
         learned = attended.learned_mass.double().sum((0, 2))
@@ -122,7 +125,8 @@ class Calibration:
     def _add_updates(self, attended: Attended, sinks: Tensor, taken: Tensor, which: str, out_weight: Tensor) -> None:
         width = attended.values.shape[-1]
         output = attended.weights @ attended.values + attended.learned_output
-        for row, head in sinks.any(-1).nonzero().tolist():
+        queries = _queries(taken, sinks, which).sum(-1).clamp_min(1)
+        for row, head in (taken.sum((-2, -1)) / queries > EPSILON).nonzero().tolist():
             projection = out_weight[:, head * width : (head + 1) * width].to(attended.values.dtype)
             norms = (attended.values[row, head] @ projection.T).norm(dim=-1)  # [T]
             received = taken[row, head].sum(0)
@@ -164,9 +168,10 @@ class Calibration:
 
 def stable_rank(output: Tensor, projection: Tensor) -> float:
     """||U||_F^2 / ||U||_2^2 of U = output projection^T, from [T, d] and [D, d]; 1 if U is zero."""
-    written = output @ projection.T
-    largest = torch.linalg.matrix_norm(written, ord=2).square()
-    return (written.square().sum() / largest).item() if largest > 0 else 1.0
+    root = torch.linalg.qr(projection.double(), mode="r").R  # U has the singular values of output root^T
+    gram = root @ (output.double().T @ output.double()) @ root.T
+    largest = torch.linalg.eigvalsh(gram)[-1]
+    return (gram.trace() / largest).item() if largest > 0 else 1.0
 
 
 def _median(values: list[float]) -> float:
@@ -276,7 +281,11 @@ class AttentionSide:
 
 
 def calibrate_attention(
-    layers: Sequence[AttentionPlace], which: str, run: Callable[[], object], seed: int
+    layers: Sequence[AttentionPlace],
+    which: str,
+    run: Callable[[], object],
+    seed: int = 0,
+    controls: Sequence[str] = CONTROLS,
 ) -> dict[str, Calibration]:
     """Means of every layer.
 
@@ -285,12 +294,13 @@ def calibrate_attention(
         which: keys that count as sinks; see `sinks_of`.
         run: runs the model over calibration rows; twice where a layer has an output gate.
         seed: of the random control.
+        controls: kinds of controls whose means are needed.
     """
     found = {layer.name: Calibration() for layer in layers}
 
     def reader(layer: AttentionPlace) -> AttentionEdit:
         def read(attended: Attended) -> tuple[Tensor, Tensor]:
-            found[layer.name].add(attended, which, layer.out_weight(), seed + layer.layer)
+            found[layer.name].add(attended, which, layer.out_weight(), seed + layer.layer, controls)
             return _nothing(attended)
 
         return read

@@ -25,7 +25,7 @@ from sinks.probes.places import (
 
 
 def own_places(decoder: Decoder) -> Places:
-    """The places of a decoder; a block whose mixer is no `Attention` has none of that kind."""
+    """The places of a decoder; a block whose mixer computes something else than `Attention` has none of that kind."""
     blocks = [block for block in decoder.blocks if isinstance(block, Block)]
     norms: list[NormPlace] = []
     attention: list[AttentionPlace] = []
@@ -33,7 +33,7 @@ def own_places(decoder: Decoder) -> Places:
         norms.append(_TappedNorm(block.attention_norm.site, "attention", layer, block.attention_norm))
         norms.append(_TappedNorm(block.feed_forward_norm.site, "feed_forward", layer, block.feed_forward_norm))
         mixer = block.attention
-        if isinstance(mixer, Attention):
+        if isinstance(mixer, Attention) and type(mixer).forward is Attention.forward:
             gated = not isinstance(mixer.gate, NoGate)
             attention.append(_TappedAttention(mixer.config.site, layer, gated, mixer))
     norms.append(_TappedNorm(decoder.head_norm.site, "head", len(blocks), decoder.head_norm))

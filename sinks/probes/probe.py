@@ -133,6 +133,8 @@ def probe(places: Places, text: Text, options: Options, results: Results, progre
     for side, known, run in (("residual", CUTS, probe_residual), ("attention", ATTENTION_EDITS, probe_attention)):
         if options.side == "both" or options.side == side:
             chosen = [edit for edit in options.edits if edit in known]
+            if options.side == "both" and side == "attention" and not places.attention:
+                continue
             if chosen:
                 run(places, text, replace(options, edits=chosen), results, progress)
             elif options.side == side:
@@ -200,8 +202,9 @@ def probe_attention(places: Places, text: Text, options: Options, results: Resul
     """Edits of attention to sinks, of learned sinks and of output gates; see `sinks.probes.removals`."""
     if not places.attention:
         raise UserError("the model has no layer with attention weights to edit: give --side residual")
+    controls = removals.CONTROLS if options.controls else ()
     calibrations = calibrate_attention(
-        places.attention, options.sinks, lambda: _run(text, options.batch_size), options.seed
+        places.attention, options.sinks, lambda: _run(text, options.batch_size), options.seed, controls
     )
     side = AttentionSide(places.attention, options.sinks, calibrations, options.seed)
     groups = list(_layer_groups(places.attention, options))
@@ -220,7 +223,7 @@ def probe_attention(places: Places, text: Text, options: Options, results: Resul
             (edit, control)
             for edit in options.edits
             if edit in possible
-            for control in (None, *(removals.CONTROLS if options.controls and edit in removals.EDITS else ()))
+            for control in (None, *(controls if edit in removals.EDITS else ()))
         ]
         results.edits("attention").update({} if edits else {f"{name}|none": None})
         for edit, control in edits:

@@ -47,6 +47,27 @@ def llama(name: str = "Llama", **options: Any) -> Any:
     return model
 
 
+class WithGate(torch.nn.Module):
+    """A norm and a gate that reads what the norm makes."""
+
+    def __init__(self, norm: torch.nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.values = torch.nn.Sequential(torch.nn.Linear(32, 32, dtype=torch.float64), torch.nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return y * self.values(y)
+
+
+def gated_llama() -> Any:
+    """A llama whose norms before attention have gates."""
+    model = llama()
+    for layer in model.model.layers:
+        layer.input_layernorm = WithGate(layer.input_layernorm)
+    return model
+
+
 def rows(count: int = 4, length: int = LENGTH + 1, seed: int = 2) -> Tensor:
     """Random ids, with the massive token inside one row and at the start of another."""
     found = torch.randint(1, VOCABULARY, (count, length), generator=torch.Generator().manual_seed(seed))

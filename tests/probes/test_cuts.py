@@ -1,6 +1,7 @@
 """Edits at norms: nothing edited changes no bit, and each edit is its formula, in float64 and in plain torch."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from sinks.probes.residual import SINK as OF_SINK
 from sinks.probes.residual import calibrate, places_of, residual
 from sinks.probes.scorer import Scorer
 from sinks.probes.tokens import TOKENS, kinds_of_tokens
-from tests.probes.models import SINK, decoder, llama, rows
+from tests.probes.models import SINK, decoder, gated_llama, llama, rows
 
 NORMS: dict[str, Any] = {"rms": RMSNorm, "pre-affine": PreAffine, "gated": GatedNorm, "dyt": DyT, "none": IdentityNorm}
 
@@ -30,13 +31,13 @@ def own(norm: str = "rms") -> tuple[Places, Callable[[Tensor], Tensor]]:
 
 
 def hooked(name: str = "Llama") -> tuple[Places, Callable[[Tensor], Tensor]]:
-    model = llama(name)
+    model = gated_llama() if name == "gated" else llama(name)
     return hooked_places(model), lambda tokens: model(tokens, use_cache=False).logits
 
 
 MODELS: dict[str, Callable[[], tuple[Places, Callable[[Tensor], Tensor]]]] = {
     **{f"own-{name}": lambda name=name: own(name) for name in NORMS},  # type: ignore[misc]
-    **{name: lambda name=name: hooked(name) for name in ("Llama", "Gemma 3", "gpt-oss", "OLMo 2")},  # type: ignore[misc]
+    **{name: lambda name=name: hooked(name) for name in ("Llama", "gated", "Gemma 3", "gpt-oss", "OLMo 2", "OPT")},  # type: ignore[misc]
 }
 
 
@@ -49,8 +50,7 @@ def test_no_dimension_edited_changes_no_bit(model: str, edit: str) -> None:
         before = logits(tokens)
         moments = calibrate(places.norms, lambda: logits(tokens))
         found = residual(places.norms, moments, 10.0, None, 0, 0, 8.0)
-        nothing = {name: list[int]() for name in moments}
-        object.__setattr__(found, "dimensions", {OF_SINK: nothing})
+        found = replace(found, dimensions={OF_SINK: {name: [] for name in moments}})
         for of_tokens in TOKENS:
             with found.edited(edit, places.norms, of_tokens):
                 assert torch.equal(logits(tokens), before)
@@ -59,6 +59,34 @@ def test_no_dimension_edited_changes_no_bit(model: str, edit: str) -> None:
             changed = not torch.equal(logits(tokens), before)
     assert changed == (model not in ("own-dyt", "own-none") or "denominator" not in edit)
     assert torch.equal(logits(tokens), before)
+
+
+def test_a_gate_after_a_norm_is_a_part_of_it() -> None:
+    """What is cut of y is cut behind the gate, and the denominator's edit holds what the gate reads."""
+    model = gated_llama()
+    places = hooked_places(model)
+    (norm,) = [norm for norm in places.norms if norm.name == "blocks.1.attention.norm"]
+    tokens, layer = rows()[:, :-1], model.model.layers[1]
+    seen: list[Tensor] = []
+    layer.input_layernorm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    layer.self_attn.q_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        found = residual([norm], calibrate([norm], lambda: model(tokens)), 10.0, SINK, 0, 0, 8.0)
+        seen.clear()
+        with found.edited("direct", [norm], "later"):
+            model(tokens)
+        with found.edited("denominator", [norm], "later"):
+            model(tokens)
+        h, direct, _, denominator = seen
+        cut = h.clone()
+        cut[..., list(SINK)] = 0
+        y, without = layer.input_layernorm.forward(h), layer.input_layernorm.forward(cut)
+    others = [j for j in range(32) if j not in SINK]
+    assert torch.equal(direct[:, 1:, others], y[:, 1:, others])
+    assert bool((direct[:, 1:, list(SINK)] == 0).all())
+    assert torch.equal(denominator[:, 1:, others], without[:, 1:, others])
+    assert torch.equal(denominator[:, 1:, list(SINK)], y[:, 1:, list(SINK)])
+    assert torch.equal(denominator[:, 0], y[:, 0])
 
 
 def plain(edit: str, h: Tensor, gain: Tensor, eps: float, s: list[int], means: dict[str, Tensor], c: float) -> Tensor:
@@ -164,6 +192,25 @@ def test_sink_dimensions_and_random_ones() -> None:
     many = list(range(16))  # more than the middle half has besides
     others = moments.random_dimensions(many, torch.Generator().manual_seed(0))
     assert sorted(others) == list(range(16, 32))
+
+
+def test_a_control_edits_its_own_dimensions() -> None:
+    places, logits = own()
+    tokens = rows()[:, :-1]
+    with torch.no_grad():
+        moments = calibrate(places.norms, lambda: logits(tokens))
+        found = residual(places.norms, moments, 10.0, SINK, 2, 0, 8.0)
+        first, second = (found.dimensions[of] for of in ("0", "1"))
+        assert first != second
+        assert all(len(chosen) == 2 and not {*chosen} & {*SINK} for chosen in (*first.values(), *second.values()))
+        with found.edited("zero", places.norms, "all", "1"):
+            control = logits(tokens)
+        same = replace(found, dimensions={OF_SINK: second})
+        with same.edited("zero", places.norms, "all"):
+            assert torch.equal(logits(tokens), control)
+        more = residual(places.norms, moments, 10.0, SINK, 3, 0, 8.0)
+        assert {of: more.dimensions[of] for of in found.dimensions} == found.dimensions
+        assert residual(places.norms, moments, 10.0, SINK, 2, 1, 8.0).dimensions["0"] != first
 
 
 def test_groups_of_sites() -> None:

@@ -1,12 +1,14 @@
 """Models that are built to have a sink of one role, on text that they generate themselves: any change costs loss."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.models.decoder import Architecture, Decoder
 from sinks.models.norms import IdentityNorm, RMSNorm
@@ -17,11 +19,9 @@ from sinks.probes.probe import Options, Results, Text, probe
 WIDTH, IDS, ROWS, LENGTH = 32, 40, 48, 41
 
 
-def empty(**parts: Any) -> Decoder:
+def empty(position: Any = "none", **parts: Any) -> Decoder:
     """One block that adds nothing, in float64; the head's norm has no effect but what is planted."""
-    sizes = Architecture(d_model=WIDTH, n_layers=1, n_heads=1, head_dim=8, ffn_hidden=8, position="none")
-    if parts.pop("many_dimensions", False):
-        sizes = Architecture(d_model=WIDTH, n_layers=1, n_heads=1, head_dim=IDS, ffn_hidden=8, position="none")
+    sizes = Architecture(d_model=WIDTH, n_layers=1, n_heads=1, head_dim=8, ffn_hidden=8, position=position)
     given = {"norm": IdentityNorm, "head_norm": IdentityNorm} | parts
     model = CausalLM(IDS, LENGTH, sizes, **given)
     model.configure_model()
@@ -168,7 +168,7 @@ def test_a_head_whose_sink_broadcasts() -> None:
 
 def test_a_head_whose_sink_is_its_own_token() -> None:
     """A third of the ids attend to themselves, where nearly nothing is; no key gets much from other queries."""
-    decoder = empty(many_dimensions=True)
+    decoder = empty()
     mixer: Any = decoder.blocks[0].attention
     idle = torch.arange(IDS) % 5 < 2
     codes = drawn(IDS, 8)
@@ -179,7 +179,7 @@ def test_a_head_whose_sink_is_its_own_token() -> None:
             idle, 0.02, 1.0
         )[:, None]
         decoder.embedding.weight[:, 24:32] = codes * torch.where(idle, 1.0, 0.0)[:, None]
-        mixer.query.weight[:8, 24:32] = 12.0 * IDS**0.5 * torch.eye(8)
+        mixer.query.weight[:8, 24:32] = 70.0 * torch.eye(8)
         mixer.key.weight[:8, 0:8] = torch.eye(8)
         mixer.value.weight[:8, 8:16] = torch.eye(8)
         mixer.out.weight[16:24, :8] = torch.eye(8)
@@ -189,3 +189,35 @@ def test_a_head_whose_sink_is_its_own_token() -> None:
     assert set(named) <= {"rescales", "constant scale"}
     assert hows(results) == {"no-op"}
     assert probed(decoder, side="attention")["attention"]["edits"] == {"all|none": None}
+
+
+def test_a_model_without_attention_weights_has_no_attention_side() -> None:
+    decoder = rescales()
+    places = replace(own_places(decoder), attention=[])
+    rows = generated(decoder, torch.Generator().manual_seed(0))
+    text, results = Text(decoder, rows, rows, windows(ROWS, LENGTH - 1), str), Results({})
+    probe(places, text, Options(where=("head",), edits=("direct", "masked")), results)
+    assert list(results) == ["residual"]
+    with pytest.raises(UserError, match="no layer with attention weights to edit: give --side residual"):
+        probe(places, text, Options(side="attention"), Results({}))
+
+
+def test_a_sink_that_is_masked_moves_to_the_next_position() -> None:
+    """A head that prefers the earliest key that it sees."""
+    decoder = empty(position="learned")
+    mixer: Any = decoder.blocks[0].attention
+    positions: Any = decoder.positions
+    with torch.no_grad():
+        decoder.embedding.weight[:, 1] = 1.0
+        decoder.embedding.weight[:, 8:16] = drawn(IDS, 8)
+        positions.rows.weight[:, 0] = -3.0 * torch.arange(LENGTH)
+        mixer.query.weight[0, 1] = 8.0**0.5
+        mixer.key.weight[0, 0] = 1.0
+        mixer.value.weight[:, 8:16] = torch.eye(8)
+        mixer.out.weight[16:24] = torch.eye(8)
+        decoder.head.weight[:, 16:24] = drawn(IDS, 8, std=0.5, seed=2)
+    found = probed(decoder, side="attention")["attention"]
+    assert [place["position"] for place in found["sinks"]["positions"]] == [0]
+    for edit, expected in (("masked", [1]), ("value", [0]), ("rescaling", [0])):
+        afterward = found["edits"][f"all|detected|{edit}|sink"]["sinks_afterward"]
+        assert [place["position"] for place in afterward["positions"]] == expected

@@ -11,7 +11,16 @@ from torch import Tensor
 from sinks.interop.detection import Detection
 from sinks.models.attention_gates import ElementwiseGate, HeadwiseGate, IdentityHeadwiseGate
 from sinks.models.normalizers import ClippedSoftmax, KeyValueBias, LearnableSink, Sigmoid, SoftCap
-from sinks.probes.attention import DETECTED, FIRST, OWN, AttentionSide, Calibration, calibrate_attention, sinks_of
+from sinks.probes.attention import (
+    DETECTED,
+    FIRST,
+    OWN,
+    AttentionSide,
+    Calibration,
+    calibrate_attention,
+    sinks_of,
+    stable_rank,
+)
 from sinks.probes.hooked_places import hooked_places
 from sinks.probes.own_places import own_places
 from sinks.probes.places import Attended, AttentionEdit, Places
@@ -296,10 +305,14 @@ def test_how_a_sink_writes() -> None:
     values[0, 2, 0] = torch.tensor([0.4, 0.0], dtype=torch.float64) * values[0, 2, 1:].norm(dim=-1).median()
     attended = Attended(weights, values, torch.zeros(1, 3, 8), torch.zeros_like(values), True)
     calibration = Calibration()
-    calibration.add(attended, DETECTED, torch.eye(6, dtype=torch.float64), 0)
+    calibration.add(attended, DETECTED, torch.eye(6, dtype=torch.float64), 0, ())
     found = [calibration.how(head) for head in range(3)]
     assert [each["how"] for each in found] == ["no-op", "broadcast", "between"]
     written = (weights @ values)[0, 1]
     norms = torch.linalg.svdvals(written).square()
     assert found[1]["stable_rank"] == pytest.approx((norms.sum() / norms[0]).item(), rel=1e-9)
+    torch.manual_seed(8)
+    output, projection = torch.randn(9, 4, dtype=torch.float64), torch.randn(12, 4, dtype=torch.float64)
+    norms = torch.linalg.svdvals(output @ projection.T).square()
+    assert stable_rank(output, projection) == pytest.approx((norms.sum() / norms[0]).item(), rel=1e-12)
     assert found[2]["ratio"] == pytest.approx(0.4, rel=1e-9)
