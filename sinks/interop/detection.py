@@ -60,6 +60,13 @@ class _Stream:
     max_rest: float | None = None
 
 
+def received_mass(key_mass: Tensor) -> Tensor:
+    """alpha of the keys of the first half of a row [..., T // 2] float32, of the mass that keys receive [..., T]."""
+    length = key_mass.shape[-1]
+    seen = torch.arange(length, 0, -1, device=key_mass.device)
+    return (key_mass.float() / seen)[..., : length // 2]
+
+
 class Detection:
     """Gathers, from the records of a reader, which keys are sinks and which tokens are massive.
 
@@ -102,9 +109,7 @@ class Detection:
             self._take_stream(site, record)
 
     def _take_masses(self, site: str, key_mass: Tensor) -> None:
-        length = key_mass.shape[-1]
-        seen = torch.arange(length, 0, -1, device=key_mass.device)
-        alpha = (key_mass.float() / seen)[..., : length // 2]  # [B, H, T / 2]
+        alpha = received_mass(key_mass)  # [B, H, T / 2]
         if not alpha.shape[-1]:
             return
         sinks, defined = alpha > EPSILON, alpha.isfinite().all(-1)

@@ -11,6 +11,7 @@ from sinks.errors import UserError
 from sinks.models.attention_gates import AttentionGate
 from sinks.models.decoder import Block
 from sinks.models.norms import Norm
+from sinks.observe import Site, sites_of
 from sinks.quantize.inputs import BlockOf, SharedInput, inputs_of
 from sinks.record import RunFolder
 from sinks.runs import load_run
@@ -30,6 +31,7 @@ class Subject:
         rows: token ids to score [N, T]: of each, all but the last are read and all but the first are predicted.
         calibration: token ids to read, not those that are scored [M, T].
         text: what the rows are from, in words.
+        sites: at which the model's attention is read; none if it cannot be.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Subject:
     rows: Tensor
     calibration: Tensor
     text: str
+    sites: Sequence[Site]
 
     def inputs(self) -> list[SharedInput]:
         """What the linear maps of the blocks read."""
@@ -72,7 +75,8 @@ def run_subject(path: str, rows: int, calibration_rows: int, device: torch.devic
         assert isinstance(block, Block)
         gates = [m for m in block.modules() if isinstance(m, AttentionGate | Norm)]
         blocks.append(BlockOf(block, block.attention, gates))
-    return Subject(path, run.model, blocks, run.model, tokens[:rows], tokens[rows:, :-1], "its validation set")
+    own = (tokens[:rows], tokens[rows:, :-1], "its validation set", sites_of(decoder))
+    return Subject(path, run.model, blocks, run.model, *own)
 
 
 def pretrained_subject(
@@ -95,6 +99,7 @@ def pretrained_subject(
     from sinks.interop.classify import parts_of
     from sinks.interop.load import load_pretrained
     from sinks.interop.rows import read_rows
+    from sinks.interop.sites import huggingface_sites
 
     pretrained = load_pretrained(name, device, torch.float32, trust_remote_code, cache)
     wanted = rows + calibration_rows
@@ -114,4 +119,9 @@ def pretrained_subject(
     def logits(batch: Tensor) -> Tensor:
         return model(batch.to(device), use_cache=False).logits
 
-    return Subject(name, model, blocks, logits, ids[:rows], ids[rows:], found.source)
+    try:
+        sites = huggingface_sites(model)
+    except UserError as error:
+        print(f"sink tokens are not looked for: {error}")
+        sites = []
+    return Subject(name, model, blocks, logits, ids[:rows], ids[rows:], found.source, sites)

@@ -10,6 +10,7 @@ from sinks.models.attention_gates import AttentionGate, ElementwiseGate, Headwis
 from sinks.models.decoder import Architecture, Block
 from sinks.models.gated_norm import GatedNorm
 from sinks.models.norms import DyT, Norm, PreAffine
+from sinks.observe import sites_of
 from sinks.quantize.calibrate import channel_largest
 from sinks.quantize.formats import Integer, e2m1, e4m3
 from sinks.quantize.hadamard import hadamard
@@ -49,7 +50,7 @@ def subject(**parts: object) -> Subject:
         gates = [m for m in block.modules() if isinstance(m, AttentionGate | Norm)]
         blocks.append(BlockOf(block, block.attention, gates))
     tokens = torch.randint(40, (8, 25), generator=torch.Generator().manual_seed(1))
-    return Subject("small", model, blocks, model, tokens[:4], tokens[4:, :-1], "random")
+    return Subject("small", model, blocks, model, tokens[:4], tokens[4:, :-1], "random", sites_of(model))
 
 
 def inputs(of: Subject, kinds: tuple[str, ...] = (*KINDS, GATE)) -> list[SharedInput]:
