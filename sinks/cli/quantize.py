@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sinks.quantize.subject import Subject
 
 # What is shown of a result.
-RESULTS = ("loss", "accuracy", "quantized", "first_token_kept", "sink_tokens", "kinds_alone", "output_sqnr")
+RESULTS = ("loss", "accuracy", "quantized", "first_token_kept", "sink_tokens", "kinds_alone", "output_sqnr", "folds")
 REPEATED = ("scheme", "transform", "kind")
 DEFAULT_TRANSFORM: list[Name] = ["none"]
 
@@ -183,6 +183,9 @@ def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
             print(f"  {label:<19}  {change['mean']:+.4f} {interval:<18}  accuracy {accuracy:+.4f}", flush=True)
     for kind, ratio in content["output_sqnr"].items():
         print(f"  {kind:<19}  {'no noise' if ratio is None else f'{ratio:.2f} dB of the output over its noise'}")
+    for kind, fold in content["folds"].items():
+        free = {True: "free in deployment", False: "not free in deployment", None: "may cost something in deployment"}
+        print(f"  {kind:<19}  {content['transform']} is {free[fold['exact']]}: {fold['how']}")
 
 
 def main(command: str, arguments: list[str]) -> None:

@@ -1,7 +1,7 @@
 """What quantization costs a model: loss and accuracy, token by token on the same text."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sinks.errors import UserError
+from sinks.quantize.folds import folds_of
 from sinks.quantize.inputs import KINDS
 from sinks.quantize.linear import Kept, Replacement, quantized
 from sinks.quantize.replacements import replacements_of
@@ -173,6 +174,7 @@ def measure(subject: Subject, options: Options, original: Original | None = None
         "kinds_alone": {kind: cost(scored(those)) for kind, those in kinds.items()} if len(kinds) > 1 else {},
         "output_sqnr": {kind: decibels(mean(those)) for kind, those in ratios.items() if those},
         "output_sqnr_by_input": {name: decibels(ratio) for name, ratio in noise.items()},
+        "folds": {kind: asdict(fold) for kind, fold in folds_of(options.transform, chosen, subject.around).items()},
     }
     if original.sinks is not None:
         found["sink_tokens"] = {
