@@ -17,7 +17,8 @@ from sinks.quantize.transforms import Name
 if TYPE_CHECKING:
     from sinks.quantize.subject import Subject
 
-RESULTS = ("loss", "accuracy", "quantized", "first_token_kept", "kinds_alone", "output_sqnr")  # that are shown
+# What is shown of a result.
+RESULTS = ("loss", "accuracy", "quantized", "first_token_kept", "sink_tokens", "kinds_alone", "output_sqnr", "folds")
 REPEATED = ("scheme", "transform", "kind")
 DEFAULT_TRANSFORM: list[Name] = ["none"]
 
@@ -84,7 +85,7 @@ def quantize(
         )
 
     from sinks.cli.analyze import device_of, slug
-    from sinks.quantize.measure import Options, measure, score
+    from sinks.quantize.measure import Options, measure, measure_original
     from sinks.quantize.subject import pretrained_subject, run_subject
     from sinks.record import RunFolder
     from sinks.record.folder import to_json, write_atomically
@@ -102,7 +103,7 @@ def quantize(
     if skipped:
         print(f"left as they are, being no plain nn.Linear or not called: the weights of {', '.join(skipped)}")
     own = identity(subject)
-    before = None
+    original = None
     for (name, numbers), changed in product(schemes.items(), transform or DEFAULT_TRANSFORM):
         settings = {
             "scheme": name, "transform": changed, "activation_scale": activation_scale, "only": only,
@@ -112,8 +113,8 @@ def quantize(
         if file.is_file():
             show(file, read_result(file, own | settings), " (unchanged)")
             continue
-        before = before or score(subject.logits, subject.rows.split(batch_size))
-        measured = measure(subject, Options(numbers, changed, weight_rounding, kinds, batch_size, seed), before)
+        original = original or measure_original(subject, batch_size)
+        measured = measure(subject, Options(numbers, changed, weight_rounding, kinds, batch_size, seed), original)
         content = own | settings | measured | {"provenance": provenance("transformers")}
         write_atomically(file, to_json(content, indent=2) + "\n")
         show(file, content)
@@ -169,7 +170,12 @@ def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
     """Print what was measured."""
     print(f"{file}{note}")
     print(f"  loss  {content['loss']:.4f} nats per token, accuracy {content['accuracy']:.4f}")
-    results = {"all": content["quantized"], "first token kept": content["first_token_kept"]} | content["kinds_alone"]
+    results = {"all": content["quantized"], "first token kept": content["first_token_kept"]}
+    sinks = content["sink_tokens"]
+    if sinks is not None:
+        print(f"  sinks {sinks['fraction']:.2%} of the tokens, {sinks['first_token_fraction']:.2%} of the first ones")
+        results["sink tokens kept"] = sinks["kept"]
+    results |= content["kinds_alone"]
     for label, result in results.items():
         if result is not None:
             change, accuracy = result["change"], result["accuracy_change"]["mean"]
@@ -177,6 +183,9 @@ def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
             print(f"  {label:<19}  {change['mean']:+.4f} {interval:<18}  accuracy {accuracy:+.4f}", flush=True)
     for kind, ratio in content["output_sqnr"].items():
         print(f"  {kind:<19}  {'no noise' if ratio is None else f'{ratio:.2f} dB of the output over its noise'}")
+    for kind, fold in content["folds"].items():
+        free = {True: "free in deployment", False: "not free in deployment", None: "may cost something in deployment"}
+        print(f"  {kind:<19}  {content['transform']} is {free[fold['exact']]}: {fold['how']}")
 
 
 def main(command: str, arguments: list[str]) -> None:

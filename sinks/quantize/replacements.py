@@ -8,8 +8,8 @@ from torch import Tensor
 from sinks.quantize.calibrate import channel_largest, input_products
 from sinks.quantize.inputs import SharedInput
 from sinks.quantize.linear import Replacement, rounded_weights
-from sinks.quantize.rounding import GPTQ, Method, clipped, nearest
-from sinks.quantize.schemes import Scheme
+from sinks.quantize.rounding import GPTQ, Method, clipped
+from sinks.quantize.schemes import Quantizer, Scheme
 from sinks.quantize.transforms import Name, transform_of
 
 
@@ -34,17 +34,16 @@ def replacements_of(
     largest = channel_largest(inputs, logits, calibration) if transform.startswith("smooth") else {}
     transforms = {each.name: transform_of(transform, each, largest.get(each.name)) for each in inputs}
     activations, weights = scheme.activations, scheme.weights
+    quantizers: dict[str, Quantizer | None] = dict.fromkeys(transforms, activations)
+    rounders: dict[str, Quantizer | None] = dict.fromkeys(transforms, weights)
     if activations is not None and activations.reach == "static":
         largest = channel_largest(inputs, logits, calibration, transforms)
-        quantizers = {name: activations.calibrated(x.amax()) for name, x in largest.items()}
-    else:
-        quantizers = dict.fromkeys(transforms, activations)
+        quantizers |= {name: activations.calibrated(x.amax()) for name, x in largest.items()}
     if weights is not None and method == "gptq":
         products = input_products(inputs, logits, calibration, transforms)
-        rounders = {name: replace(weights, rounding=GPTQ(x)) for name, x in products.items()}
-    else:
-        rounding = clipped if method == "clip" else nearest
-        rounders = dict.fromkeys(transforms, weights and replace(weights, rounding=rounding))
+        rounders |= {name: replace(weights, rounding=GPTQ(x)) for name, x in products.items()}
+    elif weights is not None and method == "clip":
+        rounders = dict.fromkeys(transforms, replace(weights, rounding=clipped))
     return [
         Replacement(
             each,

@@ -3,17 +3,24 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from sinks.errors import UserError
+from sinks.models.attention import Attention
 from sinks.models.attention_gates import AttentionGate
-from sinks.models.decoder import Block
+from sinks.models.decoder import Block, Decoder
 from sinks.models.norms import Norm
+from sinks.observe import Site, sites_of
+from sinks.quantize.folds import Surroundings, gate_name, norm_name
 from sinks.quantize.inputs import BlockOf, SharedInput, inputs_of
 from sinks.record import RunFolder
 from sinks.runs import load_run
+
+if TYPE_CHECKING:
+    from sinks.interop.classify import StreamNorm
 
 PROBE = 8  # tokens of the pass that finds which linear maps read what
 
@@ -30,6 +37,8 @@ class Subject:
         rows: token ids to score [N, T]: of each, all but the last are read and all but the first are predicted.
         calibration: token ids to read, not those that are scored [M, T].
         text: what the rows are from, in words.
+        sites: at which the model's attention is read; none if it cannot be.
+        around: what is between its linear maps.
     """
 
     name: str
@@ -39,6 +48,8 @@ class Subject:
     rows: Tensor
     calibration: Tensor
     text: str
+    sites: Sequence[Site]
+    around: Surroundings
 
     def inputs(self) -> list[SharedInput]:
         """What the linear maps of the blocks read."""
@@ -67,12 +78,28 @@ def run_subject(path: str, rows: int, calibration_rows: int, device: torch.devic
     tokens = torch.stack([torch.as_tensor(found[i]) for i in range(wanted)]).long().to(device)
     decoder = run.model.to(device).decoder
     assert decoder is not None
-    blocks = []
-    for block in decoder.blocks:
-        assert isinstance(block, Block)
-        gates = [m for m in block.modules() if isinstance(m, AttentionGate | Norm)]
-        blocks.append(BlockOf(block, block.attention, gates))
-    return Subject(path, run.model, blocks, run.model, tokens[:rows], tokens[rows:, :-1], "its validation set")
+    return decoder_subject(path, run.model, decoder, tokens[:rows], tokens[rows:, :-1], "its validation set")
+
+
+def decoder_subject(
+    name: str, model: nn.Module, decoder: Decoder, rows: Tensor, calibration: Tensor, text: str
+) -> Subject:
+    """The suite's own decoder, held by a model of token ids [B, T] -> logits."""
+    blocks = [block for block in decoder.blocks if isinstance(block, Block)]
+    parts = [
+        BlockOf(block, block.attention, [m for m in block.modules() if isinstance(m, AttentionGate | Norm)])
+        for block in blocks
+    ]
+    mixers = [block.attention if isinstance(block.attention, Attention) else None for block in blocks]
+    around = Surroundings(
+        attention_norms=[norm_name(block.attention_norm.norm) for block in blocks],
+        feed_forward_norms=[norm_name(block.feed_forward_norm.norm) for block in blocks],
+        head_norm=norm_name(decoder.head_norm.norm),
+        gates=[None if mixer is None else gate_name(mixer.gate) for mixer in mixers],
+        head_widths=[None if mixer is None else mixer.config.head_dim for mixer in mixers],
+        clamped=any(block.attention_clip.cuts or block.feed_forward_clip.cuts for block in blocks),
+    )
+    return Subject(name, model, parts, model, rows, calibration, text, sites_of(decoder), around)
 
 
 def pretrained_subject(
@@ -95,6 +122,7 @@ def pretrained_subject(
     from sinks.interop.classify import parts_of
     from sinks.interop.load import load_pretrained
     from sinks.interop.rows import read_rows
+    from sinks.interop.sites import huggingface_sites
 
     pretrained = load_pretrained(name, device, torch.float32, trust_remote_code, cache)
     wanted = rows + calibration_rows
@@ -105,13 +133,40 @@ def pretrained_subject(
             f"{calibration_rows} to calibrate on are wanted: give --rows or --calibration_rows less"
         )
     model = pretrained.model
-    blocks = [
-        BlockOf(part.module, None if part.attention is None else part.attention.module)
-        for part in parts_of(model, Adapter()).blocks
-    ]
+    parts = parts_of(model, Adapter())
+    attention = [None if part.attention is None else part.attention.module for part in parts.blocks]
+    blocks = [BlockOf(part.module, found) for part, found in zip(parts.blocks, attention, strict=True)]
+    around = Surroundings(
+        attention_norms=[_stream_norm(part.norms.get("attention.norm")) for part in parts.blocks],
+        feed_forward_norms=[_stream_norm(part.norms.get("feed_forward.norm")) for part in parts.blocks],
+        head_norm=_stream_norm(parts.head_norm),
+        gates=["none" if part.attention and part.attention.gate is None else None for part in parts.blocks],
+        head_widths=[getattr(module, "head_dim", None) for module in attention],
+        clamped=any(_is_normed(update.module) for part in parts.blocks for update in part.updates.values()),
+    )
     ids = found.tokens.to(device)
 
     def logits(batch: Tensor) -> Tensor:
         return model(batch.to(device), use_cache=False).logits
 
-    return Subject(name, model, blocks, logits, ids[:rows], ids[rows:], found.source)
+    try:
+        sites = huggingface_sites(model)
+    except UserError as error:
+        print(f"sink tokens are not looked for: {error}")
+        sites = []
+    return Subject(name, model, blocks, logits, ids[:rows], ids[rows:], found.source, sites, around)
+
+
+def _stream_norm(norm: "StreamNorm | None") -> str | None:
+    """A norm of the residual stream in the words of the table of folds."""
+    if norm is None:
+        return "IdentityNorm"
+    if norm.gate is not None or norm.pre is not None:
+        return None
+    return "RMSNorm" if norm.rms else "LayerNorm" if isinstance(norm.module, nn.LayerNorm) else None
+
+
+def _is_normed(update: nn.Module) -> bool:
+    """Whether what joins the stream is made by a norm."""
+    shapes = [p.ndim for p in update.parameters()]
+    return bool(shapes) and max(shapes) == 1

@@ -6,20 +6,20 @@ from torch import Tensor, nn
 
 from sinks.errors import UserError
 from sinks.families import CausalLM
-from sinks.models.attention_gates import AttentionGate, ElementwiseGate, HeadwiseGate
-from sinks.models.decoder import Architecture, Block
+from sinks.models.attention_gates import ElementwiseGate, HeadwiseGate
+from sinks.models.decoder import Architecture
 from sinks.models.gated_norm import GatedNorm
-from sinks.models.norms import DyT, Norm, PreAffine
+from sinks.models.norms import DyT, PreAffine
 from sinks.quantize.calibrate import channel_largest
 from sinks.quantize.formats import Integer, e2m1, e4m3
 from sinks.quantize.hadamard import hadamard
-from sinks.quantize.inputs import GATE, KINDS, BlockOf, SharedInput
+from sinks.quantize.inputs import GATE, KINDS, SharedInput
 from sinks.quantize.linear import QuantizedLinear, Replacement, quantized, rounded_weights
 from sinks.quantize.measure import Options, measure, paired_change, score
 from sinks.quantize.replacements import replacements_of
 from sinks.quantize.schemes import SCHEMES, Quantizer, Scheme, scheme_of
 from sinks.quantize.sqnr import decibels, output_noise
-from sinks.quantize.subject import Subject
+from sinks.quantize.subject import Subject, decoder_subject
 from sinks.quantize.transforms import transform_of
 
 EXACT = Scheme(None, None)
@@ -37,19 +37,14 @@ VARIANTS = {
 }
 
 
-def subject(**parts: object) -> Subject:
+def subject(architecture: Architecture = SMALL, **parts: object) -> Subject:
     torch.manual_seed(0)
-    model = CausalLM(vocab_size=40, context_length=24, architecture=SMALL, **parts).eval()  # type: ignore[arg-type]
+    model = CausalLM(vocab_size=40, context_length=24, architecture=architecture, **parts).eval()  # type: ignore[arg-type]
     model.configure_model()
     model = model.double()
     assert model.decoder is not None
-    blocks = []
-    for block in model.decoder.blocks:
-        assert isinstance(block, Block)
-        gates = [m for m in block.modules() if isinstance(m, AttentionGate | Norm)]
-        blocks.append(BlockOf(block, block.attention, gates))
     tokens = torch.randint(40, (8, 25), generator=torch.Generator().manual_seed(1))
-    return Subject("small", model, blocks, model, tokens[:4], tokens[4:, :-1], "random")
+    return decoder_subject("small", model, model.decoder, tokens[:4], tokens[4:, :-1], "random")
 
 
 def inputs(of: Subject, kinds: tuple[str, ...] = (*KINDS, GATE)) -> list[SharedInput]:
