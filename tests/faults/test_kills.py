@@ -4,6 +4,7 @@ An instant is a step of the run and a time after it began to step, validate, sav
 a seed, which is in the test's name.
 """
 
+import contextlib
 import json
 import multiprocessing
 import random
@@ -257,11 +258,15 @@ def test_a_run_killed_while_it_prepares_its_data_resumes_bit_for_bit(
 ) -> None:
     other, seconds = never_killed_on_text
     after = random.Random(seed).random() * seconds
-    while not (command := prepare_for(after, text, tmp_path)).process.is_alive():
-        after /= 2  # the machine has less to do than when the seconds were measured
+    for _ in range(10):
+        command = prepare_for(after, text, tmp_path)
+        with contextlib.suppress(ProcessLookupError):
+            command.send(signal.SIGKILL)
+        if command.wait() == -signal.SIGKILL:
+            break
+        after /= 2  # it had ended: the machine has less to do than when the seconds were measured
         shutil.rmtree(tmp_path / "run")
         shutil.rmtree(tmp_path / "data")
-    command.send(signal.SIGKILL)
     assert command.wait() == -signal.SIGKILL, command.output
     print(f"{phase} + {1000 * after:.1f} ms of {1000 * seconds:.0f}")
     wait_until(lambda: not writers_below(tmp_path / "data"), seconds=5)

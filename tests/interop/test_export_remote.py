@@ -377,7 +377,7 @@ def test_the_file_needs_torch_and_transformers_alone() -> None:
 
 
 @torch.no_grad()
-def test_further_arguments_reach_the_attention_of_every_layer(tmp_path: Path) -> None:
+def test_further_arguments_reach_the_attention_of_every_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(build("sink-in-windows"), tmp_path / "out")
     found = opened(tmp_path / "out")
     seen: list[Any] = []
@@ -386,7 +386,7 @@ def test_further_arguments_reach_the_attention_of_every_layer(tmp_path: Path) ->
         seen.append(kwargs.get("cu_seq_lens_q"))
         return modeling_sinks.eager_attention(*args, **kwargs)
 
-    transformers.AttentionInterface.register("recording", attend)
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, "recording", attend)  # for this test alone
     found.set_attn_implementation("recording")
     lengths = torch.tensor([0, LENGTH])
     found(rows(), cu_seq_lens_q=lengths)
