@@ -125,6 +125,18 @@ def test_an_interrupted_probe_goes_on_where_it_was(
     assert set(whole["residual"]["edits"]) < set(result(tmp_path / "cut")["residual"]["edits"])
 
 
+def test_a_damaged_file_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["probe", str(folder / "run"), *RESIDUAL, "--edit=direct", *SHORT, "--out", str(tmp_path)]
+    assert main(command) == 0
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(file.read_text()[:100])
+    capsys.readouterr()
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{file} is damaged" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
