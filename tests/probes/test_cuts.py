@@ -225,7 +225,9 @@ def test_groups_of_sites() -> None:
     assert [norm.name for norm in places_of("blocks.[01].attention.norm", places.norms, 1)] == [
         "blocks.1.attention.norm"
     ]
-    with pytest.raises(UserError, match="where is 'mlp' from layer 0 on, which is none of the model's 7 sites"):
+    with pytest.raises(
+        UserError, match="'mlp' from layer 0 on is none of the model's 7 sites: give all, each or a name"
+    ):
         places_of("mlp", places.norms, 0)
 
 
