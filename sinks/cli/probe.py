@@ -114,7 +114,7 @@ def probe(
         "threshold": threshold, "dimensions": dimensions, "clamp": clamp, "seed": seed, "batch_size": batch_size,
     }  # fmt: skip
     file = folder / f"probe-{digest(own | settings)}.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known = earlier(file) if file.is_file() else {}
     places, found = places_of(subject), text_of(subject)
     header = own | settings | {"units": found.units.name, "provenance": provenance("transformers")}
 
@@ -124,6 +124,21 @@ def probe(
     results = Results(header | known, save)
     run_probe(places, found, options, results, progress)
     show(file, results, options)
+
+
+def earlier(file: Path) -> dict[str, Any]:
+    """What a probe has written.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}): restore or remove it") from None
+    return content
 
 
 def places_of(subject: "Subject") -> "Places":

@@ -65,7 +65,7 @@ def taken_of(weights: Tensor, sinks: Tensor, which: str) -> Tensor:
     return mass_on_own(weights, sinks[..., 0]) if which == OWN else mass_on(weights, sinks)
 
 
-def _queries(taken: Tensor, sinks: Tensor, which: str) -> Tensor:
+def _queries(sinks: Tensor, which: str) -> Tensor:
     """Which queries see a sink that is not their own token, or for "own" are not the first [B, H, T] bool."""
     if which == OWN:
         return sinks & (torch.arange(sinks.shape[-1], device=sinks.device) > 0)
@@ -83,7 +83,6 @@ class Calibration:
         gate, gate_tokens: sum of the output gate's values over tokens [H] or [H, d], and number of tokens.
         ratios, ranks: of each (row, head) whose mean mass on its sink exceeds 0.3: |W_O v| of it over the median of the
             others, and the stable rank of what the head writes; by head.
-        pairs: (row, head) pairs.
     """
 
     queries: Tensor | None = None
@@ -92,7 +91,6 @@ class Calibration:
     learned_mass: Tensor | None = None
     gate: Tensor | None = None
     gate_tokens: int = 0
-    pairs: int = 0
     ratios: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     ranks: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
 
@@ -110,7 +108,7 @@ class Calibration:
         """
         sinks = sinks_of(attended, which)
         taken = taken_of(attended.weights, sinks, which)
-        chosen = _queries(taken, sinks, which)
+        chosen = _queries(sinks, which)
         for control in (None, *controls):
             instead = taken if control is None else as_much(attended.weights, taken, _order(control, taken, seed))
             self.mass[control] = self.mass.get(control, 0) + (instead.sum(-1) * chosen).double().sum((0, 2))
@@ -118,14 +116,13 @@ class Calibration:
         self.queries = chosen.sum((0, 2)) + (0 if self.queries is None else self.queries)
         self.learned_mass = learned + (0 if self.learned_mass is None else self.learned_mass)
         self.learned_queries += attended.weights.shape[0] * attended.weights.shape[2]
-        self.pairs += sinks.shape[0] * sinks.shape[1]
         if out_weight is not None:
             self._add_updates(attended, sinks, taken, which, out_weight)
 
     def _add_updates(self, attended: Attended, sinks: Tensor, taken: Tensor, which: str, out_weight: Tensor) -> None:
         width = attended.values.shape[-1]
         output = attended.weights @ attended.values + attended.learned_output
-        queries = _queries(taken, sinks, which).sum(-1).clamp_min(1)
+        queries = _queries(sinks, which).sum(-1).clamp_min(1)
         for row, head in (taken.sum((-2, -1)) / queries > EPSILON).nonzero().tolist():
             projection = out_weight[:, head * width : (head + 1) * width].to(attended.values.dtype)
             norms = (attended.values[row, head] @ projection.T).norm(dim=-1)  # [T]
@@ -198,7 +195,7 @@ class AttentionSide:
 
     @contextmanager
     def finding(self, detection: Detection) -> Iterator[None]:
-        """The sinks of the rows that are scored inside the `with` block are those of later edits.
+        """The sinks of the rows that are scored inside the `with` block are those of later edits; each batch once.
 
         Args:
             detection: takes the mass that keys receive.
@@ -206,8 +203,9 @@ class AttentionSide:
 
         def reader(name: str) -> AttentionEdit:
             def read(attended: Attended) -> tuple[Tensor, Tensor]:
-                self.sinks[name, self.batch] = sinks_of(attended, self.which)
-                detection.take(name, AttentionRecord(key_mass=_key_mass(attended, attended.weights)))
+                if (name, self.batch) not in self.sinks:
+                    self.sinks[name, self.batch] = sinks_of(attended, self.which)
+                    detection.take(name, AttentionRecord(key_mass=_key_mass(attended, attended.weights)))
                 return _nothing(attended)
 
             return read
@@ -249,7 +247,7 @@ class AttentionSide:
         def apply(attended: Attended) -> tuple[Tensor, Tensor]:
             weights, sinks = attended.weights, self.sinks[layer.name, self.batch]
             taken = taken_of(weights, sinks, self.which)
-            queries = _queries(taken, sinks, self.which)
+            queries = _queries(sinks, self.which)
             if control is not None:
                 taken = as_much(weights, taken, _order(control, taken, self.seed + layer.layer))
             removal = Removal(attended, taken, own.mean_mass(control), own.mean_learned_mass)

@@ -157,7 +157,7 @@ def places_of(where: str, places: Sequence[Any], from_layer: int) -> list[Any]:
     ]
     if not found:
         raise UserError(
-            f"where is {where!r} from layer {from_layer} on, which is none of the model's {len(places)} sites: "
-            f"give {ALL}, {BLOCKS}, {EACH}, {', '.join(KINDS)} or a name, e.g. {places[0].name if places else '-'}"
+            f"{where!r} from layer {from_layer} on is none of the model's {len(places)} sites: "
+            f"give {ALL}, {EACH} or a name, e.g. {places[0].name}"
         )
     return found

@@ -48,12 +48,17 @@ class Scorer:
         Args:
             start: the first block that an edit in force touches; the number of blocks for what comes after them.
         """
-        return torch.cat([self._scored(batch, start) for batch in range(len(self._batches))])
+        found = []
+        for batch in range(len(self._batches)):
+            self.watch(batch)
+            found.append(self._scored(batch, start))
+        return torch.cat(found)
 
     def _first_pass(self) -> Tensor:
         found = []
         for batch in range(len(self._batches)):
             self._kept.append({})
+            self.watch(batch)
             with self._keeping(self._kept[-1]):
                 found.append(self._scored(batch, 0))
         return torch.cat(found)
@@ -61,7 +66,6 @@ class Scorer:
     @torch.no_grad()
     def _scored(self, batch: int, start: int) -> Tensor:
         rows = self._batches[batch]
-        self.watch(batch)
         with self._starting(batch, start):
             logits = self._logits(rows[:, :-1])
         wide = torch.promote_types(logits.dtype, torch.float32)

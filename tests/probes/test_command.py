@@ -125,6 +125,18 @@ def test_an_interrupted_probe_goes_on_where_it_was(
     assert set(whole["residual"]["edits"]) < set(result(tmp_path / "cut")["residual"]["edits"])
 
 
+def test_a_damaged_file_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["probe", str(folder / "run"), *RESIDUAL, "--edit=direct", *SHORT, "--out", str(tmp_path)]
+    assert main(command) == 0
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(file.read_text()[:100])
+    capsys.readouterr()
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{file} is damaged" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -133,9 +145,9 @@ def test_an_interrupted_probe_goes_on_where_it_was(
         (("--rows=0",), "rows is 0, but must be at least 1"),
         (("--threshold=-1",), "threshold is -1.0, but must be above 0"),
         (("--side=residual", "--where=head"), "head has no sink dimension: the largest score is"),
-        (("--side=residual", "--where=mlp"), "where is 'mlp' from layer 0 on, which is none of"),
-        (("--side=attention", "--layers=blocks.9.attention"), "which is none of the model's 2 sites"),
-        (("--side=attention", "--from_layer=2"), "where is 'all' from layer 2 on, which is none of"),
+        (("--side=residual", "--where=mlp"), "'mlp' from layer 0 on is none of"),
+        (("--side=attention", "--layers=blocks.9.attention"), "is none of the model's 2 sites: give all"),
+        (("--side=attention", "--from_layer=2"), "'all' from layer 2 on is none of"),
         (("--dimensions=[3,3]",), "dimensions is [3, 3], but must be different numbers from 0 to 127"),
         (("--dimensions=[128]",), "dimensions is [128], but must be different numbers from 0 to 127"),
         (("--dimensions=[]",), "dimensions is empty"),

@@ -49,7 +49,7 @@ def probed(decoder: Decoder, **options: Any) -> Results:
     scored, calibration = (generated(decoder, generator) for _ in range(2))
     text = Text(decoder, scored, calibration, windows(ROWS, LENGTH - 1), str)
     results = Results({})
-    probe(own_places(decoder), text, Options(batch_size=ROWS, **options), results)
+    probe(own_places(decoder), text, Options(**({"batch_size": ROWS} | options)), results)
     return results
 
 
@@ -146,16 +146,31 @@ def hows(results: Results) -> set[str]:
     return {how["how"] for how in results["attention"]["layers"]["blocks.0.attention"]["how"]}
 
 
-def test_a_head_whose_sink_only_rescales() -> None:
+def rescaling_head() -> Decoder:
+    """Its sink has no value, and two ids in five attend to it."""
     values = drawn(8, std=1.2, seed=3) + drawn(IDS, 8, std=0.3)
     values[0] = 0
     ask = torch.where(torch.arange(IDS) % 5 < 2, 8.0, -8.0)
-    results = probed(attending(ask.double(), values), side="attention")
+    return attending(ask.double(), values)
+
+
+def test_a_head_whose_sink_only_rescales() -> None:
+    results = probed(rescaling_head(), side="attention")
     named = role_of(results, "detected")
     assert named[0] == "rescales"
     assert set(named) <= {"rescales", "constant scale"}
     assert hows(results) == {"no-op"}
     assert results["attention"]["sinks"]["positions"][0]["position"] == 0
+
+
+def test_batches_change_nothing() -> None:
+    """Some rows have a sink and others none, so that each batch needs its own."""
+    whole, parts = (probed(rescaling_head(), side="attention", batch_size=size)["attention"] for size in (ROWS, 10))
+    assert whole["edits"].keys() == parts["edits"].keys()
+    for key, expected in whole["edits"].items():
+        torch.testing.assert_close(parts["edits"][key]["sums"], expected["sums"], rtol=0, atol=1e-10)
+        assert parts["edits"][key]["sinks_afterward"]["positions"] == expected["sinks_afterward"]["positions"]
+    assert parts["sinks"] == whole["sinks"]
 
 
 def test_a_head_whose_sink_broadcasts() -> None:

@@ -25,6 +25,7 @@ from sinks.probes.hooked_places import hooked_places
 from sinks.probes.own_places import own_places
 from sinks.probes.places import Attended, AttentionEdit, Places
 from sinks.probes.removals import EDITS, GATE_MEAN, GATE_ONE, LEARNED, Removal, as_much, mass_on, order_of_keys
+from sinks.probes.scorer import Scorer
 from tests.probes.models import decoder, llama, rows
 
 OWN_PARTS: dict[str, dict[str, Any]] = {
@@ -250,6 +251,29 @@ def test_calibration_is_the_mean_over_queries_that_see_a_sink() -> None:
             ]
             expected = torch.stack(masses).mean() if masses else torch.tensor(0.0, dtype=torch.float64)
             torch.testing.assert_close(side.calibrations[name].mean_mass()[head], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["softmax", "Llama"])
+def test_a_later_start_counts_no_row_twice(name: str) -> None:
+    places, logits = build(name)
+    tokens, found = rows(5), []
+    for starts in ((), (1, 2)):
+        calibrations = calibrate_attention(places.attention, FIRST, lambda: logits(tokens[:, :-1]))
+        side, detection = AttentionSide(places.attention, DETECTED, calibrations, 0), Detection()
+
+        def watch(batch: int, side: AttentionSide = side, detection: Detection = detection) -> None:
+            side.batch = batch
+            detection.start_batch(tokens[2 * batch : 2 * batch + 2, :-1])
+
+        with side.finding(detection):
+            scorer = Scorer(logits, places.blocks, tokens, 2, starts, watch)
+        with side.edited("masked", places.attention[2:]):
+            found.append((detection.results(str), side.sinks, scorer.losses(2)))
+    (expected, sinks, losses), (again, sinks_again, losses_again) = found
+    assert again == expected
+    assert expected["sinks"]["count"] > 0
+    assert all(torch.equal(sinks[key], sinks_again[key]) for key in sinks)
+    assert torch.equal(losses, losses_again)
 
 
 @pytest.mark.parametrize("name", ["headwise", "elementwise", "identity-gate", "Qwen3-Next"])
