@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sinks.cli.analyze import collected
 from sinks.cli.parser import run_function
@@ -32,6 +32,7 @@ def quantize(
     only: Only = "both",
     weight_rounding: Method = "nearest",
     kind: list[str] | None = None,
+    gates: Literal["keep", "quantize"] = "keep",
     text: str | None = None,
     rows: int = 8,
     tokens: int = 512,
@@ -56,6 +57,7 @@ def quantize(
         weight_rounding: to the nearest numbers; with the scales that minimize the squared error (clip); or so that the
             outputs on calibration text stay close (gptq).
         kind: of inputs that are quantized, may be repeated; none given: all but the gate path.
+        gates: whether the gate path, of output gates and norm gates, is quantized as well.
         text: for a pretrained model, as for sinks analyze; a run is measured on its validation set.
         rows: number of rows that are scored.
         tokens: length of a row of text.
@@ -74,10 +76,11 @@ def quantize(
     from sinks.quantize.inputs import GATE, KINDS, left_out
     from sinks.quantize.schemes import scheme_of
 
-    kinds = kind or list(KINDS)
-    for given in kinds:
-        if given not in (*KINDS, GATE):
-            raise UserError(f"kind is {given!r}, which is none: give one of {', '.join((*KINDS, GATE))}")
+    for given in kind or ():
+        if given not in KINDS:
+            other = ", or --gates=quantize" if given == GATE else ""
+            raise UserError(f"kind is {given!r}, which is none: give one of {', '.join(KINDS)}{other}")
+    kinds = [*(kind or KINDS), *([GATE] if gates == "quantize" else [])]
     schemes = {name: scheme_of(name, activation_scale, only) for name in scheme or ["nvfp4"]}
     if weight_rounding != "nearest" and only == "activations":
         raise UserError(
@@ -99,7 +102,10 @@ def quantize(
             model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
         )
         folder = out or Path("runs/quantization") / slug(model)
-    skipped = left_out(subject.inputs(), subject.blocks)
+    inputs = subject.inputs()
+    if gates == "quantize" and not any(each.kind == GATE for each in inputs):
+        raise UserError(f"{model} has no gate path that could be quantized: leave --gates out")
+    skipped = left_out(inputs, subject.blocks)
     if skipped:
         print(f"left as they are, being no plain nn.Linear or not called: the weights of {', '.join(skipped)}")
     own = identity(subject)

@@ -15,12 +15,12 @@ from sinks.models.decoder import Block, Decoder
 from sinks.models.norms import Norm
 from sinks.observe import Site, sites_of
 from sinks.quantize.folds import Surroundings, gate_name, norm_name
-from sinks.quantize.inputs import BlockOf, SharedInput, inputs_of
+from sinks.quantize.inputs import BlockOf, SharedInput, inputs_of, is_plain
 from sinks.record import RunFolder
 from sinks.runs import load_run
 
 if TYPE_CHECKING:
-    from sinks.interop.classify import StreamNorm
+    from sinks.interop.classify import BlockParts, StreamNorm
 
 PROBE = 8  # tokens of the pass that finds which linear maps read what
 
@@ -135,7 +135,7 @@ def pretrained_subject(
     model = pretrained.model
     parts = parts_of(model, Adapter())
     attention = [None if part.attention is None else part.attention.module for part in parts.blocks]
-    blocks = [BlockOf(part.module, found) for part, found in zip(parts.blocks, attention, strict=True)]
+    blocks = [BlockOf(part.module, found, _gates(part)) for part, found in zip(parts.blocks, attention, strict=True)]
     around = Surroundings(
         attention_norms=[_stream_norm(part.norms.get("attention.norm")) for part in parts.blocks],
         feed_forward_norms=[_stream_norm(part.norms.get("feed_forward.norm")) for part in parts.blocks],
@@ -155,6 +155,17 @@ def pretrained_subject(
         print(f"sink tokens are not looked for: {error}")
         sites = []
     return Subject(name, model, blocks, logits, ids[:rows], ids[rows:], found.source, sites, around)
+
+
+def _gates(block: "BlockParts") -> list[nn.Module]:
+    """The modules of a block that compute gates and nothing else: a projection may also make the queries."""
+    found = [norm.gate.module for norm in block.norms.values() if norm.gate is not None]
+    attention = block.attention
+    if attention is not None and attention.gate is not None and attention.out_weight is not None:
+        module = attention.gate.module
+        if sum(m.out_features for m in module.modules() if is_plain(m)) <= attention.out_weight().shape[1]:
+            found.append(module)
+    return found
 
 
 def _stream_norm(norm: "StreamNorm | None") -> str | None:

@@ -95,7 +95,9 @@ def test_a_damaged_result_is_one_line(
         (("--activation_scale=block",), "activation_scale"),
         (("--only=activations", "--weight_rounding=gptq"), "weight_rounding is gptq, but --only=activations rounds no"),
         (("--weight_rounding=awq",), "weight_rounding"),
-        (("--kind=gate",), "has no input of kind gate: give one of attention.in, attention.out, feed_forward.in"),
+        (("--kind=attention.inner",), "has no input of kind attention.inner: give one of attention.in, attention.out"),
+        (("--kind=gate",), "kind is 'gate', which is none: give one of attention.in"),
+        (("--gates=quantize",), "has no gate path that could be quantized: leave --gates out"),
     ],
 )
 def test_wrong_options_are_one_line(
