@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from sinks.quantize.subject import Subject
 
 # What is shown of a result.
-RESULTS = ("loss", "accuracy", "quantized", "first_token_kept", "sink_tokens", "kinds_alone", "output_sqnr", "folds")
+RESULTS = (
+    "loss", "accuracy", "quantized", "first_token_kept", "sink_tokens", "kinds_alone", "output_sqnr", "underflow",
+    "destroyed", "folds",
+)  # fmt: skip
 REPEATED = ("scheme", "transform", "kind")
 DEFAULT_TRANSFORM: list[Name] = ["none"]
 
@@ -33,6 +36,7 @@ def quantize(
     weight_rounding: Method = "nearest",
     kind: list[str] | None = None,
     gates: Literal["keep", "quantize"] = "keep",
+    kv: Literal["keep", "quantize"] = "keep",
     text: str | None = None,
     rows: int = 8,
     tokens: int = 512,
@@ -58,6 +62,7 @@ def quantize(
             outputs on calibration text stay close (gptq).
         kind: of inputs that are quantized, may be repeated; none given: all but the gate path.
         gates: whether the gate path, of output gates and norm gates, is quantized as well.
+        kv: whether keys and values are rounded to the format of activations, as attention receives them.
         text: for a pretrained model, as for sinks analyze; a run is measured on its validation set.
         rows: number of rows that are scored.
         tokens: length of a row of text.
@@ -86,6 +91,9 @@ def quantize(
         raise UserError(
             f"weight_rounding is {weight_rounding}, but --only=activations rounds no weights: leave one out"
         )
+    for name, numbers in schemes.items():
+        if kv == "quantize" and numbers.activations is None:
+            raise UserError(f"scheme {name} has no format of activations, which keys and values get: leave --kv out")
 
     from sinks.cli.analyze import device_of, slug
     from sinks.quantize.measure import Options, measure, measure_original
@@ -105,6 +113,8 @@ def quantize(
     inputs = subject.inputs()
     if gates == "quantize" and not any(each.kind == GATE for each in inputs):
         raise UserError(f"{model} has no gate path that could be quantized: leave --gates out")
+    if kv == "quantize" and subject.rounding_kv is None:
+        raise UserError(f"{model} has no attention whose keys and values could be quantized: leave --kv out")
     skipped = left_out(inputs, subject.blocks)
     if skipped:
         print(f"left as they are, being no plain nn.Linear or not called: the weights of {', '.join(skipped)}")
@@ -113,14 +123,16 @@ def quantize(
     for (name, numbers), changed in product(schemes.items(), transform or DEFAULT_TRANSFORM):
         settings = {
             "scheme": name, "transform": changed, "activation_scale": activation_scale, "only": only,
-            "weight_rounding": weight_rounding, "kinds": kinds, "batch_size": batch_size, "seed": seed,
+            "weight_rounding": weight_rounding, "kinds": kinds, "kv": kv, "batch_size": batch_size, "seed": seed,
         }  # fmt: skip
         file = folder / f"{name}-{changed}-{digest(own | settings)}.json"
         if file.is_file():
             show(file, read_result(file, own | settings), " (unchanged)")
             continue
         original = original or measure_original(subject, batch_size)
-        measured = measure(subject, Options(numbers, changed, weight_rounding, kinds, batch_size, seed), original)
+        measured = measure(
+            subject, Options(numbers, changed, weight_rounding, kinds, batch_size, seed, kv == "quantize"), original
+        )
         content = own | settings | measured | {"provenance": provenance("transformers")}
         write_atomically(file, to_json(content, indent=2) + "\n")
         show(file, content)
@@ -181,7 +193,7 @@ def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
     if sinks is not None:
         print(f"  sinks {sinks['fraction']:.2%} of the tokens, {sinks['first_token_fraction']:.2%} of the first ones")
         results["sink tokens kept"] = sinks["kept"]
-    results |= content["kinds_alone"]
+    results |= content["kinds_alone"] | {"destroyed ones kept": content["destroyed"]["rescued"]}
     for label, result in results.items():
         if result is not None:
             change, accuracy = result["change"], result["accuracy_change"]["mean"]
@@ -189,6 +201,13 @@ def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
             print(f"  {label:<19}  {change['mean']:+.4f} {interval:<18}  accuracy {accuracy:+.4f}", flush=True)
     for kind, ratio in content["output_sqnr"].items():
         print(f"  {kind:<19}  {'no noise' if ratio is None else f'{ratio:.2f} dB of the output over its noise'}")
+    for kind, fractions in content["underflow"].items():
+        parts = [f"{fraction:.2%} of its {name}" for name, fraction in fractions.items() if fraction]
+        if parts:
+            print(f"  {kind:<19}  {' and '.join(parts)} become zero")
+    destroyed = content["destroyed"]
+    if destroyed["inputs"]:
+        print(f"  below {destroyed['below_db']:.0f} dB: {', '.join(destroyed['inputs'])}")
     for kind, fold in content["folds"].items():
         free = {True: "free in deployment", False: "not free in deployment", None: "may cost something in deployment"}
         print(f"  {kind:<19}  {content['transform']} is {free[fold['exact']]}: {fold['how']}")

@@ -24,6 +24,7 @@ from sinks.observe.documents import Documents, documents_of_positions
 NAME = "sinks"
 IMPLEMENTATION = "_attn_implementation"  # of a configuration; transformers has no public name to read it
 Listener = Callable[["AttentionCall", dict[str, Tensor]], None]
+Edit = Callable[["AttentionCall", Tensor], Tensor]  # of a call and its output [B, H, T, dv]; what to return instead
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class _Listening:
 
 # Module that calls the function -> who listens there. Of all models, because transformers registers one function.
 _listening: WeakKeyDictionary[nn.Module, _Listening] = WeakKeyDictionary()
+_edits: WeakKeyDictionary[nn.Module, Edit] = WeakKeyDictionary()  # the same of who edits what it gives
 # Positions of packed rows -> their documents. By the tensor, which the model passes on to its attention, and again when
 # a checkpointed block is computed again.
 _documents: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -173,6 +175,9 @@ def sinks_attention(
     if listening is not None:
         with torch.no_grad():
             listening.listener(call, rows)
+    edit = None if _Pass.current is None else _edits.get(module)
+    if edit is not None:
+        out = edit(call, out)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -320,6 +325,13 @@ class Seam:
             _listening.pop(module, None)
         else:
             _listening[module] = _Listening(tuple(stats), numbers, listener)
+
+    def edit(self, module: nn.Module, edit: Edit | None) -> None:
+        """Let an attention module return what an edit makes of its calls, while a site is open; None to stop."""
+        if edit is None:
+            _edits.pop(module, None)
+        else:
+            _edits[module] = edit
 
     def _detach(self) -> None:
         for handle in self._handles:

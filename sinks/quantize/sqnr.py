@@ -1,52 +1,80 @@
-"""How much of a linear map's output is noise once its input and its weight are rounded."""
+"""What rounding does to a linear map: how much of its output is noise, and how many values become zero."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sinks.quantize.linear import Kept, QuantizedInput, Replacement
-from sinks.quantize.watch import See, watching
+from sinks.quantize.watch import watching
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Of all maps that read an input, on the inputs of the model as it is.
+
+    Args:
+        output: noise-to-signal ratio. That of a token is the energy of the error over that of the output; the mean
+            over tokens, because a ratio of summed energies would be that of the massive tokens alone. A token whose
+            output is zero has none; None if no token has one.
+        input_underflow: fraction of the input's nonzero values, transformed, that become zero; None without any.
+        weight_underflow: the same of the weights.
+    """
+
+    output: float | None
+    input_underflow: float | None
+    weight_underflow: float | None
+
+
+class _Watched:
+    """An input, and what was summed up of it."""
+
+    def __init__(self, replacement: Replacement) -> None:
+        linears, self.transform = replacement.input.linears, replacement.transform
+        self.input = QuantizedInput(replacement.activations, replacement.transform, Kept())
+        self.weight = torch.cat([linear.weight.detach() for linear in linears.values()])
+        self.rounded = torch.cat([replacement.weights[name] for name in linears])
+        self.ratios, self.tokens, self.zeros, self.nonzeros = 0.0, 0, 0, 0
+
+    def see(self, x: Tensor) -> None:
+        transformed, rounded = self.transform.inputs(x), self.input(x)
+        output = F.linear(x, self.weight)
+        signal = output.square().sum(-1)
+        ratios = (output - F.linear(rounded, self.rounded)).square().sum(-1)[signal > 0] / signal[signal > 0]
+        self.ratios += ratios.double().sum().item()
+        self.tokens += ratios.numel()
+        self.zeros += int(((rounded == 0) & (transformed != 0)).sum())
+        self.nonzeros += int((transformed != 0).sum())
+
+    def noise(self) -> Noise:
+        weight = self.transform.weights(self.weight)
+        lost, all_of_it = int(((self.rounded == 0) & (weight != 0)).sum()), int((weight != 0).sum())
+        return Noise(
+            self.ratios / self.tokens if self.tokens else None,
+            self.zeros / self.nonzeros if self.nonzeros else None,
+            lost / all_of_it if all_of_it else None,
+        )
 
 
 @torch.no_grad()
-def output_noise(
+def noise_of(
     replacements: Sequence[Replacement], run: Callable[[Tensor], object], batches: Iterable[Tensor]
-) -> dict[str, float]:
-    """Noise-to-signal ratio of the outputs, by the inputs' names, on the inputs of the model as it is.
-
-    That of a token is the energy of the error over that of the output, of all maps that read the input; the mean over
-    tokens is returned. A ratio of summed energies would be that of the massive tokens alone. A token whose output is
-    zero has none, and an input is absent if no token has one.
+) -> dict[str, Noise]:
+    """What rounding would do, by the inputs' names.
 
     Args:
         replacements: what would be done.
         run: runs the model over token ids [B, T].
         batches: of text.
     """
-    totals: dict[str, float] = {}
-    counts = Counter[str]()
-
-    def watcher(each: Replacement) -> See:
-        weight = torch.cat([linear.weight.detach() for linear in each.input.linears.values()])
-        rounded = torch.cat([each.weights[name] for name in each.input.linears])
-        return partial(see, each.input.name, QuantizedInput(each.activations, each.transform, Kept()), weight, rounded)
-
-    def see(name: str, shared: QuantizedInput, weight: Tensor, rounded: Tensor, x: Tensor) -> None:
-        output = F.linear(x, weight)
-        signal = output.square().sum(-1)
-        ratios = (output - F.linear(shared(x), rounded)).square().sum(-1)[signal > 0] / signal[signal > 0]
-        totals[name] = totals.get(name, 0.0) + ratios.double().sum().item()
-        counts[name] += ratios.numel()
-
-    with watching((each.input.first, watcher(each)) for each in replacements):
+    watched = {each.input.name: _Watched(each) for each in replacements}
+    with watching((each.input.first, watched[each.input.name].see) for each in replacements):
         for batch in batches:
             run(batch)
-    return {name: total / counts[name] for name, total in totals.items() if counts[name]}
+    return {name: each.noise() for name, each in watched.items()}
 
 
 def decibels(noise: float) -> float | None:

@@ -16,6 +16,7 @@ from sinks.models.norms import Norm
 from sinks.observe import Site, sites_of
 from sinks.quantize.folds import Surroundings, gate_name, norm_name
 from sinks.quantize.inputs import BlockOf, SharedInput, inputs_of, is_plain
+from sinks.quantize.kv import Rounding, decoder_rounding, seam_rounding
 from sinks.record import RunFolder
 from sinks.runs import load_run
 
@@ -39,6 +40,7 @@ class Subject:
         text: what the rows are from, in words.
         sites: at which the model's attention is read; none if it cannot be.
         around: what is between its linear maps.
+        rounding_kv: the model with keys and values rounded; None if its attention cannot be edited.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Subject:
     text: str
     sites: Sequence[Site]
     around: Surroundings
+    rounding_kv: Rounding | None
 
     def inputs(self) -> list[SharedInput]:
         """What the linear maps of the blocks read."""
@@ -99,7 +102,9 @@ def decoder_subject(
         head_widths=[None if mixer is None else mixer.config.head_dim for mixer in mixers],
         clamped=any(block.attention_clip.cuts or block.feed_forward_clip.cuts for block in blocks),
     )
-    return Subject(name, model, parts, model, rows, calibration, text, sites_of(decoder), around)
+    sites = [mixer.config.site for mixer in mixers if mixer is not None]
+    rounding = decoder_rounding(decoder, sites) if sites else None
+    return Subject(name, model, parts, model, rows, calibration, text, sites_of(decoder), around, rounding)
 
 
 def pretrained_subject(
@@ -149,12 +154,14 @@ def pretrained_subject(
     def logits(batch: Tensor) -> Tensor:
         return model(batch.to(device), use_cache=False).logits
 
+    calling = [p.attention.module for p in parts.blocks if p.attention is not None and p.attention.calls_interface]
+    rounding = seam_rounding(parts.seam, calling) if calling else None
     try:
         sites = huggingface_sites(model)
     except UserError as error:
         print(f"sink tokens are not looked for: {error}")
         sites = []
-    return Subject(name, model, blocks, logits, ids[:rows], ids[rows:], found.source, sites, around)
+    return Subject(name, model, blocks, logits, ids[:rows], ids[rows:], found.source, sites, around, rounding)
 
 
 def _gates(block: "BlockParts") -> list[nn.Module]:

@@ -97,6 +97,8 @@ def test_a_damaged_result_is_one_line(
         (("--weight_rounding=awq",), "weight_rounding"),
         (("--kind=attention.inner",), "has no input of kind attention.inner: give one of attention.in, attention.out"),
         (("--kind=gate",), "kind is 'gate', which is none: give one of attention.in"),
+        (("--kv=quantize", "--scheme=w4a16"), "scheme w4a16 has no format of activations, which keys and values get"),
+        (("--kv=quantize", "--only=weights"), "scheme nvfp4 has no format of activations"),
         (("--gates=quantize",), "has no gate path that could be quantized: leave --gates out"),
     ],
 )

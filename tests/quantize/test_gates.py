@@ -20,7 +20,7 @@ from sinks.quantize.linear import quantized
 from sinks.quantize.measure import Options, measure
 from sinks.quantize.replacements import replacements_of
 from sinks.quantize.schemes import SCHEMES, scheme_of
-from sinks.quantize.sqnr import output_noise
+from sinks.quantize.sqnr import noise_of
 from sinks.quantize.subject import decoder_subject, pretrained_subject
 from tests.interop import tiny
 from tests.quantize.test_quantized_models import SMALL, inputs, outputs, subject
@@ -49,9 +49,9 @@ def test_a_gate_that_a_kernel_computes_is_calibrated_too(reach: str, transform: 
     gates = [each for each in inputs(of, (GATE,)) if each.width % 16 == 0]
     scheme = scheme_of("w8a8", reach)  # type: ignore[arg-type]
     made = replacements_of(gates, scheme, transform, of.logits, [of.calibration], "gptq")  # type: ignore[arg-type]
-    noise = output_noise(made, of.logits, [of.calibration])
+    noise = noise_of(made, of.logits, [of.calibration])
     assert set(noise) == {each.name for each in gates}
-    assert all(0 < ratio < 0.1 for ratio in noise.values())
+    assert all(0 < (each.output or 0) < 0.1 for each in noise.values())
 
 
 @pytest.mark.parametrize("gate", [HeadwiseGate, ElementwiseGate])

@@ -18,7 +18,7 @@ from sinks.quantize.linear import QuantizedLinear, Replacement, quantized, round
 from sinks.quantize.measure import Options, measure, paired_change, score
 from sinks.quantize.replacements import replacements_of
 from sinks.quantize.schemes import SCHEMES, Quantizer, Scheme, scheme_of
-from sinks.quantize.sqnr import decibels, output_noise
+from sinks.quantize.sqnr import decibels, noise_of
 from sinks.quantize.subject import Subject, decoder_subject
 from sinks.quantize.transforms import transform_of
 
@@ -151,14 +151,14 @@ def test_scores_and_noise_against_plain_formulas() -> None:
     read: list[Tensor] = []
     (linear,) = each.input.linears.values()
     handle = linear.register_forward_pre_hook(lambda module, args: read.append(args[0].detach().flatten(0, 1)))
-    noise = output_noise([each], of.logits, [of.rows[:, :-1]])
+    noise = noise_of([each], of.logits, [of.rows[:, :-1]])
     handle.remove()
     quantizer = Quantizer(Integer(4))
     with torch.no_grad():
         plain = read[0] @ linear.weight.T
         error = plain - quantizer(read[0]) @ quantizer(linear.weight).T
     ratio = (error.square().sum(-1) / plain.square().sum(-1)).mean()
-    assert noise == {"blocks.0.feed_forward.out": pytest.approx(ratio.item(), rel=1e-9)}
+    assert noise["blocks.0.feed_forward.out"].output == pytest.approx(ratio.item(), rel=1e-9)
     assert decibels(0.01) == pytest.approx(20)
     assert decibels(0) is None
 
@@ -255,9 +255,10 @@ def test_an_output_of_zeros_has_no_ratio() -> None:
         first.first.weight.zero_()
         second.first.weight[0].zero_()
     made = replacements_of([first, second], SCHEMES["int4"], "none", of.logits, [])
-    noise = output_noise(made, of.logits, [of.calibration])
-    assert set(noise) == {second.name}
-    assert 0 < noise[second.name] < 1
+    noise = noise_of(made, of.logits, [of.calibration])
+    assert noise[first.name].output is None
+    assert noise[first.name].weight_underflow is None
+    assert 0 < (noise[second.name].output or 0) < 1
     found = measure(of, Options(SCHEMES["int4"], kinds=("feed_forward.out",)))
     assert set(found["output_sqnr_by_input"]) == {second.name}
     assert found["output_sqnr"]["feed_forward.out"] == found["output_sqnr_by_input"][second.name]
@@ -283,6 +284,48 @@ def test_a_hadamard_matrix_is_converted_once_and_computed_in_float64() -> None:
     exact = hadamard(48)
     torch.testing.assert_close(exact @ exact.T, torch.eye(48, dtype=torch.float64), rtol=0, atol=1e-14)
     assert torch.equal(matrix, exact.float())
+
+
+def test_underflow_is_counted() -> None:
+    of = subject()
+    (each,) = replacements_of(inputs(of, ("feed_forward.out",))[:1], SCHEMES["int4"], "hadamard-16", of.logits, [])
+    with torch.no_grad():
+        each.input.first.weight[:, 0] = 0  # is no underflow, though the rotation makes something of it
+    (each,) = replacements_of([each.input], SCHEMES["int4"], "hadamard-16", of.logits, [])
+    read: list[Tensor] = []
+    handle = each.input.first.register_forward_pre_hook(lambda module, args: read.append(args[0].detach()))
+    found = noise_of([each], of.logits, of.calibration.split(3))[each.input.name]
+    handle.remove()
+    rotation = torch.block_diag(hadamard(16), hadamard(16))
+    fractions = []
+    for x in (torch.cat(read).flatten(0, 1) @ rotation, each.input.first.weight.detach() @ rotation):
+        rounded = (x / (x.abs().amax(-1, keepdim=True) / 7)).round()
+        fractions.append(((rounded == 0) & (x != 0)).double().sum().item() / (x != 0).sum().item())
+    assert [found.input_underflow, found.weight_underflow] == pytest.approx(fractions, rel=1e-3)
+    assert all(0.01 < fraction < 0.5 for fraction in fractions)
+    result = measure(of, Options(SCHEMES["int4"], "hadamard-16", kinds=("feed_forward.out",)))
+    assert 0 < result["underflow"]["feed_forward.out"]["inputs"] < 0.5
+
+
+def test_inputs_that_are_destroyed_are_named_and_rescued() -> None:
+    """A channel that is large at every token, and that no map reads."""
+    of = subject()
+    assert measure(of, Options(SCHEMES["w8a8"]))["destroyed"]["rescued"] is None
+    first, second = inputs(of, ("attention.in",))
+    with torch.no_grad():
+        of.model.decoder.blocks[0].attention_norm.norm.weight[5] *= 1e4  # type: ignore[union-attr, index]
+        for linear in first.linears.values():
+            linear.weight[:, 5] = 0
+    found = measure(of, Options(SCHEMES["w8a8"]))
+    assert found["output_sqnr_by_input"][first.name] < found["destroyed"]["below_db"] < 7
+    assert found["output_sqnr_by_input"][second.name] > 20
+    assert found["destroyed"]["inputs"] == [first.name]
+    rest = [each for each in inputs(of, KINDS) if each.name != first.name]
+    with quantized(of.model, replacements_of(rest, SCHEMES["w8a8"], "none", of.logits, [])):
+        rescued = score(of.logits, of.rows.split(4)).loss
+    assert found["destroyed"]["rescued"]["loss"] == rescued.mean().item()
+    change = found["quantized"]["change"]["mean"]
+    assert abs(found["destroyed"]["rescued"]["change"]["mean"]) < 0.1 * abs(change)
 
 
 def test_measure_reports_each_kind_alone() -> None:
