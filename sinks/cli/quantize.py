@@ -80,6 +80,7 @@ def quantize(
         require(name, value, at_least=1, remedy="give e.g. 8")
     from sinks.quantize.inputs import GATE, KINDS, left_out
     from sinks.quantize.schemes import scheme_of
+    from sinks.quantize.transforms import require_rotations
 
     for given in kind or ():
         if given not in KINDS:
@@ -106,6 +107,13 @@ def quantize(
         subject = run_subject(model, rows, calibration_rows, device_of(device))
         folder = out or Path(model) / "quantization"
     else:
+        from sinks.interop.extra import require_extra
+
+        require_extra("transformers")
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         subject = pretrained_subject(
             model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
         )
@@ -115,6 +123,8 @@ def quantize(
         raise UserError(f"{model} has no gate path that could be quantized: leave --gates out")
     if kv == "quantize" and subject.rounding_kv is None:
         raise UserError(f"{model} has no attention whose keys and values could be quantized: leave --kv out")
+    for changed in transform or DEFAULT_TRANSFORM:
+        require_rotations(changed, [each for each in inputs if each.kind in kinds])
     skipped = left_out(inputs, subject.blocks)
     if skipped:
         print(f"left as they are, being no plain nn.Linear or not called: the weights of {', '.join(skipped)}")

@@ -328,6 +328,24 @@ def test_inputs_that_are_destroyed_are_named_and_rescued() -> None:
     assert abs(found["destroyed"]["rescued"]["change"]["mean"]) < 0.1 * abs(change)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(SCHEMES["int4"]),
+        Options(SCHEMES["nvfp4"], "smooth"),
+        Options(SCHEMES["int4"], method="gptq"),
+        Options(scheme_of("int4", "static")),
+        Options(scheme_of("fp8", "static"), method="gptq"),
+    ],
+)
+def test_activations_that_are_not_finite_are_one_line(options: Options) -> None:
+    of = subject()
+    with torch.no_grad():
+        of.model.decoder.blocks[1].feed_forward_norm.norm.weight[3] = torch.inf  # type: ignore[union-attr, index]
+    with pytest.raises(UserError, match=r"^[^\n]* is NaN or infinite[^\n]*: look at the [^\n]*$"):
+        measure(of, options)
+
+
 def test_measure_reports_each_kind_alone() -> None:
     of = subject()
     found = measure(of, Options(SCHEMES["int4"], batch_size=2))
@@ -346,7 +364,7 @@ def test_a_matrix_that_is_not_there_is_one_line() -> None:
     each = inputs(of, ("attention.in",))[0]
     linear = nn.Linear(688, 3)
     other = SharedInput("blocks.0.feed_forward.out", "feed_forward.out", {"down": linear})
-    with pytest.raises(UserError, match="no Hadamard matrix of 688 is known here: transform blocks, with hadamard-16"):
+    with pytest.raises(UserError, match="no Hadamard matrix of 688 is known here: rotate blocks, with hadamard-16"):
         transform_of("hadamard", other, None)
     with pytest.raises(UserError, match="has 12 channels, which 16 does not divide"):
         transform_of("hadamard-16", SharedInput(each.name, each.kind, {"down": nn.Linear(12, 3)}), None)
