@@ -15,11 +15,11 @@ from sinks.quantize.folds import folds_of
 from sinks.quantize.inputs import KINDS
 from sinks.quantize.kv import KV, rounder
 from sinks.quantize.linear import Kept, Replacement, quantized
+from sinks.quantize.noise import Noise, decibels, noise_of
 from sinks.quantize.replacements import replacements_of
 from sinks.quantize.rounding import Method
 from sinks.quantize.schemes import Scheme
 from sinks.quantize.sink_tokens import sink_tokens
-from sinks.quantize.sqnr import Noise, decibels, noise_of
 from sinks.quantize.subject import Subject
 from sinks.quantize.transforms import Name
 
@@ -152,10 +152,9 @@ def measure(subject: Subject, options: Options, original: Original | None = None
     # Where a scale spans tokens, those that are kept would still set it.
     can_keep = quantizer is not None and quantizer.reach == "row" and all(each.per_token for each in chosen)
     first = [torch.arange(row.shape[1], device=row.device).expand_as(row) == 0 for row in read]
-    alone = {kind: trials.cost(those, kv=False) for kind, those in kinds.items()}
-    if options.kv:
-        alone[KV] = trials.cost([], kv=True)
-    sinks = original.sinks
+    parts = kinds | ({KV: []} if options.kv else {})
+    alone = {part: trials.cost(those, kv=part == KV) for part, those in parts.items()} if len(parts) > 1 else {}
+    sinks, folds = original.sinks, folds_of(options.transform, inputs, subject.around)
     return {
         "loss": original.scores.loss.mean().item(),
         "accuracy": original.scores.correct.mean().item(),
@@ -165,10 +164,10 @@ def measure(subject: Subject, options: Options, original: Original | None = None
         if sinks is None
         else _split(torch.cat(list(sinks)).cpu(), original.scores, after, options.seed)
         | {"kept": trials.cost(replaced, options.kv, sinks) if can_keep else None},
-        "kinds_alone": alone if len(alone) > 1 else {},
+        "kinds_alone": alone,
         **_described(noise, kinds),
         "destroyed": _destroyed(noise, replaced, trials, options.kv),
-        "folds": {kind: asdict(fold) for kind, fold in folds_of(options.transform, chosen, subject.around).items()},
+        "folds": {kind: asdict(fold) for kind, fold in folds.items() if kind in kinds},
     }
 
 
@@ -213,10 +212,13 @@ def _described(noise: Mapping[str, Noise], kinds: Mapping[str, Sequence[Replacem
         return {kind: mean(values) if values else None for kind, values in known.items()}
 
     ratios = means(lambda each: each.output)
+    peaks, transformed = means(lambda each: each.peak), means(lambda each: each.transformed_peak)
     inputs, weights = means(lambda each: each.input_underflow), means(lambda each: each.weight_underflow)
     return {
         "output_sqnr": {kind: decibels(ratio) for kind, ratio in ratios.items() if ratio is not None},
         "output_sqnr_by_input": {n: decibels(each.output) for n, each in noise.items() if each.output is not None},
+        "outliers": {kind: {"input": peaks[kind], "transformed": transformed[kind]} for kind in kinds},
+        "outliers_by_input": {n: {"input": e.peak, "transformed": e.transformed_peak} for n, e in noise.items()},
         "underflow": {kind: {"inputs": inputs[kind], "weights": weights[kind]} for kind in kinds},
     }
 
@@ -224,7 +226,7 @@ def _described(noise: Mapping[str, Noise], kinds: Mapping[str, Sequence[Replacem
 def _destroyed(
     noise: Mapping[str, Noise], replaced: Sequence[Replacement], trials: _Trials, kv: bool
 ) -> dict[str, Any]:
-    """Inputs whose maps' outputs are mostly noise, and what is left when these stay in high precision."""
+    """Inputs whose maps' outputs have a large error, and what is left when these stay in high precision."""
     names = [name for name, each in noise.items() if each.output is not None and each.output > DESTROYED]
     rest = [each for each in replaced if each.input.name not in names]
     return {

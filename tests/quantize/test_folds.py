@@ -19,6 +19,8 @@ from sinks.models.gated_norm import GatedNorm, GateDyT
 from sinks.models.norms import DyT, IdentityNorm, PreAffine, RMSNorm
 from sinks.quantize.folds import UNKNOWN, Fold, folds_of
 from sinks.quantize.hadamard import hadamard
+from sinks.quantize.measure import Options, measure
+from sinks.quantize.schemes import SCHEMES
 from sinks.quantize.subject import Subject
 from tests.quantize.test_quantized_models import subject
 
@@ -211,6 +213,13 @@ def test_factors_folded_into_the_hidden_layer(feed_forward: type, exact: bool) -
     assert fold.exact is exact
     assert_held(fold, change_of(of, smooth_hidden))
     assert folds_of("hadamard", of.inputs(), of.around)["feed_forward.out"].exact is False
+
+
+def test_what_is_not_quantized_counts_in_the_table_too() -> None:
+    of = random_subject(GROUPED)
+    found = measure(of, Options(SCHEMES["int4"], "smooth-all", kinds=("attention.out",)))
+    assert list(found["folds"]) == ["attention.out"]
+    assert found["folds"]["attention.out"]["exact"] is False
 
 
 def test_only_kinds_that_a_transform_changes_are_in_the_table() -> None:

@@ -16,9 +16,9 @@ from sinks.quantize.hadamard import hadamard
 from sinks.quantize.inputs import GATE, KINDS, SharedInput
 from sinks.quantize.linear import QuantizedLinear, Replacement, quantized, rounded_weights
 from sinks.quantize.measure import Options, measure, paired_change, score
+from sinks.quantize.noise import decibels, noise_of
 from sinks.quantize.replacements import replacements_of
 from sinks.quantize.schemes import SCHEMES, Quantizer, Scheme, scheme_of
-from sinks.quantize.sqnr import decibels, noise_of
 from sinks.quantize.subject import Subject, decoder_subject
 from sinks.quantize.transforms import transform_of
 
@@ -286,7 +286,7 @@ def test_a_hadamard_matrix_is_converted_once_and_computed_in_float64() -> None:
     assert torch.equal(matrix, exact.float())
 
 
-def test_underflow_is_counted() -> None:
+def test_underflow_is_counted_and_outliers_are_measured() -> None:
     of = subject()
     (each,) = replacements_of(inputs(of, ("feed_forward.out",))[:1], SCHEMES["int4"], "hadamard-16", of.logits, [])
     with torch.no_grad():
@@ -301,9 +301,15 @@ def test_underflow_is_counted() -> None:
     for x in (torch.cat(read).flatten(0, 1) @ rotation, each.input.first.weight.detach() @ rotation):
         rounded = (x / (x.abs().amax(-1, keepdim=True) / 7)).round()
         fractions.append(((rounded == 0) & (x != 0)).double().sum().item() / (x != 0).sum().item())
+    for x, peak in ((torch.cat(read), found.peak), (torch.cat(read) @ rotation, found.transformed_peak)):
+        assert peak == pytest.approx((x.abs().amax(-1) / x.norm(dim=-1) * 32**0.5).mean().item(), rel=1e-9)
     assert [found.input_underflow, found.weight_underflow] == pytest.approx(fractions, rel=1e-3)
     assert all(0.01 < fraction < 0.5 for fraction in fractions)
     result = measure(of, Options(SCHEMES["int4"], "hadamard-16", kinds=("feed_forward.out",)))
+    peaks = result["outliers_by_input"]
+    assert len(peaks) == 2
+    mean = sum(each["transformed"] for each in peaks.values()) / 2
+    assert result["outliers"]["feed_forward.out"]["transformed"] == pytest.approx(mean)
     assert 0 < result["underflow"]["feed_forward.out"]["inputs"] < 0.5
 
 

@@ -1,4 +1,4 @@
-"""What rounding does to a linear map: how much of its output is noise, and how many values become zero."""
+"""What rounding does to a linear map: outliers that it meets, noise in the output, values that become zero."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -22,11 +22,36 @@ class Noise:
             output is zero has none; None if no token has one.
         input_underflow: fraction of the input's nonzero values, transformed, that become zero; None without any.
         weight_underflow: the same of the weights.
+        peak, transformed_peak: largest |x| of a token over its rms, the mean over tokens that are not zero, of the
+            input as it is and transformed; None if all are zero.
     """
 
     output: float | None
     input_underflow: float | None
     weight_underflow: float | None
+    peak: float | None
+    transformed_peak: float | None
+
+
+class _Mean:
+    """Of numbers that come in parts."""
+
+    def __init__(self) -> None:
+        self._sum, self._count = 0.0, 0
+
+    def add(self, numbers: Tensor) -> None:
+        self._sum += numbers.double().sum().item()
+        self._count += numbers.numel()
+
+    @property
+    def value(self) -> float | None:
+        """None without any number."""
+        return self._sum / self._count if self._count else None
+
+
+def _peaks(x: Tensor) -> Tensor:
+    rms = x.square().mean(-1).sqrt()
+    return x.abs().amax(-1)[rms > 0] / rms[rms > 0]
 
 
 class _Watched:
@@ -37,15 +62,17 @@ class _Watched:
         self.input = QuantizedInput(replacement.activations, replacement.transform, Kept())
         self.weight = torch.cat([linear.weight.detach() for linear in linears.values()])
         self.rounded = torch.cat([replacement.weights[name] for name in linears])
-        self.ratios, self.tokens, self.zeros, self.nonzeros = 0.0, 0, 0, 0
+        self.ratios, self.peaks, self.transformed_peaks = _Mean(), _Mean(), _Mean()
+        self.zeros, self.nonzeros = 0, 0
 
     def see(self, x: Tensor) -> None:
         transformed, rounded = self.transform.inputs(x), self.input(x)
         output = F.linear(x, self.weight)
         signal = output.square().sum(-1)
         ratios = (output - F.linear(rounded, self.rounded)).square().sum(-1)[signal > 0] / signal[signal > 0]
-        self.ratios += ratios.double().sum().item()
-        self.tokens += ratios.numel()
+        self.ratios.add(ratios)
+        self.peaks.add(_peaks(x))
+        self.transformed_peaks.add(_peaks(transformed))
         self.zeros += int(((rounded == 0) & (transformed != 0)).sum())
         self.nonzeros += int((transformed != 0).sum())
 
@@ -53,9 +80,11 @@ class _Watched:
         weight = self.transform.weights(self.weight)
         lost, all_of_it = int(((self.rounded == 0) & (weight != 0)).sum()), int((weight != 0).sum())
         return Noise(
-            self.ratios / self.tokens if self.tokens else None,
+            self.ratios.value,
             self.zeros / self.nonzeros if self.nonzeros else None,
             lost / all_of_it if all_of_it else None,
+            self.peaks.value,
+            self.transformed_peaks.value,
         )
 
 
