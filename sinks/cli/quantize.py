@@ -98,7 +98,7 @@ def quantize(
 
     from sinks.cli.analyze import device_of, slug
     from sinks.quantize.measure import Options, measure, measure_original
-    from sinks.quantize.subject import pretrained_subject, run_subject
+    from sinks.quantize.subject import run_subject
     from sinks.record import RunFolder
     from sinks.record.folder import to_json, write_atomically
     from sinks.record.provenance import provenance
@@ -114,6 +114,8 @@ def quantize(
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        from sinks.quantize.pretrained import pretrained_subject
+
         subject = pretrained_subject(
             model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
         )

@@ -229,6 +229,15 @@ def test_only_kinds_that_a_transform_changes_are_in_the_table() -> None:
     assert len(folds_of("smooth-all", of.inputs(), of.around)) == 4
 
 
+def test_values_that_one_map_makes_together_are_not_known() -> None:
+    of = random_subject()
+    inputs = [
+        replace(each, linears=dict(list(each.linears.items())[:1])) if each.kind == "attention.in" else each
+        for each in of.inputs()
+    ]
+    assert folds_of("smooth-all", inputs, of.around)["attention.out"] == UNKNOWN
+
+
 def test_a_norm_of_ones_own_is_not_known() -> None:
     class Mine(RMSNorm):
         pass

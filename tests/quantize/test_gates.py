@@ -19,9 +19,10 @@ from sinks.quantize.inputs import GATE, KINDS
 from sinks.quantize.linear import quantized
 from sinks.quantize.measure import Options, measure
 from sinks.quantize.noise import noise_of
+from sinks.quantize.pretrained import pretrained_subject
 from sinks.quantize.replacements import replacements_of
 from sinks.quantize.schemes import SCHEMES, scheme_of
-from sinks.quantize.subject import decoder_subject, pretrained_subject
+from sinks.quantize.subject import decoder_subject
 from tests.interop import tiny
 from tests.quantize.test_quantized_models import SMALL, inputs, outputs, subject
 

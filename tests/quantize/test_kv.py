@@ -17,8 +17,9 @@ from sinks.quantize.formats import Integer
 from sinks.quantize.kv import KV, rounder
 from sinks.quantize.linear import Kept
 from sinks.quantize.measure import Options, measure, score
+from sinks.quantize.pretrained import pretrained_subject
 from sinks.quantize.schemes import SCHEMES, Quantizer, scheme_of
-from sinks.quantize.subject import Subject, decoder_subject, pretrained_subject
+from sinks.quantize.subject import Subject, decoder_subject
 from tests.interop import tiny
 from tests.quantize.test_quantized_models import inputs, outputs, subject
 
