@@ -91,7 +91,7 @@ def probe(
     from sinks.cli.quantize import digest, identity
     from sinks.probes.probe import Options, Results
     from sinks.probes.probe import probe as run_probe
-    from sinks.quantize.subject import pretrained_subject, run_subject
+    from sinks.quantize.subject import run_subject
     from sinks.record import RunFolder
     from sinks.record.folder import to_json, write_atomically
     from sinks.record.provenance import provenance
@@ -100,6 +100,11 @@ def probe(
         subject = run_subject(model, rows, calibration_rows, device_of(device))
         folder = out or Path(model) / "probes"
     else:
+        from sinks.interop.extra import require_extra
+
+        require_extra("transformers")
+        from sinks.quantize.pretrained import pretrained_subject
+
         subject = pretrained_subject(
             model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
         )

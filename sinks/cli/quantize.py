@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sinks.cli.analyze import collected
 from sinks.cli.parser import run_function
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from sinks.quantize.subject import Subject
 
 # What is shown of a result.
-RESULTS = ("loss", "accuracy", "quantized", "first_token_kept", "sink_tokens", "kinds_alone", "output_sqnr", "folds")
+RESULTS = (
+    "loss", "accuracy", "quantized", "first_token_kept", "sink_tokens", "kinds_alone", "output_sqnr", "underflow",
+    "destroyed", "folds",
+)  # fmt: skip
 REPEATED = ("scheme", "transform", "kind")
 DEFAULT_TRANSFORM: list[Name] = ["none"]
 
@@ -32,6 +35,8 @@ def quantize(
     only: Only = "both",
     weight_rounding: Method = "nearest",
     kind: list[str] | None = None,
+    gates: Literal["keep", "quantize"] = "keep",
+    kv: Literal["keep", "quantize"] = "keep",
     text: str | None = None,
     rows: int = 8,
     tokens: int = 512,
@@ -56,6 +61,8 @@ def quantize(
         weight_rounding: to the nearest numbers; with the scales that minimize the squared error (clip); or so that the
             outputs on calibration text stay close (gptq).
         kind: of inputs that are quantized, may be repeated; none given: all but the gate path.
+        gates: whether the gate path, of output gates and norm gates, is quantized as well.
+        kv: whether keys and values are rounded to the format of activations, as attention receives them.
         text: for a pretrained model, as for sinks analyze; a run is measured on its validation set.
         rows: number of rows that are scored.
         tokens: length of a row of text.
@@ -73,20 +80,25 @@ def quantize(
         require(name, value, at_least=1, remedy="give e.g. 8")
     from sinks.quantize.inputs import GATE, KINDS, left_out
     from sinks.quantize.schemes import scheme_of
+    from sinks.quantize.transforms import require_rotations
 
-    kinds = kind or list(KINDS)
-    for given in kinds:
-        if given not in (*KINDS, GATE):
-            raise UserError(f"kind is {given!r}, which is none: give one of {', '.join((*KINDS, GATE))}")
+    for given in kind or ():
+        if given not in KINDS:
+            other = ", or --gates=quantize" if given == GATE else ""
+            raise UserError(f"kind is {given!r}, which is none: give one of {', '.join(KINDS)}{other}")
+    kinds = [*(kind or KINDS), *([GATE] if gates == "quantize" else [])]
     schemes = {name: scheme_of(name, activation_scale, only) for name in scheme or ["nvfp4"]}
     if weight_rounding != "nearest" and only == "activations":
         raise UserError(
             f"weight_rounding is {weight_rounding}, but --only=activations rounds no weights: leave one out"
         )
+    for name, numbers in schemes.items():
+        if kv == "quantize" and numbers.activations is None:
+            raise UserError(f"scheme {name} has no format of activations, which keys and values get: leave --kv out")
 
     from sinks.cli.analyze import device_of, slug
     from sinks.quantize.measure import Options, measure, measure_original
-    from sinks.quantize.subject import pretrained_subject, run_subject
+    from sinks.quantize.subject import run_subject
     from sinks.record import RunFolder
     from sinks.record.folder import to_json, write_atomically
     from sinks.record.provenance import provenance
@@ -95,11 +107,27 @@ def quantize(
         subject = run_subject(model, rows, calibration_rows, device_of(device))
         folder = out or Path(model) / "quantization"
     else:
+        from sinks.interop.extra import require_extra
+
+        require_extra("transformers")
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        from sinks.quantize.pretrained import pretrained_subject
+
         subject = pretrained_subject(
             model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
         )
         folder = out or Path("runs/quantization") / slug(model)
-    skipped = left_out(subject.inputs(), subject.blocks)
+    inputs = subject.inputs()
+    if gates == "quantize" and not any(each.kind == GATE for each in inputs):
+        raise UserError(f"{model} has no gate path that could be quantized: leave --gates out")
+    if kv == "quantize" and subject.rounding_kv is None:
+        raise UserError(f"{model} has no attention whose keys and values could be quantized: leave --kv out")
+    for changed in transform or DEFAULT_TRANSFORM:
+        require_rotations(changed, [each for each in inputs if each.kind in kinds])
+    skipped = left_out(inputs, subject.blocks)
     if skipped:
         print(f"left as they are, being no plain nn.Linear or not called: the weights of {', '.join(skipped)}")
     own = identity(subject)
@@ -107,14 +135,16 @@ def quantize(
     for (name, numbers), changed in product(schemes.items(), transform or DEFAULT_TRANSFORM):
         settings = {
             "scheme": name, "transform": changed, "activation_scale": activation_scale, "only": only,
-            "weight_rounding": weight_rounding, "kinds": kinds, "batch_size": batch_size, "seed": seed,
+            "weight_rounding": weight_rounding, "kinds": kinds, "kv": kv, "batch_size": batch_size, "seed": seed,
         }  # fmt: skip
         file = folder / f"{name}-{changed}-{digest(own | settings)}.json"
         if file.is_file():
             show(file, read_result(file, own | settings), " (unchanged)")
             continue
         original = original or measure_original(subject, batch_size)
-        measured = measure(subject, Options(numbers, changed, weight_rounding, kinds, batch_size, seed), original)
+        measured = measure(
+            subject, Options(numbers, changed, weight_rounding, kinds, batch_size, seed, kv == "quantize"), original
+        )
         content = own | settings | measured | {"provenance": provenance("transformers")}
         write_atomically(file, to_json(content, indent=2) + "\n")
         show(file, content)
@@ -175,7 +205,7 @@ def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
     if sinks is not None:
         print(f"  sinks {sinks['fraction']:.2%} of the tokens, {sinks['first_token_fraction']:.2%} of the first ones")
         results["sink tokens kept"] = sinks["kept"]
-    results |= content["kinds_alone"]
+    results |= content["kinds_alone"] | {"destroyed ones kept": content["destroyed"]["rescued"]}
     for label, result in results.items():
         if result is not None:
             change, accuracy = result["change"], result["accuracy_change"]["mean"]
@@ -183,6 +213,13 @@ def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
             print(f"  {label:<19}  {change['mean']:+.4f} {interval:<18}  accuracy {accuracy:+.4f}", flush=True)
     for kind, ratio in content["output_sqnr"].items():
         print(f"  {kind:<19}  {'no noise' if ratio is None else f'{ratio:.2f} dB of the output over its noise'}")
+    for kind, fractions in content["underflow"].items():
+        parts = [f"{fraction:.2%} of its {name}" for name, fraction in fractions.items() if fraction]
+        if parts:
+            print(f"  {kind:<19}  {' and '.join(parts)} become zero")
+    destroyed = content["destroyed"]
+    if destroyed["inputs"]:
+        print(f"  below {destroyed['below_db']:.0f} dB: {', '.join(destroyed['inputs'])}")
     for kind, fold in content["folds"].items():
         free = {True: "free in deployment", False: "not free in deployment", None: "may cost something in deployment"}
         print(f"  {kind:<19}  {content['transform']} is {free[fold['exact']]}: {fold['how']}")

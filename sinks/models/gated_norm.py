@@ -91,9 +91,10 @@ class GatedNorm(Norm):
     @property
     def _fused(self) -> bool:
         """Whether the kernel computes what the modules would: it reads their weights, bypassing any wrapper or
-        replacement, such as a quantizer."""
+        replacement, such as a quantizer, and any hook."""
         plain = type(self.down) is type(self.up) is Linear and type(self.norm) in (RMSNorm, PreAffine)
-        return self.one_kernel and plain and self.gate_tap.edit is None
+        hooked = any(m._forward_pre_hooks or m._forward_hooks for m in (self.down, self.up))
+        return self.one_kernel and plain and not hooked and self.gate_tap.edit is None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._fused:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from sinks.errors import UserError
 from sinks.quantize.inputs import SharedInput
 from sinks.quantize.transforms import NONE, Transform
 from sinks.quantize.watch import watching
@@ -54,6 +55,9 @@ def input_products(
         run: runs the model over token ids [B, T].
         batches: of calibration text.
         transforms: of the inputs, by name, before they are multiplied.
+
+    Raises:
+        UserError: if an activation is NaN or infinite.
     """
     sums: dict[str, Tensor] = {}
 
@@ -64,4 +68,7 @@ def input_products(
     with watching((each.first, partial(see, each.name)) for each in inputs):
         for batch in batches:
             run(batch)
+    for name, products in sums.items():
+        if not products.isfinite().all():
+            raise UserError(f"the input {name} is NaN or infinite on calibration text: look at the activations first")
     return sums

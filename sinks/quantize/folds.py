@@ -130,12 +130,10 @@ def _norm_fold(name: str | None, what: int) -> Fold:
 
 def _after_attention(transform: Name, inputs: Sequence[SharedInput], around: Surroundings) -> Fold:
     if transform.startswith("smooth"):
-        grouped = any(
-            len({linear.out_features for linear in each.linears.values()}) > 1
-            for each in inputs
-            if each.kind == "attention.in"
-        )
-        if grouped:
+        read = [[m.out_features for m in each.linears.values()] for each in inputs if each.kind == "attention.in"]
+        if any(len(widths) != 3 for widths in read):  # queries, keys and values, which one map may make together
+            return UNKNOWN
+        if any(len(set(widths)) > 1 for widths in read):
             return Fold(False, "query heads that share a value have factors of their own")
         return Fold(True, "value rows / s, output columns * s")
     if None in around.head_widths:

@@ -27,7 +27,7 @@ def hadamard(size: int, dtype: torch.dtype = torch.float64, device: torch.device
     orders = _orders(size)
     if orders is None:
         raise UserError(
-            f"no Hadamard matrix of {size} is known here: transform blocks, with hadamard-16, or choose smooth"
+            f"no Hadamard matrix of {size} is known here: rotate blocks, with hadamard-16, or choose smooth"
         )
     matrix = torch.ones(1, 1, dtype=torch.float64)
     for order in orders:

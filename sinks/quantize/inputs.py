@@ -143,10 +143,9 @@ def _of_block(
             label = f"{name}.{kind}.{at}" if place == "inner" else f"{name}.{kind}"
             linears = {names[call.linear]: call.linear for call in group}
             yield SharedInput(label, kind, linears, _is_per_token(group[0].input, tokens))
-    # A fused gate computes with its maps' weights without calling them.
-    for module in own:
-        if module in gates and is_plain(module):
-            yield SharedInput(names[module], GATE, {names[module]: module})
+    for group in _by_input([c for c in calls if c.linear in gates & set(own)]):
+        linears = {names[call.linear]: call.linear for call in group}
+        yield SharedInput(next(iter(linears)), GATE, linears, _is_per_token(group[0].input, tokens))
 
 
 def _by_input(calls: Sequence[_Call]) -> list[list[_Call]]:

@@ -1,6 +1,7 @@
 """What quantization costs a model: loss and accuracy, token by token on the same text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
@@ -12,16 +13,18 @@ from torch import Tensor
 from sinks.errors import UserError
 from sinks.quantize.folds import folds_of
 from sinks.quantize.inputs import KINDS
+from sinks.quantize.kv import KV, rounder
 from sinks.quantize.linear import Kept, Replacement, quantized
+from sinks.quantize.noise import Noise, decibels, noise_of
 from sinks.quantize.replacements import replacements_of
 from sinks.quantize.rounding import Method
 from sinks.quantize.schemes import Scheme
 from sinks.quantize.sink_tokens import sink_tokens
-from sinks.quantize.sqnr import decibels, output_noise
 from sinks.quantize.subject import Subject
 from sinks.quantize.transforms import Name
 
 RESAMPLES = 2000
+DESTROYED = 0.25  # noise-to-signal ratio: the error is half as large as the output, 6 dB
 Logits = Callable[[Tensor], Tensor]  # token ids [B, T] -> [B, T, V]
 
 
@@ -83,6 +86,7 @@ class Options:
         kinds: of inputs that are quantized, as `SharedInput` names them.
         batch_size: rows at a time.
         seed: of the bootstrap.
+        kv: whether keys and values are rounded as activations are.
     """
 
     scheme: Scheme
@@ -91,6 +95,7 @@ class Options:
     kinds: Sequence[str] = KINDS
     batch_size: int = 4
     seed: int = 0
+    kv: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,8 @@ def measure_original(subject: Subject, batch_size: int) -> Original:
 
 
 def measure(subject: Subject, options: Options, original: Original | None = None) -> dict[str, Any]:
-    """The cost of a scheme: all at once, each kind of input alone, and with the first or the sink tokens kept.
+    """The cost of a scheme: all at once, each kind alone, with the first or the sink tokens kept, and without what it
+    destroys; and what it does to every linear map. docs/quantize.md names the keys.
 
     Args:
         subject: model and text.
@@ -135,53 +141,99 @@ def measure(subject: Subject, options: Options, original: Original | None = None
         there = ", ".join(dict.fromkeys(each.kind for each in inputs))
         raise UserError(f"{subject.name} has no input of kind {', '.join(options.kinds)}: give one of {there}")
     original = original or measure_original(subject, options.batch_size)
-    rows, calibration = subject.rows.split(options.batch_size), subject.calibration.split(options.batch_size)
-    replacements = replacements_of(
-        chosen, options.scheme, options.transform, subject.logits, calibration, options.method
-    )
-    noise = output_noise(replacements, subject.logits, [row[:, :-1] for row in rows])
-
-    def scored(replaced: Sequence[Replacement], masks: Sequence[Tensor] = ()) -> Scores:
-        with quantized(subject.model, replaced) as kept:
-            return score(subject.logits, rows, kept if masks else None, masks)
-
-    def cost(after: Scores) -> dict[str, Any]:
-        return {
-            "loss": after.loss.mean().item(),
-            "change": paired_change(original.scores.loss, after.loss, options.seed),
-            "accuracy_change": paired_change(original.scores.correct, after.correct, options.seed),
-        }
-
+    calibration = subject.calibration.split(options.batch_size)
+    replaced = replacements_of(chosen, options.scheme, options.transform, subject.logits, calibration, options.method)
+    kinds = {kind: those for kind in options.kinds if (those := [each for each in replaced if each.input.kind == kind])}
+    trials = _Trials(subject, options, original)
+    read = [row[:, :-1] for row in trials.rows]
+    noise = noise_of(replaced, subject.logits, read)
+    after = trials.score(replaced, options.kv)
     quantizer = options.scheme.activations
     # Where a scale spans tokens, those that are kept would still set it.
     can_keep = quantizer is not None and quantizer.reach == "row" and all(each.per_token for each in chosen)
-    after = scored(replacements)
-    first = [torch.arange(row.shape[1] - 1, device=row.device).expand(len(row), -1) == 0 for row in rows]
-    kinds = {
-        kind: those
-        for kind in dict.fromkeys(options.kinds)
-        if (those := [each for each in replacements if each.input.kind == kind])
-    }
-    ratios = {
-        kind: [noise[each.input.name] for each in those if each.input.name in noise] for kind, those in kinds.items()
-    }
-    found = {
+    first = [torch.arange(row.shape[1], device=row.device).expand_as(row) == 0 for row in read]
+    parts = kinds | ({KV: []} if options.kv else {})
+    alone = {part: trials.cost(those, kv=part == KV) for part, those in parts.items()} if len(parts) > 1 else {}
+    sinks, folds = original.sinks, folds_of(options.transform, inputs, subject.around)
+    return {
         "loss": original.scores.loss.mean().item(),
         "accuracy": original.scores.correct.mean().item(),
-        "quantized": cost(after),
-        "first_token_kept": cost(scored(replacements, first)) if can_keep else None,
-        "sink_tokens": None,
-        "kinds_alone": {kind: cost(scored(those)) for kind, those in kinds.items()} if len(kinds) > 1 else {},
-        "output_sqnr": {kind: decibels(mean(those)) for kind, those in ratios.items() if those},
-        "output_sqnr_by_input": {name: decibels(ratio) for name, ratio in noise.items()},
-        "folds": {kind: asdict(fold) for kind, fold in folds_of(options.transform, chosen, subject.around).items()},
+        "quantized": trials.compared(after),
+        "first_token_kept": trials.cost(replaced, options.kv, first) if can_keep else None,
+        "sink_tokens": None
+        if sinks is None
+        else _split(torch.cat(list(sinks)).cpu(), original.scores, after, options.seed)
+        | {"kept": trials.cost(replaced, options.kv, sinks) if can_keep else None},
+        "kinds_alone": alone,
+        **_described(noise, kinds),
+        "destroyed": _destroyed(noise, replaced, trials, options.kv),
+        "folds": {kind: asdict(fold) for kind, fold in folds.items() if kind in kinds},
     }
-    if original.sinks is not None:
-        found["sink_tokens"] = {
-            **_split(torch.cat(list(original.sinks)).cpu(), original.scores, after, options.seed),
-            "kept": cost(scored(replacements, original.sinks)) if can_keep else None,
+
+
+class _Trials:
+    """The model with parts of it quantized, each time compared with the model as it is."""
+
+    def __init__(self, subject: Subject, options: Options, original: Original) -> None:
+        self._subject, self._options, self._original = subject, options, original
+        self.rows = subject.rows.split(options.batch_size)
+
+    def score(self, replaced: Sequence[Replacement], kv: bool, masks: Sequence[Tensor] = ()) -> Scores:
+        """With some inputs, and keys and values, quantized; of every batch, the masks say which tokens are kept."""
+        subject, quantizer = self._subject, self._options.scheme.activations
+        with quantized(subject.model, replaced) as kept, ExitStack() as stack:
+            if kv:
+                assert subject.rounding_kv is not None and quantizer is not None, "the command checks both"  # noqa: PT018
+                stack.enter_context(subject.rounding_kv(rounder(quantizer, kept)))
+            return score(subject.logits, self.rows, kept if masks else None, masks)
+
+    def cost(self, replaced: Sequence[Replacement], kv: bool, masks: Sequence[Tensor] = ()) -> dict[str, Any]:
+        """The same, as JSON."""
+        return self.compared(self.score(replaced, kv, masks))
+
+    def compared(self, after: Scores) -> dict[str, Any]:
+        """Scores beside those of the model as it is, as JSON."""
+        before, seed = self._original.scores, self._options.seed
+        return {
+            "loss": after.loss.mean().item(),
+            "change": paired_change(before.loss, after.loss, seed),
+            "accuracy_change": paired_change(before.correct, after.correct, seed),
         }
-    return found
+
+
+def _described(noise: Mapping[str, Noise], kinds: Mapping[str, Sequence[Replacement]]) -> dict[str, Any]:
+    """What rounding does to the maps: per kind means over inputs, of those for which it is defined."""
+
+    def means(of: Callable[[Noise], float | None]) -> dict[str, float | None]:
+        known = {
+            kind: [x for each in those if (x := of(noise[each.input.name])) is not None]
+            for kind, those in kinds.items()
+        }
+        return {kind: mean(values) if values else None for kind, values in known.items()}
+
+    ratios = means(lambda each: each.output)
+    peaks, transformed = means(lambda each: each.peak), means(lambda each: each.transformed_peak)
+    inputs, weights = means(lambda each: each.input_underflow), means(lambda each: each.weight_underflow)
+    return {
+        "output_sqnr": {kind: decibels(ratio) for kind, ratio in ratios.items() if ratio is not None},
+        "output_sqnr_by_input": {n: decibels(each.output) for n, each in noise.items() if each.output is not None},
+        "outliers": {kind: {"input": peaks[kind], "transformed": transformed[kind]} for kind in kinds},
+        "outliers_by_input": {n: {"input": e.peak, "transformed": e.transformed_peak} for n, e in noise.items()},
+        "underflow": {kind: {"inputs": inputs[kind], "weights": weights[kind]} for kind in kinds},
+    }
+
+
+def _destroyed(
+    noise: Mapping[str, Noise], replaced: Sequence[Replacement], trials: _Trials, kv: bool
+) -> dict[str, Any]:
+    """Inputs whose maps' outputs have a large error, and what is left when these stay in high precision."""
+    names = [name for name, each in noise.items() if each.output is not None and each.output > DESTROYED]
+    rest = [each for each in replaced if each.input.name not in names]
+    return {
+        "below_db": decibels(DESTROYED),
+        "inputs": names,
+        "rescued": trials.cost(rest, kv) if names else None,
+    }
 
 
 def _split(sinks: Tensor, before: Scores, after: Scores, seed: int) -> dict[str, Any]:

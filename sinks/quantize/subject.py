@@ -1,9 +1,7 @@
-"""What is quantized: a run of the suite or a pretrained model, with text to score and text to calibrate on."""
+"""What is quantized: a model with text to score and text to calibrate on; here a run of the suite."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +14,9 @@ from sinks.models.norms import Norm
 from sinks.observe import Site, sites_of
 from sinks.quantize.folds import Surroundings, gate_name, norm_name
 from sinks.quantize.inputs import BlockOf, SharedInput, inputs_of
+from sinks.quantize.kv import Rounding, decoder_rounding
 from sinks.record import RunFolder
 from sinks.runs import load_run
-
-if TYPE_CHECKING:
-    from sinks.interop.classify import StreamNorm
 
 PROBE = 8  # tokens of the pass that finds which linear maps read what
 
@@ -39,6 +35,7 @@ class Subject:
         text: what the rows are from, in words.
         sites: at which the model's attention is read; none if it cannot be.
         around: what is between its linear maps.
+        rounding_kv: the model with keys and values rounded; None if its attention cannot be edited.
     """
 
     name: str
@@ -50,6 +47,7 @@ class Subject:
     text: str
     sites: Sequence[Site]
     around: Surroundings
+    rounding_kv: Rounding | None
 
     def inputs(self) -> list[SharedInput]:
         """What the linear maps of the blocks read."""
@@ -99,74 +97,6 @@ def decoder_subject(
         head_widths=[None if mixer is None else mixer.config.head_dim for mixer in mixers],
         clamped=any(block.attention_clip.cuts or block.feed_forward_clip.cuts for block in blocks),
     )
-    return Subject(name, model, parts, model, rows, calibration, text, sites_of(decoder), around)
-
-
-def pretrained_subject(
-    name: str,
-    text: str | None,
-    rows: int,
-    calibration_rows: int,
-    tokens: int,
-    bos: str,
-    device: torch.device,
-    trust_remote_code: bool,
-    cache: Path,
-) -> Subject:
-    """A transformers model in float32, on the first rows of a text; the next ones calibrate.
-
-    Raises:
-        UserError: if the model or the text cannot be read, or the text has fewer rows.
-    """
-    from sinks.interop.adapter import Adapter
-    from sinks.interop.classify import parts_of
-    from sinks.interop.load import load_pretrained
-    from sinks.interop.rows import read_rows
-    from sinks.interop.sites import huggingface_sites
-
-    pretrained = load_pretrained(name, device, torch.float32, trust_remote_code, cache)
-    wanted = rows + calibration_rows
-    found = read_rows(pretrained, text, wanted, tokens, bos)
-    if len(found.tokens) < wanted:
-        raise UserError(
-            f"{found.source} has {len(found.tokens)} rows of {tokens} tokens, but {rows} to score and "
-            f"{calibration_rows} to calibrate on are wanted: give --rows or --calibration_rows less"
-        )
-    model = pretrained.model
-    parts = parts_of(model, Adapter())
-    attention = [None if part.attention is None else part.attention.module for part in parts.blocks]
-    blocks = [BlockOf(part.module, found) for part, found in zip(parts.blocks, attention, strict=True)]
-    around = Surroundings(
-        attention_norms=[_stream_norm(part.norms.get("attention.norm")) for part in parts.blocks],
-        feed_forward_norms=[_stream_norm(part.norms.get("feed_forward.norm")) for part in parts.blocks],
-        head_norm=_stream_norm(parts.head_norm),
-        gates=["none" if part.attention and part.attention.gate is None else None for part in parts.blocks],
-        head_widths=[getattr(module, "head_dim", None) for module in attention],
-        clamped=any(_is_normed(update.module) for part in parts.blocks for update in part.updates.values()),
-    )
-    ids = found.tokens.to(device)
-
-    def logits(batch: Tensor) -> Tensor:
-        return model(batch.to(device), use_cache=False).logits
-
-    try:
-        sites = huggingface_sites(model)
-    except UserError as error:
-        print(f"sink tokens are not looked for: {error}")
-        sites = []
-    return Subject(name, model, blocks, logits, ids[:rows], ids[rows:], found.source, sites, around)
-
-
-def _stream_norm(norm: "StreamNorm | None") -> str | None:
-    """A norm of the residual stream in the words of the table of folds."""
-    if norm is None:
-        return "IdentityNorm"
-    if norm.gate is not None or norm.pre is not None:
-        return None
-    return "RMSNorm" if norm.rms else "LayerNorm" if isinstance(norm.module, nn.LayerNorm) else None
-
-
-def _is_normed(update: nn.Module) -> bool:
-    """Whether what joins the stream is made by a norm."""
-    shapes = [p.ndim for p in update.parameters()]
-    return bool(shapes) and max(shapes) == 1
+    sites = [mixer.config.site for mixer in mixers if mixer is not None]
+    rounding = decoder_rounding(decoder, sites) if sites else None
+    return Subject(name, model, parts, model, rows, calibration, text, sites_of(decoder), around, rounding)

@@ -4,7 +4,7 @@ Without rounding the product is the same: (x T) (W T^-T)^T = x W^T. It is done i
 every model; nothing is folded into the module before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +55,17 @@ def transform_of(name: Name, read: SharedInput, channel_largest: Tensor | None) 
         assert channel_largest is not None, "calibration comes first"
         return _smoothing(read, channel_largest)
     return NONE
+
+
+def require_rotations(name: Name, inputs: Iterable[SharedInput]) -> None:
+    """Check, before anything is measured, that a rotation has a matrix for every input.
+
+    Raises:
+        UserError: naming the first that has none.
+    """
+    if name.startswith("hadamard"):
+        for each in inputs:
+            transform_of(name, each, None)
 
 
 def _smoothing(read: SharedInput, channel_largest: Tensor) -> Transform:

@@ -1,6 +1,7 @@
 """`sinks quantize` on a run, on the checkpoint that it was imported from, and on what cannot be quantized."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,11 @@ def test_a_damaged_result_is_one_line(
         (("--activation_scale=block",), "activation_scale"),
         (("--only=activations", "--weight_rounding=gptq"), "weight_rounding is gptq, but --only=activations rounds no"),
         (("--weight_rounding=awq",), "weight_rounding"),
-        (("--kind=gate",), "has no input of kind gate: give one of attention.in, attention.out, feed_forward.in"),
+        (("--kind=attention.inner",), "has no input of kind attention.inner: give one of attention.in, attention.out"),
+        (("--kind=gate",), "kind is 'gate', which is none: give one of attention.in"),
+        (("--kv=quantize", "--scheme=w4a16"), "scheme w4a16 has no format of activations, which keys and values get"),
+        (("--kv=quantize", "--only=weights"), "scheme nvfp4 has no format of activations"),
+        (("--gates=quantize",), "has no gate path that could be quantized: leave --gates out"),
     ],
 )
 def test_wrong_options_are_one_line(
@@ -128,6 +133,30 @@ def test_an_analysis_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (tmp_path / name).write_text("{}")
     assert main(["quantize", str(tmp_path), *SHORT]) == 2
     assert "is an analysis of a pretrained model, no training run: give the model itself" in capsys.readouterr().err
+
+
+def test_a_width_without_a_hadamard_matrix_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """688 = 16 x 43, of which the blocks of 16 have one."""
+    tiny.save(tmp_path / "model", intermediate_size=688)
+    capsys.readouterr()
+    command = ["quantize", str(tmp_path / "model"), "--text", str(folder / "text.txt"), "--tokens=12", *SHORT]
+    assert main([*command, "--transform=hadamard", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "no Hadamard matrix of 688 is known here: rotate blocks, with hadamard-16, or choose smooth" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--transform=hadamard", "--kind=attention.in", "--out", str(tmp_path / "out")]) == 0
+    assert main([*command, "--transform=hadamard-16", "--out", str(tmp_path / "out")]) == 0
+
+
+def test_calibration_longer_than_the_text_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["quantize", str(folder / "model"), "--text", str(folder / "text.txt"), "--tokens=12", "--rows=3"]
+    assert main([*command, "--calibration_rows=100000", "--device=cpu"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"has \d+ rows of 12 tokens, but 3 to score and 100000 to calibrate on are wanted: give", error)
+    assert error.count("\n") == 1
 
 
 def test_a_model_without_plain_linear_maps_is_one_line(

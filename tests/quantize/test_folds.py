@@ -19,6 +19,8 @@ from sinks.models.gated_norm import GatedNorm, GateDyT
 from sinks.models.norms import DyT, IdentityNorm, PreAffine, RMSNorm
 from sinks.quantize.folds import UNKNOWN, Fold, folds_of
 from sinks.quantize.hadamard import hadamard
+from sinks.quantize.measure import Options, measure
+from sinks.quantize.schemes import SCHEMES
 from sinks.quantize.subject import Subject
 from tests.quantize.test_quantized_models import subject
 
@@ -213,11 +215,27 @@ def test_factors_folded_into_the_hidden_layer(feed_forward: type, exact: bool) -
     assert folds_of("hadamard", of.inputs(), of.around)["feed_forward.out"].exact is False
 
 
+def test_what_is_not_quantized_counts_in_the_table_too() -> None:
+    of = random_subject(GROUPED)
+    found = measure(of, Options(SCHEMES["int4"], "smooth-all", kinds=("attention.out",)))
+    assert list(found["folds"]) == ["attention.out"]
+    assert found["folds"]["attention.out"]["exact"] is False
+
+
 def test_only_kinds_that_a_transform_changes_are_in_the_table() -> None:
     of = random_subject()
     assert folds_of("none", of.inputs(), of.around) == {}
     assert set(folds_of("smooth", of.inputs(), of.around)) == {"attention.in", "feed_forward.in"}
     assert len(folds_of("smooth-all", of.inputs(), of.around)) == 4
+
+
+def test_values_that_one_map_makes_together_are_not_known() -> None:
+    of = random_subject()
+    inputs = [
+        replace(each, linears=dict(list(each.linears.items())[:1])) if each.kind == "attention.in" else each
+        for each in of.inputs()
+    ]
+    assert folds_of("smooth-all", inputs, of.around)["attention.out"] == UNKNOWN
 
 
 def test_a_norm_of_ones_own_is_not_known() -> None:

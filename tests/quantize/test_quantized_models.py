@@ -16,9 +16,9 @@ from sinks.quantize.hadamard import hadamard
 from sinks.quantize.inputs import GATE, KINDS, SharedInput
 from sinks.quantize.linear import QuantizedLinear, Replacement, quantized, rounded_weights
 from sinks.quantize.measure import Options, measure, paired_change, score
+from sinks.quantize.noise import decibels, noise_of
 from sinks.quantize.replacements import replacements_of
 from sinks.quantize.schemes import SCHEMES, Quantizer, Scheme, scheme_of
-from sinks.quantize.sqnr import decibels, output_noise
 from sinks.quantize.subject import Subject, decoder_subject
 from sinks.quantize.transforms import transform_of
 
@@ -151,14 +151,14 @@ def test_scores_and_noise_against_plain_formulas() -> None:
     read: list[Tensor] = []
     (linear,) = each.input.linears.values()
     handle = linear.register_forward_pre_hook(lambda module, args: read.append(args[0].detach().flatten(0, 1)))
-    noise = output_noise([each], of.logits, [of.rows[:, :-1]])
+    noise = noise_of([each], of.logits, [of.rows[:, :-1]])
     handle.remove()
     quantizer = Quantizer(Integer(4))
     with torch.no_grad():
         plain = read[0] @ linear.weight.T
         error = plain - quantizer(read[0]) @ quantizer(linear.weight).T
     ratio = (error.square().sum(-1) / plain.square().sum(-1)).mean()
-    assert noise == {"blocks.0.feed_forward.out": pytest.approx(ratio.item(), rel=1e-9)}
+    assert noise["blocks.0.feed_forward.out"].output == pytest.approx(ratio.item(), rel=1e-9)
     assert decibels(0.01) == pytest.approx(20)
     assert decibels(0) is None
 
@@ -255,9 +255,10 @@ def test_an_output_of_zeros_has_no_ratio() -> None:
         first.first.weight.zero_()
         second.first.weight[0].zero_()
     made = replacements_of([first, second], SCHEMES["int4"], "none", of.logits, [])
-    noise = output_noise(made, of.logits, [of.calibration])
-    assert set(noise) == {second.name}
-    assert 0 < noise[second.name] < 1
+    noise = noise_of(made, of.logits, [of.calibration])
+    assert noise[first.name].output is None
+    assert noise[first.name].weight_underflow is None
+    assert 0 < (noise[second.name].output or 0) < 1
     found = measure(of, Options(SCHEMES["int4"], kinds=("feed_forward.out",)))
     assert set(found["output_sqnr_by_input"]) == {second.name}
     assert found["output_sqnr"]["feed_forward.out"] == found["output_sqnr_by_input"][second.name]
@@ -285,6 +286,72 @@ def test_a_hadamard_matrix_is_converted_once_and_computed_in_float64() -> None:
     assert torch.equal(matrix, exact.float())
 
 
+def test_underflow_is_counted_and_outliers_are_measured() -> None:
+    of = subject()
+    (each,) = replacements_of(inputs(of, ("feed_forward.out",))[:1], SCHEMES["int4"], "hadamard-16", of.logits, [])
+    with torch.no_grad():
+        each.input.first.weight[:, 0] = 0  # is no underflow, though the rotation makes something of it
+    (each,) = replacements_of([each.input], SCHEMES["int4"], "hadamard-16", of.logits, [])
+    read: list[Tensor] = []
+    handle = each.input.first.register_forward_pre_hook(lambda module, args: read.append(args[0].detach()))
+    found = noise_of([each], of.logits, of.calibration.split(3))[each.input.name]
+    handle.remove()
+    rotation = torch.block_diag(hadamard(16), hadamard(16))
+    fractions = []
+    for x in (torch.cat(read).flatten(0, 1) @ rotation, each.input.first.weight.detach() @ rotation):
+        rounded = (x / (x.abs().amax(-1, keepdim=True) / 7)).round()
+        fractions.append(((rounded == 0) & (x != 0)).double().sum().item() / (x != 0).sum().item())
+    for x, peak in ((torch.cat(read), found.peak), (torch.cat(read) @ rotation, found.transformed_peak)):
+        assert peak == pytest.approx((x.abs().amax(-1) / x.norm(dim=-1) * 32**0.5).mean().item(), rel=1e-9)
+    assert [found.input_underflow, found.weight_underflow] == pytest.approx(fractions, rel=1e-3)
+    assert all(0.01 < fraction < 0.5 for fraction in fractions)
+    result = measure(of, Options(SCHEMES["int4"], "hadamard-16", kinds=("feed_forward.out",)))
+    peaks = result["outliers_by_input"]
+    assert len(peaks) == 2
+    mean = sum(each["transformed"] for each in peaks.values()) / 2
+    assert result["outliers"]["feed_forward.out"]["transformed"] == pytest.approx(mean)
+    assert 0 < result["underflow"]["feed_forward.out"]["inputs"] < 0.5
+
+
+def test_inputs_that_are_destroyed_are_named_and_rescued() -> None:
+    """A channel that is large at every token, and that no map reads."""
+    of = subject()
+    assert measure(of, Options(SCHEMES["w8a8"]))["destroyed"]["rescued"] is None
+    first, second = inputs(of, ("attention.in",))
+    with torch.no_grad():
+        of.model.decoder.blocks[0].attention_norm.norm.weight[5] *= 1e4  # type: ignore[union-attr, index]
+        for linear in first.linears.values():
+            linear.weight[:, 5] = 0
+    found = measure(of, Options(SCHEMES["w8a8"]))
+    assert found["output_sqnr_by_input"][first.name] < found["destroyed"]["below_db"] < 7
+    assert found["output_sqnr_by_input"][second.name] > 20
+    assert found["destroyed"]["inputs"] == [first.name]
+    rest = [each for each in inputs(of, KINDS) if each.name != first.name]
+    with quantized(of.model, replacements_of(rest, SCHEMES["w8a8"], "none", of.logits, [])):
+        rescued = score(of.logits, of.rows.split(4)).loss
+    assert found["destroyed"]["rescued"]["loss"] == rescued.mean().item()
+    change = found["quantized"]["change"]["mean"]
+    assert abs(found["destroyed"]["rescued"]["change"]["mean"]) < 0.1 * abs(change)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(SCHEMES["int4"]),
+        Options(SCHEMES["nvfp4"], "smooth"),
+        Options(SCHEMES["int4"], method="gptq"),
+        Options(scheme_of("int4", "static")),
+        Options(scheme_of("fp8", "static"), method="gptq"),
+    ],
+)
+def test_activations_that_are_not_finite_are_one_line(options: Options) -> None:
+    of = subject()
+    with torch.no_grad():
+        of.model.decoder.blocks[1].feed_forward_norm.norm.weight[3] = torch.inf  # type: ignore[union-attr, index]
+    with pytest.raises(UserError, match=r"^[^\n]* is NaN or infinite[^\n]*: look at the [^\n]*$"):
+        measure(of, options)
+
+
 def test_measure_reports_each_kind_alone() -> None:
     of = subject()
     found = measure(of, Options(SCHEMES["int4"], batch_size=2))
@@ -303,7 +370,7 @@ def test_a_matrix_that_is_not_there_is_one_line() -> None:
     each = inputs(of, ("attention.in",))[0]
     linear = nn.Linear(688, 3)
     other = SharedInput("blocks.0.feed_forward.out", "feed_forward.out", {"down": linear})
-    with pytest.raises(UserError, match="no Hadamard matrix of 688 is known here: transform blocks, with hadamard-16"):
+    with pytest.raises(UserError, match="no Hadamard matrix of 688 is known here: rotate blocks, with hadamard-16"):
         transform_of("hadamard", other, None)
     with pytest.raises(UserError, match="has 12 channels, which 16 does not divide"):
         transform_of("hadamard-16", SharedInput(each.name, each.kind, {"down": nn.Linear(12, 3)}), None)
