@@ -93,7 +93,7 @@ class GatedNorm(Norm):
         """Whether the kernel computes what the modules would: it reads their weights, bypassing any wrapper or
         replacement, such as a quantizer, and any hook."""
         plain = type(self.down) is type(self.up) is Linear and type(self.norm) in (RMSNorm, PreAffine)
-        hooked = any(m._forward_pre_hooks or m._forward_hooks for m in (self.down, self.up))
+        hooked = any(linear._forward_pre_hooks or linear._forward_hooks for linear in (self.down, self.up))
         return self.one_kernel and plain and not hooked and self.gate_tap.edit is None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sinks.errors import UserError
-from sinks.quantize.watch import watching
+from sinks.quantize.watch import version, watching
 
 GATE = "gate"
 # Kinds of inputs that are quantized by default: the gate path stays in high precision.
@@ -94,7 +94,7 @@ def inputs_of(
     linears = dict.fromkeys(m for block in blocks for m in block.module.modules() if is_plain(m))
 
     def see(linear: nn.Linear, x: Tensor) -> None:
-        calls.append(_Call(linear, x, x._version))
+        calls.append(_Call(linear, x, version(x)))
 
     with watching((linear, partial(see, linear)) for linear in linears), torch.no_grad():
         run(tokens)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sinks.quantize.inputs import SharedInput
 from sinks.quantize.schemes import Quantizer
 from sinks.quantize.transforms import Transform
+from sinks.quantize.watch import version
 
 
 class Kept:
@@ -29,9 +30,9 @@ class QuantizedInput:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., in]."""
-        if self._last is None or self._last[0] is not x or self._last[1] != x._version:
+        if self._last is None or self._last[0] is not x or self._last[1] != version(x):
             y = self._transform.inputs(x)
-            self._last = (x, x._version, y if self._quantizer is None else self._rounded(y))
+            self._last = (x, version(x), y if self._quantizer is None else self._rounded(y))
         return self._last[2]
 
     def _rounded(self, y: Tensor) -> Tensor:

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 See = Callable[[Tensor], None]
 
 
+def version(tensor: Tensor) -> int:
+    """How often the memory of a tensor was written to."""
+    return tensor._version
+
+
 @contextmanager
 def watching(watchers: Iterable[tuple[nn.Module, See]]) -> Iterator[None]:
     """Inside the `with` block, pass every input of some modules on, detached.

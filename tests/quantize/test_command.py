@@ -47,7 +47,7 @@ def test_a_run_is_quantized_into_its_folder_once(folder: Path, capsys: pytest.Ca
     assert {file: file.stat().st_mtime_ns for file in (folder / "run/quantization").iterdir()} == files
 
 
-def test_a_pretrained_model_is_quantized(folder: Path, tmp_path: Path) -> None:
+def test_a_pretrained_model_is_quantized(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = ["--text", str(folder / "text.txt"), "--tokens=12"]
     options = ["--scheme=int4", "--transform=none", "--transform=smooth", "--activation_scale=static"]
     assert main(["quantize", str(folder / "model"), *text, *options, *SHORT, "--out", str(tmp_path)]) == 0
@@ -55,6 +55,24 @@ def test_a_pretrained_model_is_quantized(folder: Path, tmp_path: Path) -> None:
     assert [each["transform"] for each in found] == ["none", "smooth"]
     assert len(found[0]["output_sqnr_by_input"]) == 4 * 4
     assert found[0]["output_sqnr"] != found[1]["output_sqnr"]
+    assert found[0]["folds"] == {}
+    assert {kind: fold["exact"] for kind, fold in found[1]["folds"].items()} == {
+        "attention.in": True,
+        "feed_forward.in": True,
+    }
+    assert found[0]["sink_tokens"]["fraction"] >= 0
+    assert "smooth is free in deployment: weight / s" in capsys.readouterr().out
+
+
+def test_weights_are_rounded_as_asked_for_and_keys_and_values_too(folder: Path, tmp_path: Path) -> None:
+    command = ["quantize", str(folder / "run"), "--scheme=int4", *SHORT, "--out", str(tmp_path)]
+    for method in ("nearest", "clip", "gptq"):
+        assert main([*command, "--weight_rounding", method]) == 0
+    assert main([*command, "--kv=quantize"]) == 0
+    found = {(each["weight_rounding"], each["kv"]): each for each in results(tmp_path)}
+    assert len(found) == 4
+    assert len({each["quantized"]["loss"] for each in found.values()}) == 4
+    assert found["nearest", "quantize"]["kinds_alone"].keys() - found["nearest", "keep"]["kinds_alone"].keys() == {"kv"}
 
 
 def test_a_result_is_named_by_the_rows_at_a_time(folder: Path, tmp_path: Path) -> None:
