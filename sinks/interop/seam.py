@@ -26,6 +26,7 @@ from sinks.observe.documents import Documents, documents_of_positions
 NAME = "sinks"
 IMPLEMENTATION = "_attn_implementation"  # of a configuration; transformers has no public name to read it
 Listener = Callable[["AttentionCall", dict[str, Tensor]], None]
+Edit = Callable[["AttentionCall", Tensor], Tensor]  # of a call and its output [B, H, T, dv]; what to return instead
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,7 @@ class _Listening:
 
 # Module that calls the function -> who listens there. Of all models, because transformers registers one function.
 _listening: WeakKeyDictionary[nn.Module, _Listening] = WeakKeyDictionary()
-Edit = Callable[[AttentionCall, Tensor], Tensor]  # of a call and its output [B, H, T, dv]; what to return instead
-_edits: WeakKeyDictionary[nn.Module, Edit] = WeakKeyDictionary()  # by the module that makes the call
+_edits: WeakKeyDictionary[nn.Module, Edit] = WeakKeyDictionary()  # the same of who edits what it gives
 # Positions of packed rows -> their documents. By the tensor, which the model passes on to its attention, and again when
 # a checkpointed block is computed again.
 _documents: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -184,12 +184,12 @@ def sinks_attention(
         _Pass.current.windows_used.add(sliding_window)
     listening = None if _Pass.current is None else _listening.get(module)
     out, rows = call.run() if listening is None else call.run(listening.stats, listening.numbers)
-    edit = None if _Pass.current is None else _edits.get(module)
-    if edit is not None:
-        out = edit(call, out)
     if listening is not None:
         with torch.no_grad():
             listening.listener(call, rows)
+    edit = None if _Pass.current is None else _edits.get(module)
+    if edit is not None:
+        out = edit(call, out)
     return out.transpose(1, 2).contiguous(), None
 
 
