@@ -19,7 +19,8 @@ from sinks.probes.effects import interval, windows
 from sinks.probes.hooked_places import hooked_places
 from sinks.probes.residual import SINK, calibrate, places_of, residual
 from sinks.probes.scorer import Scorer
-from sinks.quantize.subject import Subject, pretrained_subject
+from sinks.quantize.pretrained import pretrained_subject
+from sinks.quantize.subject import Subject
 
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT.parent / "shared/data/wikitext-2-valid.txt"
