@@ -15,13 +15,13 @@ import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sinks.interop.detection import Detection
 from sinks.interop.load import Pretrained
 from sinks.interop.rows import TextRows
 from sinks.interop.sites import huggingface_sites
 from sinks.interop.verify import verify
 from sinks.models.cross_entropy import cross_entropy
 from sinks.observe import NormRecord, Reader, Record
+from sinks.observe.detection import Detection
 from sinks.observe.sites import Site
 from sinks.record import RunFolder, Statistics
 from sinks.record.fingerprint import config_fingerprint, reject_another_run

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinks.interop.detection import EPSILON, Detection, received_mass
 from sinks.observe import AttentionRecord
+from sinks.observe.detection import EPSILON, Detection, received_mass
 from sinks.probes.places import Attended, AttentionEdit, AttentionPlace
 from sinks.probes.removals import (
     CONTROLS,

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sinks.errors import UserError
-from sinks.interop.detection import Decode, Detection
+from sinks.observe.detection import Decode, Detection
 from sinks.probes import removals
 from sinks.probes.attention import AttentionSide, calibrate_attention
 from sinks.probes.cuts import EDITS as CUTS

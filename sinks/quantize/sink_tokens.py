@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sinks.interop.detection import EPSILON, received_mass
 from sinks.observe import AttentionRecord, Reader, Record, Site
+from sinks.observe.detection import EPSILON, received_mass
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from sinks.interop.detection import Detection
+from sinks.observe.detection import Detection
 from sinks.probes.attention import FIRST, AttentionSide, calibrate_attention
 from sinks.probes.effects import interval, windows
 from sinks.probes.hooked_places import hooked_places

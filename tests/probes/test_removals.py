@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sinks.interop.detection import Detection
 from sinks.models.attention_gates import ElementwiseGate, HeadwiseGate, IdentityHeadwiseGate
 from sinks.models.normalizers import ClippedSoftmax, KeyValueBias, LearnableSink, Sigmoid, SoftCap
+from sinks.observe.detection import Detection
 from sinks.probes.attention import (
     DETECTED,
     FIRST,

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from sinks.interop.detection import Detection
 from sinks.observe import AttentionRecord, NormRecord, Reader, sites_of
+from sinks.observe.detection import Detection
 from sinks.stats import functional
 from tests.families.variants import build
 
