@@ -183,9 +183,10 @@ def show(file: Path, content: Mapping[str, Any], options: "Options") -> None:
     print(file)
     for side in ("residual", "attention"):
         if options.side in (side, "both") and side in content:
-            print(
-                f"{side} side: loss {content[side]['loss']:.4f} nats per token; change [95 % over {content['units']}]"
-            )
+            # Without a sink nothing was scored.
+            loss = content[side].get("loss")
+            what = "" if loss is None else f" loss {loss:.4f} nats per token; change [95 % over {content['units']}]"
+            print(f"{side} side:{what}")
             _show_side(content[side])
 
 
@@ -206,7 +207,7 @@ def _show_side(found: Mapping[str, Any]) -> None:
         if after and after["positions"]:
             at = ", ".join(str(place["position"]) for place in after["positions"][:3])
             print(f"  {'':<{width}}  sinks afterward in {after['with_sink']:.2f} of heads and rows, most at {at}")
-    for name, result in found["roles"].items():
+    for name, result in found.get("roles", {}).items():
         print(f"  role of {name}: {', '.join(result['named'])}")
     hows = [how["how"] for layer in found.get("layers", {}).values() for how in layer["how"]]
     if hows:

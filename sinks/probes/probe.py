@@ -171,7 +171,7 @@ def _norm_groups(found: Residual, options: Options) -> Iterator[tuple[str, list[
             yield from ((norm.name, [norm]) for norm in found.norms if norm.layer >= options.from_layer)
             continue
         norms = places_of(where, found.norms, options.from_layer)
-        if len(found.without_sink(norms)) == len(norms):
+        if where != ALL and len(found.without_sink(norms)) == len(norms):
             best = max(norms, key=lambda norm: found.moments[norm.name].scores.max())
             raise UserError(
                 f"{where} has no sink dimension: the largest score is {found.moments[best.name].scores.max():.3g}, at "

@@ -125,6 +125,17 @@ def test_an_interrupted_probe_goes_on_where_it_was(
     assert set(whole["residual"]["edits"]) < set(result(tmp_path / "cut")["residual"]["edits"])
 
 
+def test_where_no_site_has_a_sink_dimension_the_other_side_is_probed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["probe", str(folder / "run"), "--threshold=1e6", "--edit=mean", "--edit=masked", "--sinks=first", *SHORT]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    content = result(tmp_path)
+    assert content["residual"]["edits"] == {"all|none": None}
+    assert "all|first|masked|sink" in content["attention"]["edits"]
+    assert re.search(r"^  all +none$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_a_damaged_file_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["probe", str(folder / "run"), *RESIDUAL, "--edit=direct", *SHORT, "--out", str(tmp_path)]
     assert main(command) == 0
