@@ -24,7 +24,7 @@ GPU_REPORT_DRY ?=
 .PHONY: help install ablation ablation-transfer ablation-probe ablation-quantize ablation-text ablation-retrofit sweep-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench bench-analysis clean
 
 help:  ## show this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -53,8 +53,8 @@ sweep-dyt: $(VENV)/.installed  ## how DyT's slope, embedding scale and learning 
 
 # Of the runs of make ablation, which must be there; what was measured before is not measured again.
 define measure_ablation
-	@set -- $(RUNS)/backcopy/*/seed*; test -d "$$1" || { echo "no runs in $(RUNS)/backcopy: make ablation first" >&2; exit 2; }; \
-	for run; do $(BIN)/sinks $(1) "$$run" --rows 96 --calibration_rows 32 --batch_size 32 $(2) || exit; done; $(BIN)/sinks report $(RUNS)/backcopy
+	@set -- $(call quoted,$(RUNS))/backcopy/*/seed*; test -d "$$1" || { echo no runs in $(call quoted,$(RUNS)/backcopy): make ablation first >&2; exit 2; }; \
+	for run; do $(BIN)/sinks $(1) "$$run" --rows 96 --calibration_rows 32 --batch_size 32 $(2) || exit; done; $(BIN)/sinks report $(call quoted,$(RUNS)/backcopy)
 endef
 
 ablation-transfer: $(VENV)/.installed  ## of make ablation's runs: does a fix do what the sink did, token by token? (a minute)

@@ -231,7 +231,7 @@ class _AttentionSite(_Hooked):
             gate = self._parts.gate.values(self._gate_output, call.q.shape[1], call.v.shape[3])
             tensors["gate"] = gate
             if self._wants_gain:
-                tensors["gate_gain"] = gate if gate.dim() == 3 else gate_gain(gate, out)
+                tensors["gate_gain"] = gate_gain(gate, out)
         self._gate_output = self._read = None
         split = [tensors] if call.documents is None else call.documents.split(tensors, dim=2)
         for part, its in zip(call.detached().of_documents(), split, strict=True):

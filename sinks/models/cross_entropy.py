@@ -26,6 +26,17 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.to(_wide(logits)), targets)
 
 
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each token in nats [B, T] float64 on the host, computed in float32 or wider, a row at a time.
+
+    Args:
+        logits: [B, T, V].
+        targets: token ids [B, T].
+    """
+    rows = zip(logits, targets.to(logits.device), strict=True)
+    return torch.stack([F.cross_entropy(row.to(_wide(row)), ids, reduction="none") for row, ids in rows]).double().cpu()
+
+
 def _wide(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)
 

@@ -109,7 +109,7 @@ class _AttentionSite:
         found = numbers.fields(tensors["numbers"], tensors["weighted_sum"]) if numbers else {}
         if gain and gate is not None:
             # The fused attention returns the gated output alone.
-            found["gate_gain"] = gate if gate.dim() == 3 else gate_gain(gate, tensors["output"].float() / gate.float())
+            found["gate_gain"] = gate_gain(gate, tensors["output"].float() / gate.float() if gate.dim() == 4 else None)
         return AttentionRecord(
             **found,
             **{name: tensors.get(name) for name in ("q", "k", "v", "gate")},

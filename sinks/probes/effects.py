@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-RESAMPLES = 10_000
+from sinks.stats.bootstrap import interval
+
 SMALLEST_PART = 1 / 3  # of the largest effect, which a role must reach to be named
 BIAS, CONTRIBUTES, CONSTANT_SCALE, RESCALES, NOTHING = "bias", "contributes", "constant scale", "rescales", "nothing"
 
@@ -48,21 +49,6 @@ def documents(ids: Tensor, start: int) -> Units:
     begun = ids[:, :-1] == start
     begun[:, 0] = True
     return Units(begun.flatten().cumsum(0).view_as(begun) - 1, "documents")
-
-
-def interval(sums: Tensor, sizes: Tensor, seed: int) -> dict[str, float]:
-    """Mean over tokens, with the 95 % interval of a bootstrap over units (percentiles of 10,000 draws).
-
-    Args:
-        sums: over the tokens of each unit [U].
-        sizes: tokens of each unit [U].
-        seed: of the bootstrap.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator)
-    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
-    return {"mean": (sums.sum() / sizes.sum()).item(), "low": low, "high": high}
 
 
 # Role -> the edits whose changes make it: the first minus the second.

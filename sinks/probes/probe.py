@@ -14,10 +14,11 @@ from sinks.observe.detection import Decode, Detection
 from sinks.probes import removals
 from sinks.probes.attention import AttentionSide, calibrate_attention
 from sinks.probes.cuts import EDITS as CUTS
-from sinks.probes.effects import ATTENTION, RESIDUAL, Units, interval, role
+from sinks.probes.effects import ATTENTION, RESIDUAL, Units, role
 from sinks.probes.places import AttentionPlace, NormPlace, Places
 from sinks.probes.residual import ALL, EACH, SINK, Residual, calibrate, places_of, residual
 from sinks.probes.scorer import Logits, Scorer
+from sinks.stats.bootstrap import interval
 
 POSITIONS = 8  # parts of a row of which the loss is reported apart
 Side = Literal["residual", "attention", "both"]

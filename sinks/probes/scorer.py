@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sinks.models.cross_entropy import token_losses
 
 Logits = Callable[[Tensor], Tensor]  # token ids [B, T] -> [B, T, V]
 
@@ -67,11 +68,7 @@ class Scorer:
     def _scored(self, batch: int, start: int) -> Tensor:
         rows = self._batches[batch]
         with self._starting(batch, start):
-            logits = self._logits(rows[:, :-1])
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        pairs = zip(logits, rows[:, 1:].to(logits.device), strict=True)
-        losses = [F.cross_entropy(scores.to(wide), ids, reduction="none") for scores, ids in pairs]
-        return torch.stack(losses).double().cpu()
+            return token_losses(self._logits(rows[:, :-1]), rows[:, 1:])
 
     @contextmanager
     def _keeping(self, kept: dict[int, Any]) -> Iterator[None]:

@@ -7,10 +7,10 @@ from statistics import mean
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sinks.errors import UserError
+from sinks.models.cross_entropy import token_losses
 from sinks.quantize.folds import folds_of
 from sinks.quantize.inputs import KINDS
 from sinks.quantize.kv import KV, rounder
@@ -22,8 +22,8 @@ from sinks.quantize.schemes import Scheme
 from sinks.quantize.sink_tokens import sink_tokens
 from sinks.quantize.subject import Subject
 from sinks.quantize.transforms import Name
+from sinks.stats.bootstrap import interval
 
-RESAMPLES = 2000
 DESTROYED = 0.25  # noise-to-signal ratio: the error is half as large as the output, 6 dB
 Logits = Callable[[Tensor], Tensor]  # token ids [B, T] -> [B, T, V]
 
@@ -51,11 +51,10 @@ def score(logits: Logits, batches: Sequence[Tensor], kept: Kept | None = None, m
         inputs = batch[:, :-1]
         if kept is not None:
             kept.mask = masks[at]
-        for scores, targets in zip(logits(inputs), batch[:, 1:].to(inputs.device), strict=True):
-            targets = targets.to(scores.device)
-            losses.append(F.cross_entropy(scores.float(), targets, reduction="none").double().cpu())
-            correct.append((scores.argmax(-1) == targets).double().cpu())
-    return Scores(torch.stack(losses), torch.stack(correct))
+        scores = logits(inputs)
+        losses.append(token_losses(scores, batch[:, 1:]))
+        correct.append((scores.argmax(-1) == batch[:, 1:].to(scores.device)).double().cpu())
+    return Scores(torch.cat(losses), torch.cat(correct))
 
 
 def paired_change(before: Tensor, after: Tensor, seed: int, where: Tensor | None = None) -> dict[str, float]:
@@ -68,11 +67,7 @@ def paired_change(before: Tensor, after: Tensor, seed: int, where: Tensor | None
         where: which tokens count [N, T] bool, one at least; all if not given. Rows may have none.
     """
     counted = torch.ones_like(before) if where is None else where.to(before.dtype)
-    sums, counts = ((after - before) * counted).sum(1), counted.sum(1)
-    drawn = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=torch.Generator().manual_seed(seed))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)  # NaN where no row with such a token was drawn
-    low, high = means.nanquantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
-    return {"mean": (sums.sum() / counts.sum()).item(), "low": low, "high": high}
+    return interval(((after - before) * counted).sum(1), counted.sum(1), seed)
 
 
 @dataclass(frozen=True)

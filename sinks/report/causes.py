@@ -7,8 +7,13 @@ from typing import Any
 
 from sinks.errors import UserError
 from sinks.report.ablation import Ablation, Run, Variant
-from sinks.report.tables import NONE, Table
+from sinks.report.spread import Spread
+from sinks.report.tables import Table, with_range
 
+NOTE = (
+    "Of the runs that sinks probe and sinks quantize measured, in nats per token; mean and range over seeds. Effects "
+    "are changes of loss minus those of random controls: docs/probe.md says what each role means."
+)
 PROBES, QUANTIZATION = "probes", "quantization"  # folders of a run
 ROLES = ("bias", "contributes", "constant scale", "rescales")
 # The edit whose change of loss is shown beside the effects: what it costs to be without the sink.
@@ -68,7 +73,9 @@ def _collect(
 def _table(side: str, by_variant: dict[str, list[dict[str, Any]]]) -> Table:
     rows = []
     for label, entries in by_variant.items():
-        cells = [_cell((e.get(key) or {}).get("mean") for e in entries) for key in ("without", *ROLES)]
+        cells = [
+            with_range(Spread.of((e.get(key) or {}).get("mean") for e in entries), 3) for key in ("without", *ROLES)
+        ]
         named = Counter(", ".join(e["named"]) for e in entries)
         roles = "; ".join(f"{name} ({count} of {len(entries)})" for name, count in named.most_common())
         rows.append([label, *cells, roles])
@@ -84,7 +91,10 @@ def _quantization(variants: Iterable[Variant]) -> list[tuple[str, Table]]:
                 change = ((content.get("quantized") or {}).get("change") or {}).get("mean")
                 changes.setdefault(_scheme(content), {}).setdefault(variant.label, []).append(change)
     labels = list(dict.fromkeys(label for by_variant in changes.values() for label in by_variant))
-    rows = [[label, *(_cell(by_variant.get(label, [])) for by_variant in changes.values())] for label in labels]
+    rows = [
+        [label, *(with_range(Spread.of(by_variant.get(label, [])), 3) for by_variant in changes.values())]
+        for label in labels
+    ]
     return [("Change of loss under simulated quantization", Table(["variant", *changes], rows))] if rows else []
 
 
@@ -93,12 +103,3 @@ def _scheme(content: dict[str, Any]) -> str:
     more = [str(content[key]) for key, usual in USUAL.items() if content.get(key, usual) != usual]
     rows = content.get("rows") or ["?"]
     return f"{', '.join([str(content.get('scheme')), *more])} ({rows[0]} rows)"
-
-
-def _cell(values: Iterable[Any]) -> str:
-    """Mean and range over runs, in nats."""
-    known = [float(value) for value in values if isinstance(value, int | float)]
-    if not known:
-        return NONE
-    mean = f"{sum(known) / len(known):+.3f}"
-    return mean if len(known) == 1 else f"{mean} [{min(known):+.3f}, {max(known):+.3f}]"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from sinks.report import causes
 from sinks.report.ablation import Ablation, Mechanism, Side
 from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, Outcome, VariantResult
 from sinks.report.tables import MEASURES
@@ -200,6 +201,16 @@ def claims(comparison: Comparison) -> list[Claim]:
         ),
         ("C4", "Each side's fixes act on their own sink only (double dissociation)", _double_dissociation(comparison)),
         ("C4", "Both gates together replace both sinks", _gates_together(comparison)),
-        ("C5", "Without outliers, quantization to few bits costs less", ("cannot show", "Not measured in these runs.")),
+        ("C5", "Without outliers, quantization to few bits costs less", _quantization(comparison)),
     ]
     return [Claim(key, claim, *result) for key, claim, result in rows]
+
+
+def _quantization(comparison: Comparison) -> Result:
+    runs = [run for result in comparison.results for run in result.variant.runs]
+    if any(causes.results(run, causes.QUANTIZATION) for run in runs):
+        return (
+            "cannot show",
+            "Simulated quantization is in its table; there is no rule for a verdict on it.",
+        )
+    return "cannot show", "Not measured in these runs."

@@ -130,6 +130,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "further": tables.further(comparison),
         "notes": _sentences("notes.j2", baseline=comparison.baseline, results=results, **signs),
         "diverged": tables.diverged(comparison),
+        "notes_of": {"causes": causes.NOTE, "transfer": transfer.NOTE},
         "causes": causes.tables(ablation),
         "transfer": _transfer(ablation),
         "unfinished": _unfinished(ablation),

@@ -73,7 +73,7 @@ def with_half_range(spread: Spread | None, digits: int, scale: float = 1.0) -> s
 
 
 def with_range(spread: Spread | None, digits: int) -> str:
-    """Mean and range, such as `+0.002 [-0.001, +0.004]`."""
+    """Mean and range, such as `+0.002 [-0.001, +0.004]`; only the mean of one value."""
     if spread is None:
         return NONE
     mean = f"{spread.mean:+.{digits}f}"
@@ -187,7 +187,7 @@ def terminal(comparison: Comparison, width: int = 120) -> str:
     while True:
         rows = [[heading for heading, _ in cells], *([cell(r) for _, cell in cells] for r in comparison.results)]
         left = {i for i, (heading, _) in enumerate(cells) if heading in ("variant", "verdict", "remark")}
-        lines = _aligned(rows, left)
+        lines = aligned(rows, left)
         if max(map(len, lines)) <= width or not droppable:
             return "\n".join(lines)
         drop = droppable.pop(0)
@@ -201,7 +201,7 @@ def _starred(result: VariantResult) -> str:
     return f"{result.loss_difference.mean:+.3f}" + ("*" if result.changes[LOSS] in ("higher", "lower") else " ")
 
 
-def _aligned(rows: Sequence[Sequence[str]], left: set[int]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], left: set[int]) -> list[str]:
     """Rows of text as lines of equal columns, with a rule under the first."""
     rows = [[cell.replace(f" {PLUS_MINUS} ", "+-") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -1,13 +1,20 @@
 """transfer.json of an ablation: how far its variants do at each token what the baseline's sink does."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from sinks.errors import UserError
-from sinks.report.tables import NONE, Table
+from sinks.report.spread import Spread
+from sinks.report.tables import Table, aligned, with_range
 
+NOTE = (
+    "Spearman's rank correlation, over the queries of the validation rows, of what the baseline's head with the "
+    "largest first-token mass uses of its attention with what the same head of the variant of the same seed uses, and "
+    "the best head of its layer; mean and range over seeds. The scale is that of the norm where the baseline's R is "
+    "largest. A ceiling is the same between runs of one variant with other seeds: no fix can be expected to agree "
+    "more. Absent where one side is constant."
+)
 FILE = "transfer.json"  # in the folder of the ablation
 # Values of an entry, their heading, and against what.
 COLUMNS = [
@@ -37,15 +44,6 @@ def load(directory: Path) -> dict[str, Any] | None:
     raise UserError(f"{file} is damaged: delete it, and run sinks transfer {directory} again")
 
 
-def _cell(values: Iterable[float | None]) -> str:
-    """Mean and range of the pairs that have a value."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return NONE
-    mean = f"{sum(known) / len(known):.2f}"
-    return mean if len(known) == 1 else f"{mean} [{min(known):.2f}, {max(known):.2f}]"
-
-
 def tables(content: dict[str, Any], labels: dict[str, str]) -> list[tuple[str, Table]]:
     """A table of effective weights and one of effective scales for each kind of queries, with its heading.
 
@@ -68,7 +66,10 @@ def tables(content: dict[str, Any], labels: dict[str, str]) -> list[tuple[str, T
             for name, label in labels.items():
                 of = [e for e in chosen if e["variant"] == name]
                 if of:
-                    cells = [_cell(e.get(key) for e in of if e["against"] == against) for key, against, _ in columns]
+                    cells = [
+                        with_range(Spread.of(e.get(key) for e in of if e["against"] == against), 2)
+                        for key, against, _ in columns
+                    ]
                     rows.append([label, *cells])
             if rows:
                 table = Table(["variant", *(heading for *_, heading in columns)], rows)
@@ -84,10 +85,5 @@ def terminal(directory: Path) -> str:
     names = dict.fromkeys(entry["variant"] for entry in content["comparisons"])
     lines = []
     for heading, table in tables(content, {name: name for name in names}):
-        rows = [table.headings, *table.rows]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines += ["", heading]
-        for first, *others in rows:
-            cells = [f"{other:>{width}}" for other, width in zip(others, widths[1:], strict=True)]
-            lines.append("  ".join([f"{first:<{widths[0]}}", *cells]))
+        lines += ["", heading, *aligned([table.headings, *table.rows], {0})]
     return "\n".join(lines).lstrip("\n")

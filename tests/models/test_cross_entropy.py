@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sinks.models import cross_entropy as module
-from sinks.models.cross_entropy import cross_entropy
+from sinks.models.cross_entropy import cross_entropy, token_losses
 
 ROWS, VOCAB_SIZE = 37, 19
 
@@ -124,3 +124,18 @@ def test_compiled_as_a_whole_it_is_one_graph() -> None:
 def test_the_second_derivative_is_that_of_finite_differences() -> None:
     logits, targets = made(torch.float64)
     assert torch.autograd.gradgradcheck(lambda x: cross_entropy(x, targets), (logits,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_loss_of_each_token(dtype: torch.dtype) -> None:
+    """Its mean is what training minimizes."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(2, ROWS, VOCAB_SIZE, generator=generator)).to(dtype)
+    targets = torch.randint(VOCAB_SIZE, (2, ROWS), generator=generator)
+    found = token_losses(logits, targets)
+    exact = -logits.double().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    assert found.dtype == torch.float64
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(found, exact, rtol=tolerance, atol=tolerance)
+    mean = cross_entropy(logits.flatten(0, 1), targets.flatten()).double()
+    torch.testing.assert_close(found.mean(), mean, rtol=tolerance, atol=tolerance)

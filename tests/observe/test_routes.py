@@ -160,3 +160,12 @@ def test_a_sink_a_learned_sink_and_a_gate_leave_the_same_weight() -> None:
         assert found["effective_weight"] == pytest.approx(0.1)
         assert found[route] == pytest.approx(0.9)
         assert sum(found.values()) == pytest.approx(1.0)
+
+
+def test_the_gain_of_a_gate_is_a_ratio_of_norms() -> None:
+    """Also where a gate is negative, as one with another activation may be, and where there is nothing to scale."""
+    gate, output = torch.tensor([[[-0.5, 0.25]]]), torch.tensor([[[[3.0, 4.0], [1.0, 2.0]]]])
+    assert functional.gate_gain(gate, None).tolist() == [[[0.5, 0.25]]]
+    by_channel = torch.tensor([[[[-1.0, 0.0], [1.0, 1.0]]]])
+    assert functional.gate_gain(by_channel, output)[0, 0].tolist() == pytest.approx([0.6, 1.0])
+    assert functional.gate_gain(by_channel, torch.zeros_like(output))[0, 0].tolist() == [1.0, 1.0]

@@ -1,29 +1,12 @@
-"""Intervals over units, the rule of roles, and what the bootstrap draws."""
+"""The rule of roles, and what the bootstrap draws."""
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from sinks.probes.effects import ATTENTION, RESIDUAL, documents, interval, role, windows
-
-
-def test_an_interval_of_units_of_different_sizes() -> None:
-    """Against numpy: the mean over tokens, not over units."""
-    torch.manual_seed(0)
-    sizes = torch.randint(1, 30, (12,)).double()
-    sums = sizes * (1 + torch.randn(12, dtype=torch.float64))
-    found = interval(sums, sizes, 0)
-    generator = np.random.default_rng(0)
-    drawn = generator.integers(0, 12, (20_000, 12))
-    means = sums.numpy()[drawn].sum(1) / sizes.numpy()[drawn].sum(1)
-    assert found["mean"] == pytest.approx((sums.sum() / sizes.sum()).item(), rel=1e-12)
-    spread = np.quantile(means, 0.975) - np.quantile(means, 0.025)
-    assert found["low"] == pytest.approx(np.quantile(means, 0.025), abs=0.03 * spread)
-    assert found["high"] == pytest.approx(np.quantile(means, 0.975), abs=0.03 * spread)
-    assert interval(sums, sizes, 0) == found != interval(sums, sizes, 1)
+from sinks.probes.effects import ATTENTION, RESIDUAL, documents, role, windows
 
 
 def test_units() -> None:

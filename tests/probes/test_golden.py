@@ -15,12 +15,13 @@ pytest.importorskip("transformers")
 
 from sinks.observe.detection import Detection
 from sinks.probes.attention import FIRST, AttentionSide, calibrate_attention
-from sinks.probes.effects import interval, windows
+from sinks.probes.effects import windows
 from sinks.probes.hooked_places import hooked_places
 from sinks.probes.residual import SINK, calibrate, places_of, residual
 from sinks.probes.scorer import Scorer
 from sinks.quantize.pretrained import pretrained_subject
 from sinks.quantize.subject import Subject
+from sinks.stats.bootstrap import interval
 
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT.parent / "shared/data/wikitext-2-valid.txt"

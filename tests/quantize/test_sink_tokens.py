@@ -66,8 +66,9 @@ def test_the_cost_at_sink_tokens_and_elsewhere_and_without_them() -> None:
     assert split["kept"]["change"]["mean"] == pytest.approx(kept_change.mean().item(), rel=1e-9)
     assert split["kept"]["change"] != found["quantized"]["change"] != found["first_token_kept"]["change"]
     whole = found["quantized"]["change"]["mean"]
-    parts = split["change_at_sinks"]["mean"] * sinks.sum() + split["change_elsewhere"]["mean"] * (~sinks).sum()
-    assert parts.item() / sinks.numel() == pytest.approx(whole, rel=1e-9)
+    fraction = sinks.double().mean().item()
+    parts = split["change_at_sinks"]["mean"] * fraction + split["change_elsewhere"]["mean"] * (1 - fraction)
+    assert parts == pytest.approx(whole, rel=1e-9)
 
 
 def test_an_interval_over_rows_that_have_no_such_token() -> None:

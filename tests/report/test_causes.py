@@ -67,6 +67,7 @@ def test_the_report_shows_them_and_names_a_damaged_file(root: Path) -> None:
         text = (root / file).read_text()
         assert "Attention side, layers: all, sinks: first" in text
         assert "int4, smooth (32 rows)" in text
+    assert "Simulated quantization is in its table" in (root / "report.md").read_text()
     (root / "gate/seed0/probes/x.json").write_text("[")
     with pytest.raises(UserError, match=r"probes/x.json is damaged: delete it, and measure again"):
         write_report(root)

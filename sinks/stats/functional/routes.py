@@ -40,8 +40,16 @@ def relative_value_norms(v: Tensor, learned: int = 0) -> Tensor:
     return norms / torch.where(median > 0, median, torch.nan)
 
 
-def gate_gain(gate: Tensor, ungated: Tensor) -> Tensor:
-    """|g * o| / |o| [B, H, T] of gates per channel g and outputs o, both [B, H, T, head_dim]; 1 where o is zero."""
+def gate_gain(gate: Tensor, ungated: Tensor | None) -> Tensor:
+    """|g * o| / |o| [B, H, T] of gates g and outputs o; 1 where o is zero.
+
+    Args:
+        gate: g [B, H, T], whose gain is |g| whatever o is, or one per channel [B, H, T, head_dim].
+        ungated: o [B, H, T, head_dim]; only needed for gates per channel.
+    """
+    if gate.dim() == 3:
+        return gate.float().abs()
+    assert ungated is not None
     o = ungated.float()
     before = torch.linalg.vector_norm(o, dim=-1)
     after = torch.linalg.vector_norm(gate.float() * o, dim=-1)
