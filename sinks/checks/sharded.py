@@ -26,6 +26,7 @@ def sharded_step(subject: Subject) -> None:
     sharded = subject.make()
     # Lightning sets addresses and ranks here; with a rank set, it starts no processes and no monitor thread.
     with mock.patch.dict(os.environ, {"LOCAL_RANK": "0", "NODE_RANK": "0"}), uninitialized_is_nan():
+        os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier seed_everything, with which it would seed again
         try:
             trained(_seeded(sharded), rows, STEPS, strategy=Sharded(process_group_backend="gloo"))
             found = {name: _full(p) for name, p in decoder_of(sharded).named_parameters()}

@@ -32,6 +32,13 @@ def test_every_variant_has_every_property(name: str) -> None:
     assert failures(lambda: family(11, 12, **{"architecture": SMALL} | options)) == {}
 
 
+def test_a_seed_that_was_set_before_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's strategies seed again with that of an earlier `seed_everything`, e.g. in a notebook."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    family, options = VARIANTS["baseline"]
+    assert failures(lambda: family(11, 12, **{"architecture": SMALL} | options), SHARDED) == {}
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_and_feed_forward_has_every_property(architecture: str) -> None:
     options: dict[str, Any] = ARCHITECTURES[architecture]
