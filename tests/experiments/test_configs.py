@@ -22,6 +22,7 @@ SIZES = {"backcopy": ("models/backcopy.yaml", "data/backcopy.yaml"), "text": ("m
 PLANNED_WITH = {
     "models/backcopy.yaml": "data/backcopy.yaml",
     "models/text-cpu.yaml": "data/text.yaml",
+    "models/text-sinks.yaml": "data/text-sinks.yaml",
     "models/60m.yaml": "data/text-60m.yaml",
     "models/2b.yaml": "data/qwen-text.yaml",
     "models/smollm2.yaml": "data/smollm2-text.yaml",
@@ -87,7 +88,7 @@ def test_every_run_of_every_ablation_is_built(file: str) -> None:
 @pytest.mark.parametrize("file", names("trainers"))
 def test_every_trainer_is_built_or_reports_what_it_lacks(file: str) -> None:
     arguments = [f"--config={EXPERIMENTS / f}" for f in ("variants/baseline.yaml", *SIZES["backcopy"], file)]
-    if file in ("trainers/cpu.yaml", "trainers/retrofit.yaml") or torch.cuda.is_available():
+    if file in ("trainers/cpu.yaml", "trainers/cpu-long.yaml", "trainers/retrofit.yaml") or torch.cuda.is_available():
         built(*arguments)
     else:
         with pytest.raises(UserError, match="gpu"):
