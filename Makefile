@@ -5,11 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
 # What narrows an ablation: SEEDS=0,1 VARIANTS=baseline,gated-norm, and STEPS=200 or, where a run was timed, MINUTES=60
-# of all runs; JOBS= runs at a time, one per core if not given; LAUNCH= goes in front of each run's command.
+# of all runs; SCALE=text of ablation-table1; JOBS= runs at a time, one per core if not given; LAUNCH= goes in front of
+# each run's command.
 SEEDS ?=
 VARIANTS ?=
 STEPS ?=
 MINUTES ?=
+SCALE ?=
 JOBS ?=
 LAUNCH ?=
 # How far the GPU report goes: minutes, the minutes after which this machine ends a command, stages (a,d), a .tar.gz of
@@ -21,7 +23,7 @@ ARCHIVE ?=
 GPU_REPORT_DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install ablation ablation-transfer ablation-probe ablation-quantize ablation-text ablation-retrofit sweep-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench bench-analysis clean
+.PHONY: help install ablation ablation-transfer ablation-probe ablation-quantize ablation-text ablation-table1 ablation-retrofit sweep-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench bench-analysis clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +37,7 @@ install: $(VENV)/.installed  ## build .venv (everything else does so by itself)
 
 # One word of a shell command, whatever is in it.
 quoted = '$(subst ','\'',$(1))'
-narrow = $(if $(SEEDS),--seeds=$(call quoted,$(SEEDS))) $(if $(VARIANTS),--variants=$(call quoted,$(VARIANTS))) $(if $(STEPS),--steps=$(call quoted,$(STEPS))) $(if $(MINUTES),--minutes=$(call quoted,$(MINUTES)))
+narrow = $(if $(SEEDS),--seeds=$(call quoted,$(SEEDS))) $(if $(VARIANTS),--variants=$(call quoted,$(VARIANTS))) $(if $(STEPS),--steps=$(call quoted,$(STEPS))) $(if $(MINUTES),--minutes=$(call quoted,$(MINUTES))) $(if $(SCALE),--scale=$(call quoted,$(SCALE)))
 
 define run_ablation
 	@folder=$$($(BIN)/sinks grid $(1) $(narrow) --runs=$(call quoted,$(RUNS)) $(if $(JOBS),--jobs=$(call quoted,$(JOBS))) $(if $(LAUNCH),--launch=$(call quoted,$(LAUNCH)))); \
@@ -47,6 +49,9 @@ ablation: $(VENV)/.installed  ## train the five families on a CPU and report the
 
 ablation-text: $(VENV)/.installed  ## the same on real text (too few tokens for natural sinks)
 	$(call run_ablation,experiments/ablations/text.yaml)
+
+ablation-table1: $(VENV)/.installed  ## every row of the paper's Table 1 (SCALE=backcopy, text, 60m, 2b; SEEDS=0: 40 minutes)
+	$(call run_ablation,experiments/ablations/table1.yaml)
 
 sweep-dyt: $(VENV)/.installed  ## how DyT's slope, embedding scale and learning rate were chosen
 	$(call run_ablation,experiments/ablations/dyt-sweep.yaml)

@@ -35,6 +35,8 @@ SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "variants": (dict, (dict, type(None))),
     "commands": (list, str),
     "run_seconds": (dict, (int, float)),
+    "scales": (dict, dict),
+    "equal_parameters": (bool, object),
 }
 VARIANT_SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "config": (str, object),
@@ -42,6 +44,8 @@ VARIANT_SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "arguments": (dict, object),
     "measured": (dict, dict),
     "recipe": (dict, (int, float, type(None))),
+    "scaled": (dict, (int, float)),
+    "published": (dict, object),
 }
 
 
