@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from sinks.cli.axes import with_axes
 from sinks.cli.grid_progress import GridProgress, duration
 from sinks.cli.scales import at_scale
 from sinks.cli.schedule import PlannedRun, last_step, run_side_by_side
@@ -32,7 +33,7 @@ def read_ablation(file: Path, scale: str | None = None) -> dict[str, Any]:
         )
     ablation = read_ablation_file(file)
     if ablation.get("variants"):
-        ablation = at_scale(file, ablation, scale)
+        ablation = at_scale(file, with_axes(file, ablation), scale)
     missing = [name for name in REQUIRED if not ablation.get(name)]
     if missing:
         raise UserError(f"{file} lacks {', '.join(missing)}: an ablation needs {', '.join(REQUIRED)}")

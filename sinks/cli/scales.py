@@ -10,9 +10,9 @@ from sinks.record.yaml_file import read_yaml
 def at_scale(file: Path, ablation: dict[str, Any], scale: str | None) -> dict[str, Any]:
     """The ablation with the configurations, steps and numbers of a scale.
 
-    A scale has `configs`, and perhaps `steps`; they replace those of the file. `scaled` of a variant are factors of
-    numbers in these configurations. `published` are numbers that hold at the published size alone: where a scale is
-    `as_published`, they replace what is scaled or measured.
+    A scale has `configs`, and perhaps `steps` and `seeds`; they replace those of the file. `scaled` of a variant are
+    factors of numbers in these configurations. `published` are numbers that hold at the published size alone: where a
+    scale is `as_published`, they replace what is scaled or measured.
 
     Args:
         file: of the ablation, for messages.
@@ -26,15 +26,17 @@ def at_scale(file: Path, ablation: dict[str, Any], scale: str | None) -> dict[st
     if not scales:
         if scale is not None:
             raise UserError(f"scale is {scale!r}, but {file} has one scale only: leave it out")
-        return ablation
-    name = scale or next(iter(scales))
-    if name not in scales:
-        raise UserError(f"scale {name!r} is not in {file}: choose among {', '.join(scales)}")
-    chosen = scales[name]
-    resolved = {key: value for key, value in ablation.items() if key != "scales"}
-    resolved |= {key: chosen[key] for key in ("configs", "steps") if key in chosen}
-    resolved["name"] = f"{ablation['name']}-{name}"
-    resolved["title"] = f"{ablation.get('title', ablation['name'])}, {name}"
+        chosen: dict[str, Any] = {}
+        resolved = dict(ablation)
+    else:
+        name = scale or next(iter(scales))
+        if name not in scales:
+            raise UserError(f"scale {name!r} is not in {file}: choose among {', '.join(scales)}")
+        chosen = scales[name]
+        resolved = {key: value for key, value in ablation.items() if key != "scales"}
+        resolved |= {key: chosen[key] for key in ("configs", "steps", "seeds") if key in chosen}
+        resolved["name"] = f"{ablation['name']}-{name}"
+        resolved["title"] = f"{ablation.get('title', ablation['name'])}, {name}"
     resolved["variants"] = {
         variant: _variant(file, variant, about or {}, resolved, bool(chosen.get("as_published")))
         for variant, about in ablation["variants"].items()

@@ -36,6 +36,7 @@ SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "commands": (list, str),
     "run_seconds": (dict, (int, float)),
     "scales": (dict, dict),
+    "axes": (dict, dict),
     "equal_parameters": (bool, object),
 }
 VARIANT_SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
@@ -46,6 +47,7 @@ VARIANT_SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "recipe": (dict, (int, float, type(None))),
     "scaled": (dict, (int, float)),
     "published": (dict, object),
+    "without": (list, str),
 }
 
 

@@ -1,6 +1,7 @@
 """Every shipped YAML file is usable."""
 
 import itertools
+import random
 from pathlib import Path
 
 import pytest
@@ -92,10 +93,10 @@ def test_every_run_of_every_ablation_is_built(file: str, scale: str | None) -> N
     ablation = read_ablation(EXPERIMENTS / file, scale)
     if scale in ON_GPUS:
         ablation["configs"][-1] = "experiments/trainers/cpu.yaml"
-        ablation["variants"] = dict(itertools.islice(ablation["variants"].items(), 5, 14))  # scaled, measured, published
     runs = planned(ablation, Path("runs/test"), list(ablation["variants"]), [0], 1)
     assert len(runs) == len(ablation["variants"])
-    for run in runs:
+    whole = scale not in ON_GPUS and "axes" not in read_yaml(EXPERIMENTS / file)
+    for run in runs if whole else random.Random(0).sample(runs, 6):  # scaled numbers differ, not what is built
         built(*run.arguments, *(f"--{option}=10" for option in run.measured))
 
 
