@@ -14,8 +14,10 @@ from sinks.record.folder import write_atomically
 from sinks.report import causes, figures, outcomes, reproduction, tables, transfer
 from sinks.report.ablation import Ablation, load_ablation
 from sinks.report.claims import claims, tiny
+from sinks.report.loss import TESTED_FROM
 from sinks.report.outcomes import Comparison, compare
 from sinks.report.spread import MATERIAL
+from sinks.stats.paired import smallest_effect
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,20 @@ def _lead(ablation: Ablation) -> str:
     return f"{count}, {seeded}{f', {unseeded} unseeded' * bool(unseeded)}."
 
 
+def _sees(comparison: Comparison) -> list[str]:
+    """Which loss differences the runs can tell from none, in a sentence; empty without noise to compare with."""
+    noise = comparison.noise
+    if noise is None:
+        return []
+    seeds = max(result.loss.difference.n for result in comparison.results if result.loss)
+    visible = smallest_effect(noise.sd, seeds)
+    return [
+        f"A paired loss difference varies by {noise.sd:.2g} over seeds (standard deviation, {noise.rows} variants, "
+        f"{noise.degrees} degrees of freedom): {seeds} seeds can see a difference of {visible:.2g} (power 80 %), and "
+        "no smaller one."
+    ]
+
+
 def _unfinished(ablation: Ablation) -> list[str]:
     unfinished = [f"unfinished: {folder.path}" for variant in ablation.variants for folder in variant.unfinished]
     missing = [
@@ -124,7 +140,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     least = {"first_token_mass": outcomes.SINK_FROM[outcomes.ATTENTION], "score": outcomes.SINK_FROM[outcomes.RESIDUAL]}
     return {
         "title": ablation.title,
-        "lead": _lead(ablation),
+        "lead": " ".join([_lead(ablation), *_sees(comparison)]),
         "alert": outcomes.no_sink(comparison),
         "results": tables.results(comparison),
         "further": tables.further(comparison),
@@ -137,7 +153,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "against": tables.against(comparison),
         "recipe_source": ablation.recipe_source,
         "has_recipe": any(variant.recipe for variant in ablation.variants),
-        "rules": _sentences("rules.j2", material=MATERIAL, **least),
+        "rules": _sentences("rules.j2", material=MATERIAL, tested_from=TESTED_FROM, **least),
         "claims": claims(comparison),
         "limits": _sentences("limits.j2", **limits),
         "provenance": reproduction.lines(ablation),
