@@ -24,6 +24,7 @@ COMMANDS = {
     "value": ("sinks.cli.value", "print one number of a finished run"),
     "import": ("sinks.cli.import_model", "turn a Hugging Face checkpoint into a run folder to train from"),
     "export": ("sinks.cli.export", "turn a run into a folder that transformers opens"),
+    "record": ("sinks.cli.record", "copy what reports read of finished runs, small enough to commit"),
     "report": ("sinks.cli.report", "turn run folders into tables, figures and one HTML file"),
 }
 

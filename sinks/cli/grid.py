@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from sinks.cli.grid_progress import GridProgress, duration
+from sinks.cli.same_runs import take_over
 from sinks.cli.schedule import PlannedRun, last_step, run_side_by_side
 from sinks.errors import UserError, require
 from sinks.record.folder import write_atomically
@@ -177,8 +178,11 @@ def grid(
     launch: str = "",
     commands: bool = False,
     minutes: float | None = None,
+    recorded: Path | None = None,
 ) -> None:
     """Train every run of an ablation that is not finished, several at a time, and print their folder.
+
+    A run that another ablation below `runs` has finished, with the same fingerprint, is copied and not trained.
 
     Args:
         ablation: a file of experiments/ablations/.
@@ -190,6 +194,7 @@ def grid(
         launch: command in front of each run's, e.g. "srun --gpus=1".
         commands: print the commands instead, in an order in which they can run.
         minutes: that all runs may take together, in place of steps; as many steps for each as were timed to fit.
+        recorded: folder of results of `sinks record`, whose runs count as finished too; they have no checkpoints.
     """
     content = read_ablation(ablation)
     names = with_needed(content, chosen("variant", variants, list(content["variants"])))
@@ -211,6 +216,8 @@ def grid(
     if commands:
         print("\n".join(map(shell_command, plan)))
         return
+    for line in take_over(plan, [runs, *([recorded] if recorded else [])]):
+        print(line, file=sys.stderr)
     done = sum(run.done for run in plan)
     state = f", {done} of them finished" if done else ""
     print(

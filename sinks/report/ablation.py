@@ -75,6 +75,12 @@ class Run:
         return "unseeded" if self.seed is None else str(self.seed)
 
     @cached_property
+    def precision(self) -> str | None:
+        """The trainer's; None where the configuration states none."""
+        precision = (self.folder.config().get("trainer") or {}).get("precision")
+        return None if precision is None else str(precision)
+
+    @cached_property
     def provenance(self) -> Mapping[str, Any]:
         try:
             return self.folder.provenance()

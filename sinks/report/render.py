@@ -93,7 +93,19 @@ def _lead(ablation: Ablation) -> str:
     shown = sum(1 for variant in ablation.variants if variant.runs or variant.diverged)
     count = f"{len(runs)} finished run{'s' * (len(runs) != 1)} of {shown} variant{'s' * (shown != 1)}"
     seeded = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
-    return f"{count}, {seeded}{f', {unseeded} unseeded' * bool(unseeded)}."
+    return " ".join([f"{count}, {seeded}{f', {unseeded} unseeded' * bool(unseeded)}.", *_mixed(ablation)])
+
+
+def _mixed(ablation: Ablation) -> list[str]:
+    """That the runs are of several devices or precisions, whose numbers differ by rounding; empty if they are not."""
+    devices = {str(device) for run in ablation.runs if (device := run.provenance.get("device"))}
+    precisions = {run.precision for run in ablation.runs if run.precision is not None}
+    found = [
+        f"of {len(values)} {name} ({', '.join(sorted(values))})"
+        for name, values in (("devices", devices), ("precisions", precisions))
+        if len(values) > 1
+    ]
+    return [f"The runs are {' and '.join(found)}, which by itself changes their numbers."] if found else []
 
 
 def _sees(comparison: Comparison) -> list[str]:
