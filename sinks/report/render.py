@@ -11,7 +11,7 @@ import markupsafe
 from matplotlib.figure import Figure
 
 from sinks.record.folder import write_atomically
-from sinks.report import causes, figures, outcomes, reproduction, tables, transfer
+from sinks.report import births, causes, figures, outcomes, reproduction, tables, transfer
 from sinks.report.ablation import Ablation, load_ablation
 from sinks.report.claims import claims, tiny
 from sinks.report.loss import TESTED_FROM
@@ -156,9 +156,10 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "alert": outcomes.no_sink(comparison),
         "results": tables.results(comparison),
         "further": tables.further(comparison),
+        "births": births.table(ablation),
         "notes": _sentences("notes.j2", baseline=comparison.baseline, results=results, **signs),
         "diverged": tables.diverged(comparison),
-        "notes_of": {"causes": causes.NOTE, "transfer": transfer.NOTE},
+        "notes_of": {"causes": causes.NOTE, "transfer": transfer.NOTE, "births": births.NOTE},
         "causes": causes.tables(ablation),
         "transfer": _transfer(ablation),
         "unfinished": _unfinished(ablation),
