@@ -14,6 +14,8 @@ MINUTES ?=
 SCALE ?=
 JOBS ?=
 LAUNCH ?=
+# Results of `sinks record`, e.g. experiments/results, whose runs count as finished.
+RECORDED ?=
 # How far the GPU report goes: minutes, the minutes after which this machine ends a command, stages (a,d), a .tar.gz of
 # all it writes; GPU_REPORT_DRY=1 tries it without a GPU.
 BUDGET ?= 8
@@ -37,7 +39,7 @@ install: $(VENV)/.installed  ## build .venv (everything else does so by itself)
 
 # One word of a shell command, whatever is in it.
 quoted = '$(subst ','\'',$(1))'
-narrow = $(if $(SEEDS),--seeds=$(call quoted,$(SEEDS))) $(if $(VARIANTS),--variants=$(call quoted,$(VARIANTS))) $(if $(STEPS),--steps=$(call quoted,$(STEPS))) $(if $(MINUTES),--minutes=$(call quoted,$(MINUTES))) $(if $(SCALE),--scale=$(call quoted,$(SCALE)))
+narrow = $(if $(SEEDS),--seeds=$(call quoted,$(SEEDS))) $(if $(VARIANTS),--variants=$(call quoted,$(VARIANTS))) $(if $(STEPS),--steps=$(call quoted,$(STEPS))) $(if $(MINUTES),--minutes=$(call quoted,$(MINUTES))) $(if $(SCALE),--scale=$(call quoted,$(SCALE))) $(if $(RECORDED),--recorded=$(call quoted,$(RECORDED)))
 
 define run_ablation
 	@folder=$$($(BIN)/sinks grid $(1) $(narrow) --runs=$(call quoted,$(RUNS)) $(if $(JOBS),--jobs=$(call quoted,$(JOBS))) $(if $(LAUNCH),--launch=$(call quoted,$(LAUNCH)))); \

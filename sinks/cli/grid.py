@@ -11,6 +11,7 @@ import yaml
 
 from sinks.cli.axes import with_axes
 from sinks.cli.grid_progress import GridProgress, duration
+from sinks.cli.same_runs import take_over
 from sinks.cli.scales import at_scale
 from sinks.cli.schedule import PlannedRun, last_step, run_side_by_side
 from sinks.errors import UserError, require
@@ -182,8 +183,11 @@ def grid(
     commands: bool = False,
     minutes: float | None = None,
     scale: str | None = None,
+    recorded: Path | None = None,
 ) -> None:
     """Train every run of an ablation that is not finished, several at a time, and print their folder.
+
+    A run that another ablation below `runs` has finished, with the same fingerprint, is copied and not trained.
 
     Args:
         ablation: a file of experiments/ablations/.
@@ -196,6 +200,7 @@ def grid(
         commands: print the commands instead, in an order in which they can run.
         minutes: that all runs may take together, in place of steps; as many steps for each as were timed to fit.
         scale: one of those that the file offers, if it does; by default its first.
+        recorded: folder of results of `sinks record`, whose runs count as finished too; they have no checkpoints.
     """
     content = read_ablation(ablation, scale)
     names = with_needed(content, chosen("variant", variants, list(content["variants"])))
@@ -221,6 +226,8 @@ def grid(
     if commands:
         print("\n".join(map(shell_command, plan)))
         return
+    for line in take_over(plan, [runs, *([recorded] if recorded else [])]):
+        print(line, file=sys.stderr)
     done = sum(run.done for run in plan)
     state = f", {done} of them finished" if done else ""
     print(

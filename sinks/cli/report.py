@@ -14,5 +14,5 @@ def report(directory: Path, out: Path | None = None) -> None:
 
     ablation, html = write_report(directory, out)
     print(terminal(ablation))
-    print("\n+- is half the range over seeds; * a loss difference beyond the seeds' noise.")
+    print("\n+- is half the range over seeds; * a loss difference whose sign these seeds can tell.")
     print(f"report: {html}")

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from sinks.described import Described
 from sinks.errors import UserError
+from sinks.families.averaging import Averaging, NoAveraging
 from sinks.families.objectives import NextToken, Objective
 from sinks.families.optimizers import (
     AdamW,
@@ -80,6 +81,7 @@ class CausalLM(Described, lightning.LightningModule):
         execution: compilation and activation checkpointing.
         start_from: run folder whose last weights a run starts from; parts that it lacks must leave the model as it is.
         objective: what training minimizes.
+        averaging: which weights are validated and remain at the end: those of the last step, or an average over steps.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class CausalLM(Described, lightning.LightningModule):
         execution: Execution = Execution(),
         start_from: str | None = None,
         objective: Callable[[], Objective] = NextToken,
+        averaging: Callable[[], Averaging] = NoAveraging,
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
@@ -109,6 +112,7 @@ class CausalLM(Described, lightning.LightningModule):
         self.optimizer_factory = optimizer
         self.start_from = start_from
         self.objective = objective()
+        self.averaging = averaging()
         self.objective.check(self)
         if mixer is not None:
             reject_attention_options(architecture.attention_config("mixer", context_length), normalizer, attention_gate)
@@ -204,6 +208,12 @@ class CausalLM(Described, lightning.LightningModule):
         self.validation_loss.update(self.loss(batch), batch[:, 1:].numel())
         self.log("validation/loss", self.validation_loss, on_step=False, on_epoch=True, logger=False)
 
+    def on_validation_epoch_start(self) -> None:
+        self.averaging.exchange(self)
+
+    def on_validation_epoch_end(self) -> None:
+        self.averaging.exchange(self)
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -229,6 +239,7 @@ class CausalLM(Described, lightning.LightningModule):
         groups = parameter_groups(self, self.optimization)
         optimizer = make_optimizer(self.optimizer_factory, groups)
         self._guard = SkipGuard(optimizer)
+        self.averaging.follow(optimizer, self.trainer)  # after the guard: of the weights that it lets through
         max_steps = self.trainer.max_steps
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimization.factor(step, max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -36,8 +36,13 @@ ADDED_TO_ARCHITECTURE = {
     "attention_scale": None,
     "qk_norm_eps": 1e-6,
 }
-# The same of `model` itself, and of its normalizer.
-ADDED_TO_MODEL = {"start_from": None, "objective": {"class_path": "sinks.families.objectives.NextToken"}}
+# The same of `model` itself, of its optimization, and of its normalizer.
+ADDED_TO_MODEL = {
+    "start_from": None,
+    "objective": {"class_path": "sinks.families.objectives.NextToken"},
+    "averaging": {"class_path": "sinks.families.averaging.NoAveraging"},
+}
+ADDED_TO_OPTIMIZATION = {"decay_fraction": 0.2}
 ADDED_TO_NORMALIZER = {"initial": 0.0}
 
 
@@ -58,8 +63,9 @@ def _as_before(model: Any) -> Any:
     if not isinstance(model, Mapping) or not isinstance(model.get("init_args"), Mapping):
         return model
     options = _kept(model["init_args"], ADDED_TO_MODEL)
-    if isinstance(options.get("architecture"), Mapping):
-        options["architecture"] = _kept(options["architecture"], ADDED_TO_ARCHITECTURE)
+    for section, added in (("architecture", ADDED_TO_ARCHITECTURE), ("optimization", ADDED_TO_OPTIMIZATION)):
+        if isinstance(options.get(section), Mapping):
+            options[section] = _kept(options[section], added)
     normalizer = options.get("normalizer")
     if isinstance(normalizer, Mapping) and isinstance(normalizer.get("init_args"), Mapping):
         options["normalizer"] = {**normalizer, "init_args": _kept(normalizer["init_args"], ADDED_TO_NORMALIZER)}

@@ -37,6 +37,7 @@ SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "run_seconds": (dict, (int, float)),
     "scales": (dict, dict),
     "axes": (dict, dict),
+    "factors": (dict, str),
     "equal_parameters": (bool, object),
 }
 VARIANT_SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
@@ -48,6 +49,7 @@ VARIANT_SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "scaled": (dict, (int, float)),
     "published": (dict, object),
     "without": (list, str),
+    "has": (list, str),
 }
 
 
@@ -81,6 +83,12 @@ class Run:
         return "unseeded" if self.seed is None else str(self.seed)
 
     @cached_property
+    def precision(self) -> str | None:
+        """The trainer's; None where the configuration states none."""
+        precision = (self.folder.config().get("trainer") or {}).get("precision")
+        return None if precision is None else str(precision)
+
+    @cached_property
     def provenance(self) -> Mapping[str, Any]:
         try:
             return self.folder.provenance()
@@ -105,6 +113,7 @@ class Variant:
         recipe: numbers from earlier scratch runs.
         mechanisms: how it handles sinks.
         steps: optimizer steps that its own arguments request; None where they are the ablation's.
+        has: the ablation's factors that it combines; None if the ablation file does not say.
     """
 
     name: str
@@ -119,6 +128,7 @@ class Variant:
     recipe: Mapping[str, float] = field(default_factory=dict)
     mechanisms: frozenset[Mechanism] = frozenset({"unknown"})
     steps: int | None = None
+    has: frozenset[str] | None = None
 
     @property
     def shown(self) -> list[Run]:
@@ -141,6 +151,7 @@ class Ablation:
         recipe_source: where the `recipe` numbers come from.
         file: the ablation file that `sinks grid` read.
         commands: how to repeat the ablation, if the ablation file states it.
+        factors: names of what its variants combine, if the ablation file states them.
     """
 
     root: Path
@@ -153,6 +164,7 @@ class Ablation:
     recipe_source: str | None = None
     file: str | None = None
     commands: list[str] = field(default_factory=list)
+    factors: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[Run]:
@@ -213,6 +225,10 @@ def read_ablation_file(file: Path) -> dict[str, Any]:
     for name, description in (content.get("variants") or {}).items():
         _check_shapes(f"{file}: variant {name}", {} if description is None else description, VARIANT_SHAPES)
         stated(file, name, description or {})
+        if unknown := set((description or {}).get("has", [])) - set(content.get("factors") or {}):
+            raise UserError(
+                f"{file}: variant {name} has {unknown.pop()!r}, which is none of its factors: name it there"
+            )
     return content
 
 
@@ -268,6 +284,7 @@ def load_ablation(root: str | Path) -> Ablation:
         recipe_source=content.get("recipe_source"),
         file=content.get("file"),
         commands=[str(command) for command in content.get("commands") or []],
+        factors=content.get("factors") or {},
     )
 
 
@@ -295,6 +312,7 @@ def _variant(
         recipe=description.get("recipe") or {},
         mechanisms=mechanisms or _revealed(finished),
         steps=(description.get("arguments") or {}).get("trainer.max_steps"),
+        has=frozenset(description["has"]) if "has" in description else None,
     )
 
 

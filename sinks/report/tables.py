@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, VariantResult
+from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, VariantResult, cannot_tell
 from sinks.report.spread import Spread
+from sinks.stats.paired import Paired
 
 PLUS_MINUS = "\u00b1"
 DELTA = "\u0394"
@@ -80,8 +81,16 @@ def with_range(spread: Spread | None, digits: int) -> str:
     return mean if spread.n == 1 else f"{mean} [{spread.low:+.{digits}f}, {spread.high:+.{digits}f}]"
 
 
+def with_interval(difference: Paired | None, digits: int) -> str:
+    """Mean and 95 % interval of a difference, such as `+0.002 [-0.001, +0.004]`; only the mean of one seed."""
+    if difference is None:
+        return NONE
+    mean = f"{difference.mean:+.{digits}f}"
+    return mean if difference.low is None else f"{mean} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+
+
 def remark(result: VariantResult, loss: bool = True) -> str:
-    """Caveats on the numbers: no effect, diverged, unfinished, no validation, loss within noise."""
+    """Caveats on the numbers: no effect, diverged, unfinished, no validation, and what the loss tells."""
     variant, remarks = result.variant, []
     if result.no_effect:
         remarks.append("no effect")
@@ -93,8 +102,10 @@ def remark(result: VariantResult, loss: bool = True) -> str:
         remarks.append(f"{len(variant.missing)} not run")
     if result.changes[LOSS] == "not measured":
         remarks.append("no validation")
-    elif loss and result.changes[LOSS] != "one seed":
+    elif loss and result.changes[LOSS] in ("higher", "lower"):
         remarks.append(f"loss {result.changes[LOSS]}")
+    elif loss and result.changes[LOSS] == "cannot tell":
+        remarks.append(cannot_tell(result))
     return ", ".join(remarks)
 
 
@@ -105,13 +116,15 @@ def results(comparison: Comparison) -> Table:
             result.variant.label,
             str(len(result.variant.runs)),
             LOSS_COLUMN.cell(result),
-            with_range(result.loss_difference, 3),
+            with_interval(result.loss.difference if result.loss else None, 4),
+            NONE if result.loss is None or result.loss.visible is None else f"{result.loss.visible:.2g}",
             *(column.cell(result) for column in MEASURES),
             remark(result),
         ]
         for result in comparison.results
     ]
-    columns = [LOSS_COLUMN.heading, f"{DELTA} loss, paired", *(column.heading for column in MEASURES)]
+    paired = [f"{DELTA} loss, paired", f"smallest visible {DELTA} loss"]
+    columns = [LOSS_COLUMN.heading, *paired, *(column.heading for column in MEASURES)]
     return Table(["variant", "seeds", *columns, "remark"], rows, frozenset({0, len(columns) + 2}))
 
 
@@ -195,10 +208,10 @@ def terminal(comparison: Comparison, width: int = 120) -> str:
 
 
 def _starred(result: VariantResult) -> str:
-    """The paired loss difference, with a star if it exceeds the noise."""
-    if result.loss_difference is None:
+    """The paired loss difference, with a star if its sign can be told."""
+    if result.loss is None:
         return NONE + " "
-    return f"{result.loss_difference.mean:+.3f}" + ("*" if result.changes[LOSS] in ("higher", "lower") else " ")
+    return f"{result.loss.difference.mean:+.3f}" + ("*" if result.loss.call in ("higher", "lower") else " ")
 
 
 def aligned(rows: Sequence[Sequence[str]], left: set[int]) -> list[str]:

@@ -87,6 +87,16 @@ def train(model: CausalLM, steps: int, callback: lightning.Callback | None = Non
     return trainer
 
 
+def test_wsd_is_constant_and_falls_in_a_straight_line_over_the_last_steps() -> None:
+    options = Optimization(schedule="wsd", warmup_steps=2, decay_fraction=0.4, final_lr_ratio=0.0)
+    assert [options.factor(step, 10) for step in range(11)] == pytest.approx(
+        [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
+    )
+    assert Optimization(schedule="wsd", warmup_steps=2, final_lr_ratio=0.5).factor(9, 10) == pytest.approx(0.75)
+    with pytest.raises(UserError, match=r"optimization.decay_fraction is 0"):
+        Optimization(decay_fraction=0.0)
+
+
 @pytest.mark.parametrize("gates", ["adamw", "muon"])
 def test_muon_adamw_equals_separate_optimizers(gates: Any) -> None:
     together, apart = build("gated"), build("gated")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from sinks.described import section_of
-from sinks.families import CausalLM
+from sinks.families import CausalLM, Optimization
+from sinks.families.averaging import NoAveraging
 from sinks.families.objectives import NextToken
 from sinks.models.normalizers import LearnableSink
 from sinks.record import provenance as module
@@ -16,6 +17,7 @@ from sinks.record.fingerprint import (
     ADDED_TO_ARCHITECTURE,
     ADDED_TO_MODEL,
     ADDED_TO_NORMALIZER,
+    ADDED_TO_OPTIMIZATION,
     DataIdentity,
     config_fingerprint,
     identity,
@@ -143,9 +145,13 @@ def test_options_that_were_added_later_do_not_change_a_run_that_leaves_them_out(
 
 
 def test_options_of_the_model_that_were_added_later_do_not_either() -> None:
-    built = CausalLM(11, 12, architecture=SMALL, start_from=None, objective=NextToken, normalizer=LearnableSink)
+    given = {"objective": NextToken, "averaging": NoAveraging, "normalizer": LearnableSink}
+    built = CausalLM(11, 12, architecture=SMALL, start_from=None, optimization=Optimization(), **given)
     section = section_of(built, "vocab_size", "context_length")
     assert {key: section["init_args"][key] for key in ADDED_TO_MODEL} == ADDED_TO_MODEL
+    optimization = section["init_args"].pop("optimization")
+    assert {key: optimization[key] for key in ADDED_TO_OPTIMIZATION} == ADDED_TO_OPTIMIZATION
+    first = {key: value for key, value in optimization.items() if key not in ADDED_TO_OPTIMIZATION}
     before = {key: value for key, value in section["init_args"].items() if key not in ADDED_TO_MODEL}
     sink = {"class_path": before["normalizer"]["class_path"]}
 
@@ -154,6 +160,8 @@ def test_options_of_the_model_that_were_added_later_do_not_either() -> None:
         return config_fingerprint(CONFIG | {"model": {**section, "init_args": arguments}}, "data")
 
     assert fingerprint({}) == fingerprint(ADDED_TO_NORMALIZER, **ADDED_TO_MODEL)
+    assert fingerprint({}, optimization=first) == fingerprint({}, optimization=optimization)
+    assert fingerprint({}, optimization=first) != fingerprint({}, optimization=first | {"decay_fraction": 0.1})
     assert fingerprint({}) != fingerprint({"initial": -5.0})
     assert fingerprint({}) != fingerprint({}, start_from="runs/imported")
 
