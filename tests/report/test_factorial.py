@@ -66,5 +66,5 @@ def test_only_seeds_with_every_combination_count(tmp_path: Path) -> None:
 
 def test_a_factor_that_is_not_named_is_one_line(tmp_path: Path) -> None:
     write(tmp_path, (0,), [[], ["d"]])
-    with pytest.raises(UserError, match="variant d has 'd', none of its factors"):
+    with pytest.raises(UserError, match="variant d has 'd', which is none of its factors"):
         load_ablation(tmp_path)
