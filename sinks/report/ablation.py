@@ -38,6 +38,7 @@ SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "scales": (dict, dict),
     "axes": (dict, dict),
     "factors": (dict, str),
+    "tokens_curve": (list, str),
     "equal_parameters": (bool, object),
 }
 VARIANT_SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
@@ -152,6 +153,7 @@ class Ablation:
         file: the ablation file that `sinks grid` read.
         commands: how to repeat the ablation, if the ablation file states it.
         factors: names of what its variants combine, if the ablation file states them.
+        tokens_curve: names of the baseline's variants on more and more tokens, if the ablation file states them.
     """
 
     root: Path
@@ -165,6 +167,7 @@ class Ablation:
     file: str | None = None
     commands: list[str] = field(default_factory=list)
     factors: Mapping[str, str] = field(default_factory=dict)
+    tokens_curve: list[str] = field(default_factory=list)
 
     @property
     def runs(self) -> list[Run]:
@@ -285,6 +288,7 @@ def load_ablation(root: str | Path) -> Ablation:
         file=content.get("file"),
         commands=[str(command) for command in content.get("commands") or []],
         factors=content.get("factors") or {},
+        tokens_curve=content.get("tokens_curve") or [],
     )
 
 

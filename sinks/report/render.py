@@ -11,7 +11,7 @@ import markupsafe
 from matplotlib.figure import Figure
 
 from sinks.record.folder import write_atomically
-from sinks.report import births, causes, factorial, figures, outcomes, reproduction, tables, transfer
+from sinks.report import births, causes, factorial, figures, outcomes, reproduction, tables, tokens_saved, transfer
 from sinks.report.ablation import Ablation, load_ablation
 from sinks.report.claims import claims, tiny
 from sinks.report.loss import TESTED_FROM
@@ -158,10 +158,12 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "further": tables.further(comparison),
         "births": births.table(ablation),
         "factorial": factorial.table(ablation),
+        "tokens_saved": tokens_saved.table(ablation),
         "notes": _sentences("notes.j2", baseline=comparison.baseline, results=results, **signs),
         "diverged": tables.diverged(comparison),
         "notes_of": {
             "causes": causes.NOTE,
+            "tokens_saved": tokens_saved.NOTE,
             "transfer": transfer.NOTE,
             "births": births.NOTE,
             "factorial": factorial.NOTE,
