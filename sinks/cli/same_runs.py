@@ -15,7 +15,7 @@ def take_over(plan: Sequence[PlannedRun], roots: Sequence[Path]) -> list[str]:
     """Copy the finished runs of the same fingerprint into the folders of runs that have not begun.
 
     Args:
-        plan: in order; of a run that takes numbers from another, only once that one is finished.
+        plan: in order; a run that takes numbers from another has a fingerprint once that one is finished.
         roots: below which finished runs are looked for.
 
     Returns:
@@ -24,7 +24,7 @@ def take_over(plan: Sequence[PlannedRun], roots: Sequence[Path]) -> list[str]:
     candidates = _finished(roots)
     lines = []
     for run in plan:
-        if run.folder.exists() or (run.needs is not None and not RunFolder(run.needs).finished):
+        if run.folder.exists():
             continue
         # A fingerprint needs the whole configuration and the data: seconds, spent only where one may match.
         if not any(_may_match(run, provenance) for _, provenance in candidates):
@@ -32,7 +32,7 @@ def take_over(plan: Sequence[PlannedRun], roots: Sequence[Path]) -> list[str]:
         try:
             own = identity_of(run.command()[1:])
         except UserError:
-            continue  # the run itself reports it
+            continue  # what it needs is unfinished, or the run itself reports it
         found = (f for f, provenance in candidates if provenance["config_fingerprint"] == own["config_fingerprint"])
         if (source := next(found, None)) is not None:
             _copy(source, run, own["variant"])

@@ -18,6 +18,7 @@ class Averaging:
     """Base: what counts are the weights of the last step."""
 
     description: str | None = None
+    copies = 0  # of the parameters, on top of the optimizer's moments
 
     def follow(self, optimizer: Optimizer, trainer: lightning.Trainer) -> None:
         """Called once, with the optimizer of a run that starts or resumes."""
@@ -38,6 +39,7 @@ class RunningAverage(Averaging):
     optimizer's state, sharded as its moments are.
     """
 
+    copies = 1
     _optimizer: Optimizer | None = None
 
     def weight(self, step: int, max_steps: int) -> float:

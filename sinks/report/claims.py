@@ -72,15 +72,15 @@ def _levels(result: VariantResult) -> str:
 
 
 def _combine(results: Iterable[Result]) -> tuple[Verdict, float | None]:
-    """One verdict of several: "supported in part" if they disagree; what tells nothing does not count."""
+    """One verdict of several: "supported in part" if they disagree; what decides nothing does not count."""
     found = list(results)
     known = {result.verdict for result in found} - {"cannot tell", "no effect"}
     if known:
         return ("supported in part" if len(known) > 1 else known.pop()), None
-    untold = [result for result in found if result.verdict == "cannot tell"]
-    if found and not untold:
+    undecided = [result for result in found if result.verdict == "cannot tell"]
+    if found and not undecided:
         return "no effect", None
-    return "cannot tell", max((result.below for result in untold if result.below is not None), default=None)
+    return "cannot tell", max((result.below for result in undecided if result.below is not None), default=None)
 
 
 def _cost(result: VariantResult) -> Result:

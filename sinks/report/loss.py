@@ -47,8 +47,8 @@ def judge_losses(differences: Mapping[str, Paired]) -> tuple[Noise | None, dict[
     """The noise of an ablation, and the result of each variant.
 
     What a row can see follows from the larger of its own standard deviation and the pooled one: that of a few seeds is
-    small by chance too often. With `TESTED_FROM` seeds a difference is told if its p value, adjusted by Holm's method
-    over all such rows, is below 5 %. With fewer it is told only if it is one that so many seeds can see, and its
+    small by chance too often. With `TESTED_FROM` seeds a difference counts if its p value, adjusted by Holm's method
+    over all such rows, is below 5 %. With fewer it counts only if it is one that so many seeds can see, and its
     interval excludes zero. A row whose losses are the baseline's to the last digit has no effect, and is in no family.
 
     Args:
@@ -78,7 +78,7 @@ def _call(each: Paired, visible: float | None, p: float | None) -> LossCall:
     if visible is None or each.low is None or each.high is None:
         return "one seed"
     excluded = not each.low <= 0 <= each.high
-    told = excluded and abs(each.mean) >= visible if p is None else p < ALPHA
-    if not told:
+    counts = excluded and abs(each.mean) >= visible if p is None else p < ALPHA
+    if not counts:
         return "cannot tell"
     return "higher" if each.mean > 0 else "lower"

@@ -38,7 +38,7 @@ class VariantResult:
         variant: its runs and description.
         baseline: what it is compared with; None for the baseline itself, or if none is available.
         spreads: summary key -> spread over the seeds that did not diverge.
-        loss: what its loss differences to the baseline's runs of the same seed, data and steps tell.
+        loss: what its loss differences to the baseline's runs of the same seed, data and steps show.
         changes: how each of `MEASURES` differs from the baseline.
         expected: the changes that the paper expects; empty if it expects none.
         outcome: the verdict.

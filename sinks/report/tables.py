@@ -90,7 +90,7 @@ def with_interval(difference: Paired | None, digits: int) -> str:
 
 
 def remark(result: VariantResult, loss: bool = True) -> str:
-    """Caveats on the numbers: no effect, diverged, unfinished, no validation, and what the loss tells."""
+    """Caveats on the numbers: no effect, diverged, unfinished, no validation, and what the losses show."""
     variant, remarks = result.variant, []
     if result.no_effect:
         remarks.append("no effect")
@@ -208,7 +208,7 @@ def terminal(comparison: Comparison, width: int = 120) -> str:
 
 
 def _starred(result: VariantResult) -> str:
-    """The paired loss difference, with a star if its sign can be told."""
+    """The paired loss difference, with a star if its sign is stated."""
     if result.loss is None:
         return NONE + " "
     return f"{result.loss.difference.mean:+.3f}" + ("*" if result.loss.call in ("higher", "lower") else " ")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 import yaml
 
 from sinks.cli import main
-from sinks.cli.same_runs import identity_of
+from sinks.cli.grid import planned, read_ablation
+from sinks.cli.same_runs import take_over
 from sinks.record import RunFolder
 from sinks.record.recorded import LARGEST, VALIDATIONS, record
 from sinks.report import compare, load_ablation, tables
-from tests.cli.small import ROOT, fit, small
+from tests.cli.small import ROOT, fit
+from tests.cli.test_grid import make
 from tests.cli.test_mistakes import one_line
 from tests.report.synthetic import BACKCOPY, Levels, write_ablation, write_run
 
@@ -119,10 +122,22 @@ def test_a_grid_takes_over_what_is_finished_elsewhere(
     captured = capsys.readouterr()
     assert f"same seed 0 is finished in {source.path}: copied" in captured.err
     assert "1 of them finished" in captured.err
+    assert captured.out.splitlines()[-1] == str(tmp_path / "runs/second")
     taken = RunFolder(tmp_path / "runs/second/same/seed0")
     assert taken.summary() == source.summary() | {"variant": "same"}
     assert sorted(p.name for p in before.iterdir()) == sorted(p.name for p in source.path.iterdir())
-    # What differs in an option is another run.
-    different = [*small(), *TINY, "--seed_everything=0", "--data.seed=0", "--model.optimization.lr=1e-4"]
-    own = identity_of([*different, f"--run.dir={tmp_path / 'x'}"])
-    assert own["config_fingerprint"] != source.summary()["config_fingerprint"]
+    # Without recorded results, from the runs of another ablation; what differs in an option is another run.
+    ablation(tmp_path / "third.yaml", "third", {"alike": {}, "other": {"model.optimization.lr": "1e-4"}})
+    plan = planned(read_ablation(tmp_path / "third.yaml"), tmp_path / "runs/third", ["alike", "other"], [0, 1], 6)
+    assert take_over(plan, [tmp_path / "runs"]) == [f"alike seed 0 is finished in {taken.path}: copied"]
+    assert [run.done for run in plan] == [True, False, False, False]
+    assert take_over(plan, [tmp_path / "runs"]) == []
+    # A run that takes numbers from another is looked for once that one is finished.
+    waiting = replace(plan[2], needs=plan[1].folder, measured={"model.optimization.lr": ("val_loss", 1.0)})
+    assert take_over([waiting], [tmp_path / "runs"]) == []
+
+
+def test_make_passes_recorded_results_on(tmp_path: Path) -> None:
+    code, error, calls = make(tmp_path, "RECORDED=experiments/results")
+    assert (code, error) == (0, "")
+    assert "[--recorded=experiments/results]" in calls[0]
