@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sinks.cli.analyze import collected
 from sinks.cli.parser import run_function
+from sinks.cli.subjects import ABOUT, each_model, load_subject
 from sinks.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ Tokens = Literal["ordinary", "all", "later", "first", "massive"]
 
 
 def probe(
-    model: str,
+    models: list[str] | None = None,
     *,
     side: Literal["residual", "attention", "both"] = "both",
     where: list[str] | None = None,
@@ -52,7 +53,7 @@ def probe(
     """Measure what a model's loss owes to its sinks: each edit beside a random control, with intervals, and the role.
 
     Args:
-        model: a run folder, or "smollm2", a folder of a transformers model, a .gguf file, a name on the hub.
+        models: runs, folders of runs, "smollm2", folders of transformers models, .gguf files, names on the hub.
         side: sink dimensions of the residual stream, attention sinks, or both.
         where: norm sites, edited together: all, blocks (all but the head's), attention, feed_forward, head, a name or a
             pattern; or each, one at a time. May be repeated; none given: all.
@@ -87,48 +88,47 @@ def probe(
     if dimensions is not None and not dimensions:
         raise UserError("dimensions is empty: give at least one, or leave it out for those that reach --threshold")
 
-    from sinks.cli.analyze import device_of, slug
     from sinks.cli.quantize import digest, identity
     from sinks.probes.probe import Options, Results
     from sinks.probes.probe import probe as run_probe
-    from sinks.quantize.subject import run_subject
-    from sinks.record import RunFolder
     from sinks.record.folder import to_json, write_atomically
     from sinks.record.provenance import provenance
 
-    if RunFolder(model).has_provenance:
-        subject = run_subject(model, rows, calibration_rows, device_of(device))
-        folder = out or Path(model) / "probes"
-    else:
-        from sinks.interop.extra import require_extra
-
-        require_extra("transformers")
-        from sinks.quantize.pretrained import pretrained_subject
-
-        subject = pretrained_subject(
-            model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
-        )
-        folder = out or Path("runs/probes") / slug(model)
     options = Options(
         side, where or ["all"], layers or ["all"], edit or list(Options.edits), on or list(Options.tokens), threshold,
         dimensions, from_layer, sinks, controls, clamp, batch_size, seed,
     )  # fmt: skip
-    own = identity(subject)
     # Not what is asked for, but what its results depend on.
     settings = {
         "threshold": threshold, "dimensions": dimensions, "clamp": clamp, "seed": seed, "batch_size": batch_size,
     }  # fmt: skip
-    file = folder / f"probe-{digest(own | settings)}.json"
-    known = earlier(file) if file.is_file() else {}
-    places, found = places_of(subject), text_of(subject)
-    header = own | settings | {"units": found.units.name, "provenance": provenance("transformers")}
 
-    def save(content: Mapping[str, Any]) -> None:
-        write_atomically(file, to_json(dict(content), indent=2) + "\n")
+    def measure(model: str, alone: bool) -> str:
+        subject, folder = load_subject(
+            model, "probes", text, rows, calibration_rows, tokens, bos, device, out, cache, trust_remote_code
+        )
+        own = identity(subject)
+        file = folder / f"probe-{digest(own | settings)}.json"
+        known = earlier(file) if file.is_file() else {}
+        before = measured_edits(known)
+        places, found = places_of(subject), text_of(subject)
+        header = own | settings | {"units": found.units.name, "provenance": provenance("transformers")}
 
-    results = Results(header | known, save)
-    run_probe(places, found, options, results, progress)
-    show(file, results, options)
+        def save(content: Mapping[str, Any]) -> None:
+            write_atomically(file, to_json(dict(content), indent=2) + "\n")
+
+        results = Results(header | known, save)
+        run_probe(places, found, options, results, progress)
+        if alone:
+            show(file, results, options)
+        return f"{file}{' (unchanged)' if measured_edits(results) == before else ''}"
+
+    each_model(models, "probe", measure)
+
+
+def measured_edits(content: Mapping[str, Any]) -> int:
+    """Number of edits in a probe's results, of both sides."""
+    return sum(len(content.get(side, {}).get("edits", {})) for side in ("residual", "attention"))
 
 
 def earlier(file: Path) -> dict[str, Any]:
@@ -217,4 +217,4 @@ def _show_side(found: Mapping[str, Any]) -> None:
 
 def main(command: str, arguments: list[str]) -> None:
     """Run `sinks probe`."""
-    run_function(probe, command, collected(arguments, REPEATED))
+    run_function(probe, command, collected(arguments, REPEATED), several=("models", ABOUT))

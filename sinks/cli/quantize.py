@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sinks.cli.analyze import collected
 from sinks.cli.parser import run_function
+from sinks.cli.subjects import ABOUT, each_model, load_subject
 from sinks.errors import UserError, require
 from sinks.quantize.rounding import Method
 from sinks.quantize.schemes import Only, Reach
@@ -27,7 +28,7 @@ DEFAULT_TRANSFORM: list[Name] = ["none"]
 
 
 def quantize(
-    model: str,
+    models: list[str] | None = None,
     *,
     scheme: list[str] | None = None,
     transform: list[Name] | None = None,
@@ -52,7 +53,7 @@ def quantize(
     """Measure what simulated quantization costs a model: loss, accuracy and the noise of every linear map.
 
     Args:
-        model: a run folder, or "smollm2", a folder of a transformers model, a .gguf file, a name on the hub.
+        models: runs, folders of runs, "smollm2", folders of transformers models, .gguf files, names on the hub.
         scheme: w8a8, w4a16, int4, fp8, mxfp4 or nvfp4; may be repeated; none given: nvfp4.
         transform: of activations and weights before rounding; may be repeated.
         activation_scale: over what a scale of activations reaches: a token (row), a whole tensor, or a constant that
@@ -96,58 +97,46 @@ def quantize(
         if kv == "quantize" and numbers.activations is None:
             raise UserError(f"scheme {name} has no format of activations, which keys and values get: leave --kv out")
 
-    from sinks.cli.analyze import device_of, slug
     from sinks.quantize.measure import Options, measure, measure_original
-    from sinks.quantize.subject import run_subject
-    from sinks.record import RunFolder
     from sinks.record.folder import to_json, write_atomically
     from sinks.record.provenance import provenance
 
-    if RunFolder(model).has_provenance:
-        subject = run_subject(model, rows, calibration_rows, device_of(device))
-        folder = out or Path(model) / "quantization"
-    else:
-        from sinks.interop.extra import require_extra
-
-        require_extra("transformers")
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        from sinks.quantize.pretrained import pretrained_subject
-
-        subject = pretrained_subject(
-            model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
+    def measure_model(model: str, alone: bool) -> str:
+        subject, folder = load_subject(
+            model, "quantization", text, rows, calibration_rows, tokens, bos, device, out, cache, trust_remote_code
         )
-        folder = out or Path("runs/quantization") / slug(model)
-    inputs = subject.inputs()
-    if gates == "quantize" and not any(each.kind == GATE for each in inputs):
-        raise UserError(f"{model} has no gate path that could be quantized: leave --gates out")
-    if kv == "quantize" and subject.rounding_kv is None:
-        raise UserError(f"{model} has no attention whose keys and values could be quantized: leave --kv out")
-    for changed in transform or DEFAULT_TRANSFORM:
-        require_rotations(changed, [each for each in inputs if each.kind in kinds])
-    skipped = left_out(inputs, subject.blocks)
-    if skipped:
-        print(f"left as they are, being no plain nn.Linear or not called: the weights of {', '.join(skipped)}")
-    own = identity(subject)
-    original = None
-    for (name, numbers), changed in product(schemes.items(), transform or DEFAULT_TRANSFORM):
-        settings = {
-            "scheme": name, "transform": changed, "activation_scale": activation_scale, "only": only,
-            "weight_rounding": weight_rounding, "kinds": kinds, "kv": kv, "batch_size": batch_size, "seed": seed,
-        }  # fmt: skip
-        file = folder / f"{name}-{changed}-{digest(own | settings)}.json"
-        if file.is_file():
-            show(file, read_result(file, own | settings), " (unchanged)")
-            continue
-        original = original or measure_original(subject, batch_size)
-        measured = measure(
-            subject, Options(numbers, changed, weight_rounding, kinds, batch_size, seed, kv == "quantize"), original
-        )
-        content = own | settings | measured | {"provenance": provenance("transformers")}
-        write_atomically(file, to_json(content, indent=2) + "\n")
-        show(file, content)
+        inputs = subject.inputs()
+        if gates == "quantize" and not any(each.kind == GATE for each in inputs):
+            raise UserError(f"{model} has no gate path that could be quantized: leave --gates out")
+        if kv == "quantize" and subject.rounding_kv is None:
+            raise UserError(f"{model} has no attention whose keys and values could be quantized: leave --kv out")
+        for changed in transform or DEFAULT_TRANSFORM:
+            require_rotations(changed, [each for each in inputs if each.kind in kinds])
+        skipped = left_out(inputs, subject.blocks)
+        if skipped:
+            print(f"left as they are, being no plain nn.Linear or not called: the weights of {', '.join(skipped)}")
+        own, original, unchanged = identity(subject), None, 0
+        asked = list(product(schemes.items(), transform or DEFAULT_TRANSFORM))
+        for (name, numbers), changed in asked:
+            settings = {
+                "scheme": name, "transform": changed, "activation_scale": activation_scale, "only": only,
+                "weight_rounding": weight_rounding, "kinds": kinds, "kv": kv, "batch_size": batch_size, "seed": seed,
+            }  # fmt: skip
+            file = folder / f"{name}-{changed}-{digest(own | settings)}.json"
+            if file.is_file():
+                content, note = read_result(file, own | settings), " (unchanged)"
+                unchanged += 1
+            else:
+                original = original or measure_original(subject, batch_size)
+                wanted = Options(numbers, changed, weight_rounding, kinds, batch_size, seed, kv == "quantize")
+                measured = measure(subject, wanted, original)
+                content, note = own | settings | measured | {"provenance": provenance("transformers")}, ""
+                write_atomically(file, to_json(content, indent=2) + "\n")
+            if alone:
+                show(file, content, note)
+        return f"{folder}: {len(asked) - unchanged} measured, {unchanged} unchanged"
+
+    each_model(models, "quantize", measure_model)
 
 
 def identity(subject: "Subject") -> dict[str, Any]:
@@ -227,4 +216,4 @@ def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
 
 def main(command: str, arguments: list[str]) -> None:
     """Run `sinks quantize`."""
-    run_function(quantize, command, collected(arguments, REPEATED))
+    run_function(quantize, command, collected(arguments, REPEATED), several=("models", ABOUT))

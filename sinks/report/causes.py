@@ -1,12 +1,11 @@
 """What `sinks probe` and `sinks quantize` wrote into the runs of an ablation, as tables of its variants."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from sinks.errors import UserError
-from sinks.report.ablation import Ablation, Run, Variant
+from sinks.report.ablation import Ablation, Variant
+from sinks.report.measured import PROBES, QUANTIZATION, results
 from sinks.report.spread import Spread
 from sinks.report.tables import Table, with_range
 
@@ -14,7 +13,6 @@ NOTE = (
     "Of the runs that sinks probe and sinks quantize measured, in nats per token; mean and range over seeds. Effects "
     "are changes of loss minus those of random controls: docs/probe.md says what each role means."
 )
-PROBES, QUANTIZATION = "probes", "quantization"  # folders of a run
 ROLES = ("bias", "contributes", "constant scale", "rescales")
 # The edit whose change of loss is shown beside the effects: what it costs to be without the sink.
 WITHOUT = {"attention": ("masked", "masked, the rest renormalized"), "residual": ("mean", "held at their mean")}
@@ -22,24 +20,6 @@ WITHOUT = {"attention": ("masked", "masked, the rest renormalized"), "residual":
 HEADINGS = {"attention": "Attention side, layers: {}, sinks: {}", "residual": "Residual side, norms: {}, tokens: {}"}
 # Options of quantization that are named where they are not these.
 USUAL = {"transform": "none", "activation_scale": "row", "only": "both", "weight_rounding": "nearest"}
-
-
-def results(run: Run, folder: str) -> list[dict[str, Any]]:
-    """The JSON files of a folder of a run, by name.
-
-    Raises:
-        UserError: if one is damaged.
-    """
-    found = []
-    for file in sorted((run.folder.path / folder).glob("*.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            content = None
-        if not isinstance(content, dict):
-            raise UserError(f"{file} is damaged: delete it, and measure again")
-        found.append(content)
-    return found
 
 
 def tables(ablation: Ablation) -> list[tuple[str, Table]]:
@@ -51,7 +31,7 @@ def _probes(variants: Iterable[Variant]) -> list[tuple[str, Table]]:
     by_place: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for variant in variants:
         for run in variant.runs:
-            for content in results(run, PROBES):
+            for content in results(run.folder.path, PROBES):
                 for side in WITHOUT:
                     _collect(side, content.get(side) or {}, by_place, variant.label)
     return [
@@ -87,7 +67,7 @@ def _quantization(variants: Iterable[Variant]) -> list[tuple[str, Table]]:
     changes: dict[str, dict[str, list[float | None]]] = {}
     for variant in variants:
         for run in variant.runs:
-            for content in results(run, QUANTIZATION):
+            for content in results(run.folder.path, QUANTIZATION):
                 change = ((content.get("quantized") or {}).get("change") or {}).get("mean")
                 changes.setdefault(_scheme(content), {}).setdefault(variant.label, []).append(change)
     labels = list(dict.fromkeys(label for by_variant in changes.values() for label in by_variant))

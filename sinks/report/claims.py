@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from sinks.report import causes
 from sinks.report.ablation import Ablation, Mechanism, Side
+from sinks.report.measured import QUANTIZATION, results
 from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, Outcome, VariantResult
 from sinks.report.tables import MEASURES
 
@@ -208,7 +208,7 @@ def claims(comparison: Comparison) -> list[Claim]:
 
 def _quantization(comparison: Comparison) -> Result:
     runs = [run for result in comparison.results for run in result.variant.runs]
-    if any(causes.results(run, causes.QUANTIZATION) for run in runs):
+    if any(results(run.folder.path, QUANTIZATION) for run in runs):
         return (
             "cannot show",
             "Simulated quantization is in its table; there is no rule for a verdict on it.",

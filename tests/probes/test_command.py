@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,37 @@ def test_where_no_site_has_a_sink_dimension_the_other_side_is_probed(
     assert content["residual"]["edits"] == {"all|none": None}
     assert "all|first|masked|sink" in content["attention"]["edits"]
     assert re.search(r"^  all +none$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_several_are_probed_in_one_command_and_a_broken_one_ends_no_other(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    for name in ("a", "b", "c"):
+        shutil.copytree(folder / "run", runs / name, symlinks=True, ignore=shutil.ignore_patterns("probes"))
+    shutil.rmtree(runs / "b/checkpoints")
+    (runs / "c/summary.json").unlink()  # not finished: a folder does not stand for it
+    command = ["--side=attention", "--sinks=first", "--edit=masked", "--controls=0", *SHORT]
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main(["probe", str(runs / "b"), str(runs / "a"), str(runs / "c"), *command])
+    out, error = capsys.readouterr()
+    assert error.startswith(f"sinks: error: {runs / 'b'} has no complete checkpoint")
+    assert error.count("\n") == 1
+    lines = out.splitlines()
+    assert [line[:6] for line in lines] == ["2 of 3", "3 of 3"]
+    assert {name: "all|first|masked|sink" in result(runs / name / "probes")["attention"]["edits"] for name in "ac"}
+    files = {file: file.stat().st_mtime_ns for file in runs.rglob("probes/*.json")}
+    with pytest.raises(SystemExit, match="2"):
+        main(["probe", str(runs), *command])
+    out, error = capsys.readouterr()
+    assert out == f"1 of 2  {next(iter((runs / 'a/probes').iterdir()))} (unchanged)\n"
+    assert set(files) == set(runs.rglob("probes/*.json"))
+
+
+def test_nothing_to_probe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe"]) == 2
+    assert capsys.readouterr().err.startswith("sinks: error: what is to be measured is missing: give a run or a model")
 
 
 def test_a_damaged_file_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,26 @@ def test_a_run_is_quantized_into_its_folder_once(folder: Path, capsys: pytest.Ca
     assert main(command) == 0
     assert capsys.readouterr().out.count("(unchanged)") == 2
     assert {file: file.stat().st_mtime_ns for file in (folder / "run/quantization").iterdir()} == files
+
+
+def test_several_are_quantized_in_one_command_and_a_broken_one_ends_no_other(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    for name in ("a", "b", "c"):
+        shutil.copytree(folder / "run", runs / name, symlinks=True, ignore=shutil.ignore_patterns("quantization"))
+    shutil.rmtree(runs / "b/checkpoints")
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main(["quantize", str(runs), "--scheme=int4", "--scheme=fp8", *SHORT])
+    out, error = capsys.readouterr()
+    assert error.startswith(f"sinks: error: {runs / 'b'} has no complete checkpoint")
+    assert error.count("\n") == 1
+    assert out.splitlines() == [
+        f"{number} of 3  {runs / name}/quantization: 2 measured, 0 unchanged" for number, name in ((1, "a"), (3, "c"))
+    ]
+    assert main(["quantize", str(runs / "a"), str(runs / "c"), "--scheme=int4", "--scheme=w8a8", *SHORT]) == 0
+    assert capsys.readouterr().out.count("quantization: 1 measured, 1 unchanged") == 2
 
 
 def test_a_pretrained_model_is_quantized(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

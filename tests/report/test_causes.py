@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from sinks.errors import UserError
-from sinks.report import load_ablation, write_report
+from sinks.record.folder import to_json
+from sinks.report import compare, load_ablation, terminal, write_report
 from sinks.report.causes import tables
+from sinks.report.tables import results
 from tests.report.synthetic import Levels, write_ablation
 
 
@@ -73,7 +75,25 @@ def test_the_report_shows_them_and_names_a_damaged_file(root: Path) -> None:
         write_report(root)
 
 
+def test_the_causal_number_is_beside_first_token_mass(root: Path) -> None:
+    """That on the most rows; a run without it has none, and neither has one where it is no number."""
+    wider = {"rows": [96, 65], "attention": {"edits": {"all|first|masked|sink": {"change": change(0.5)}}}}
+    none = {"rows": [96, 65], "attention": {"edits": {"all|first|masked|sink": {"change": change(float("nan"))}}}}
+    (root / "baseline/seed0/probes/a.json").write_text(json.dumps(wider))
+    (root / "gate/seed0/probes/x.json").write_text(to_json(none))
+    comparison = compare(load_ablation(root))
+    table = results(comparison)
+    place = table.headings.index("first-token mass") + 1
+    assert table.headings[place] == "\u0394 loss, token 0 masked"
+    assert [row[place] for row in table.rows] == ["0.450 \u00b1 0.050", "-"]
+    assert "masked" in terminal(comparison)
+    write_report(root)
+    assert "no head in any layer may attend to the first token" in (root / "report.md").read_text()
+
+
 def test_without_them_there_is_no_section(tmp_path: Path) -> None:
     root = write_ablation(tmp_path, {"baseline": Levels()}, seeds=(0,), statistics=False)
     write_report(root)
-    assert "What the loss owes" not in (root / "report.md").read_text()
+    text = (root / "report.md").read_text()
+    assert "What the loss owes" not in text
+    assert "masked" not in text
