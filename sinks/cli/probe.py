@@ -74,7 +74,8 @@ def probe(
         batch_size: rows at a time.
         seed: of the random controls and of the bootstrap.
         device: cpu, cuda, or auto: a GPU if there is one.
-        out: folder of the JSON file; by default probes/ in the run folder, or runs/probes/MODEL.
+        out: holds the JSON file in MODEL/probes/; by default it is in probes/ of the run folder, and of a pretrained
+            model in runs/analysis/MODEL/probes/, as sinks analyze writes there.
         cache: folder that holds converted .gguf files.
         trust_remote_code: whether code that a model brings may run.
         progress: show a progress line on a terminal.

@@ -72,8 +72,9 @@ def quantize(
         batch_size: rows at a time.
         seed: of the bootstrap over rows.
         device: cpu, cuda, or auto: a GPU if there is one.
-        out: folder for one JSON file per scheme and transform; by default quantization/ in the run folder, or
-            runs/quantization/MODEL.
+        out: holds one JSON file per scheme and transform in MODEL/quantization/; by default they are in quantization/
+            of the run folder, and of a pretrained model in runs/analysis/MODEL/quantization/, as sinks analyze writes
+            there.
         cache: folder that holds converted .gguf files.
         trust_remote_code: whether code that a model brings may run.
     """

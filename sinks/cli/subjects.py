@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sinks.cli.analyze import ANALYSES, device_of, slug
 from sinks.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,18 +73,19 @@ def load_subject(
 
     Args:
         model: as given.
-        kind: name of the folder, by default in the run folder, or in runs/.
+        kind: name of the folder: in the run folder; of a pretrained model, or with `out`, in a folder of the model's
+            name in `out`, by default where `sinks analyze` writes.
         text, rows, calibration_rows, tokens, bos, device, out, cache, trust_remote_code: as the commands describe them.
 
     Raises:
         UserError: if the model or the text cannot be read, or the text has fewer rows.
     """
-    from sinks.cli.analyze import device_of, slug
     from sinks.quantize.subject import run_subject
     from sinks.record import RunFolder
 
     if RunFolder(model).has_provenance:
-        return run_subject(model, rows, calibration_rows, device_of(device)), out or Path(model) / kind
+        subject = run_subject(model, rows, calibration_rows, device_of(device))
+        return subject, (Path(model) if out is None else out / slug(model)) / kind
     from sinks.interop.extra import require_extra
 
     require_extra("transformers")
@@ -96,4 +98,4 @@ def load_subject(
     subject = pretrained_subject(
         model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
     )
-    return subject, out or Path("runs") / kind / slug(model)
+    return subject, (out or ANALYSES) / slug(model) / kind

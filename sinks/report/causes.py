@@ -1,13 +1,13 @@
 """What `sinks probe` and `sinks quantize` wrote into the runs of an ablation, as tables of its variants."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from sinks.report.ablation import Ablation, Variant
+from sinks.report.ablation import Ablation
 from sinks.report.measured import PROBES, QUANTIZATION, results
 from sinks.report.spread import Spread
-from sinks.report.tables import Table, with_range
+from sinks.report.tables import NONE, Table, with_range
 
 NOTE = (
     "Of the runs that sinks probe and sinks quantize measured, in nats per token; mean and range over seeds. Effects "
@@ -20,23 +20,49 @@ WITHOUT = {"attention": ("masked", "masked, the rest renormalized"), "residual":
 HEADINGS = {"attention": "Attention side, layers: {}, sinks: {}", "residual": "Residual side, norms: {}, tokens: {}"}
 # Options of quantization that are named where they are not these.
 USUAL = {"transform": "none", "activation_scale": "row", "only": "both", "weight_rounding": "nearest"}
+ALL_KINDS = {"attention.in", "attention.out", "feed_forward.in", "feed_forward.out"}  # and those that few models have
+Labeled = Iterable[tuple[str, dict[str, Any]]]  # what a command wrote, with the name of its row
 
 
 def tables(ablation: Ablation) -> list[tuple[str, Table]]:
     """Tables with their headings, of what any run has: probes by side, place and tokens; then quantization."""
-    return [*_probes(ablation.variants), *_quantization(ablation.variants)]
-
-
-def _probes(variants: Iterable[Variant]) -> list[tuple[str, Table]]:
-    by_place: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
-    for variant in variants:
-        for run in variant.runs:
-            for content in results(run.folder.path, PROBES):
-                for side in WITHOUT:
-                    _collect(side, content.get(side) or {}, by_place, variant.label)
     return [
-        (HEADINGS[side].format(*place.split("|")), _table(side, by_variant))
-        for (side, place), by_variant in by_place.items()
+        *roles(_of_variants(ablation, PROBES), "variant", over_seeds),
+        *_quantization(_of_variants(ablation, QUANTIZATION)),
+    ]
+
+
+def _of_variants(ablation: Ablation, kind: str) -> Labeled:
+    for variant in ablation.variants:
+        for run in variant.runs:
+            yield from ((variant.label, content) for content in results(run.folder.path, kind))
+
+
+def over_seeds(changes: list[dict[str, float]]) -> str:
+    """Mean and range of changes of loss."""
+    return with_range(Spread.of(change["mean"] for change in changes), 3)
+
+
+def interval(changes: list[dict[str, float]]) -> str:
+    """The only change of loss, with its 95 % interval."""
+    return NONE if not changes else "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**changes[0])
+
+
+def roles(measured: Labeled, heading: str, cell: Callable[[list[dict[str, float]]], str]) -> list[tuple[str, Table]]:
+    """Effects and roles as tables with their headings, by side, place and tokens.
+
+    Args:
+        measured: contents of probes.
+        heading: of the rows.
+        cell: all changes of a row and column, as text.
+    """
+    by_place: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for label, content in measured:
+        for side in WITHOUT:
+            _collect(side, content.get(side) or {}, by_place, label)
+    return [
+        (HEADINGS[side].format(*place.split("|")), _table(side, by_label, heading, cell))
+        for (side, place), by_label in by_place.items()
     ]
 
 
@@ -50,36 +76,38 @@ def _collect(
         by_place.setdefault((side, place), {}).setdefault(label, []).append(entry)
 
 
-def _table(side: str, by_variant: dict[str, list[dict[str, Any]]]) -> Table:
+def _table(
+    side: str,
+    by_label: dict[str, list[dict[str, Any]]],
+    heading: str,
+    cell: Callable[[list[dict[str, float]]], str],
+) -> Table:
     rows = []
-    for label, entries in by_variant.items():
-        cells = [
-            with_range(Spread.of((e.get(key) or {}).get("mean") for e in entries), 3) for key in ("without", *ROLES)
-        ]
+    for label, entries in by_label.items():
+        cells = [cell([e[key] for e in entries if e.get(key)]) for key in ("without", *ROLES)]
         named = Counter(", ".join(e["named"]) for e in entries)
-        roles = "; ".join(f"{name} ({count} of {len(entries)})" for name, count in named.most_common())
-        rows.append([label, *cells, roles])
-    headings = ["variant", f"change of loss, sinks {WITHOUT[side][1]}", *ROLES, "role"]
+        shown = "; ".join(f"{name} ({count} of {len(entries)})" for name, count in named.most_common())
+        rows.append([label, *cells, next(iter(named)) if len(entries) == 1 else shown])
+    headings = [heading, f"change of loss, sinks {WITHOUT[side][1]}", *ROLES, "role"]
     return Table(headings, rows, frozenset({0, len(headings) - 1}))
 
 
-def _quantization(variants: Iterable[Variant]) -> list[tuple[str, Table]]:
-    changes: dict[str, dict[str, list[float | None]]] = {}
-    for variant in variants:
-        for run in variant.runs:
-            for content in results(run.folder.path, QUANTIZATION):
-                change = ((content.get("quantized") or {}).get("change") or {}).get("mean")
-                changes.setdefault(_scheme(content), {}).setdefault(variant.label, []).append(change)
-    labels = list(dict.fromkeys(label for by_variant in changes.values() for label in by_variant))
-    rows = [
-        [label, *(with_range(Spread.of(by_variant.get(label, [])), 3) for by_variant in changes.values())]
-        for label in labels
-    ]
+def _quantization(measured: Labeled) -> list[tuple[str, Table]]:
+    changes: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for label, content in measured:
+        change = (content.get("quantized") or {}).get("change")
+        changes.setdefault(scheme(content), {}).setdefault(label, []).extend([change] if change else [])
+    labels = list(dict.fromkeys(label for by_label in changes.values() for label in by_label))
+    rows = [[label, *(over_seeds(by_label.get(label, [])) for by_label in changes.values())] for label in labels]
     return [("Change of loss under simulated quantization", Table(["variant", *changes], rows))] if rows else []
 
 
-def _scheme(content: dict[str, Any]) -> str:
+def scheme(content: dict[str, Any]) -> str:
     """A scheme with what is unusual about it, and the rows that were scored."""
     more = [str(content[key]) for key, usual in USUAL.items() if content.get(key, usual) != usual]
+    kinds = content.get("kinds") or ALL_KINDS
+    more += ["gates"] if "gate" in kinds else []
+    more += [] if ALL_KINDS.issubset(kinds) else [f"only {' and '.join(kinds)}"]
+    more += ["keys and values"] if content.get("kv") == "quantize" else []
     rows = content.get("rows") or ["?"]
     return f"{', '.join([str(content.get('scheme')), *more])} ({rows[0]} rows)"

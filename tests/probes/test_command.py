@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    (file,) = folder.glob("*.json")
+    (file,) = folder.rglob("*.json")
     return json.loads(file.read_text())
 
 
@@ -171,7 +171,7 @@ def test_nothing_to_probe_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_damaged_file_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["probe", str(folder / "run"), *RESIDUAL, "--edit=direct", *SHORT, "--out", str(tmp_path)]
     assert main(command) == 0
-    (file,) = tmp_path.glob("*.json")
+    (file,) = tmp_path.rglob("*.json")
     file.write_text(file.read_text()[:100])
     capsys.readouterr()
     assert main(command) == 2

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    return [json.loads(file.read_text()) for file in sorted(folder.rglob("*.json"))]
 
 
 def test_a_run_is_quantized_into_its_folder_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +112,7 @@ def test_a_damaged_result_is_one_line(
 ) -> None:
     command = ["quantize", str(folder / "run"), "--scheme=int4", "--kind=attention.out", *SHORT, "--out", str(tmp_path)]
     assert main(command) == 0
-    (file,) = tmp_path.glob("*.json")
+    (file,) = tmp_path.rglob("*.json")
     file.write_bytes(content)
     capsys.readouterr()
     assert main(command) == 2

@@ -54,7 +54,7 @@ def test_tables_are_means_over_seeds(root: Path) -> None:
     assert attention.rows == [
         ["baseline", "+0.300 [+0.200, +0.400]", "+0.050 [+0.000, +0.100]", "+0.150 [+0.100, +0.200]",
          "+0.250 [+0.200, +0.300]", "+0.350 [+0.300, +0.400]", "nothing (1 of 2); rescales (1 of 2)"],
-        ["gate", "+0.000", "+0.000", "+0.100", "+0.200", "+0.300", "nothing (1 of 1)"],
+        ["gate", "+0.000", "+0.000", "+0.100", "+0.200", "+0.300", "nothing"],
     ]  # fmt: skip
     residual = found["Residual side, norms: head, tokens: ordinary"]
     assert residual.rows[0] == ["baseline", "-", "-", "-", "-", "-", "nothing (2 of 2)"]
