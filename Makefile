@@ -88,8 +88,10 @@ START = data/smollm2-imported
 $(START)/checkpoints/last.ckpt: | smollm2
 	$(BIN)/sinks import smollm2 -c experiments/data/smollm2-text.yaml -c experiments/trainers/retrofit.yaml --run.dir $(START) --run.variant original
 
-ablation-retrofit: smollm2 $(START)/checkpoints/last.ckpt  ## put gates into SmolLM2 and train it on, beside a control without (MINUTES=)
-	$(call run_ablation,experiments/ablations/retrofit.yaml)
+# Of every run, and of the pretrained weights as the runs `original` have them: W4A4 before and after.
+w4a4 = quantize --scheme=int4 --scheme=nvfp4 --transform=none --transform=smooth --breakdown=false
+ablation-retrofit: smollm2 $(START)/checkpoints/last.ckpt  ## put gates into SmolLM2 and train it on, beside a control without, and quantize all (MINUTES= of training, and 5)
+	$(call run_ablation,experiments/ablations/retrofit.yaml,$(w4a4) --rows=4 --calibration_rows=4)
 
 sweep-retrofit: smollm2 $(START)/checkpoints/last.ckpt  ## how the learning rate of ablation-retrofit was chosen
 	$(call run_ablation,experiments/ablations/retrofit-sweep.yaml)

@@ -18,11 +18,9 @@ from sinks.quantize.transforms import Name
 if TYPE_CHECKING:
     from sinks.quantize.subject import Subject
 
-# What is shown of a result.
-RESULTS = (
-    "loss", "accuracy", "quantized", "first_token_kept", "sink_tokens", "kinds_alone", "output_sqnr", "underflow",
-    "destroyed", "folds",
-)  # fmt: skip
+# What is shown of a result, and what of a breakdown.
+RESULTS = ("loss", "accuracy", "quantized", "folds")
+BREAKDOWN = ("first_token_kept", "sink_tokens", "kinds_alone", "output_sqnr", "underflow", "destroyed")
 REPEATED = ("scheme", "transform", "kind")
 DEFAULT_TRANSFORM: list[Name] = ["none"]
 
@@ -45,10 +43,12 @@ def quantize(
     bos: str = "auto",
     batch_size: int = 4,
     seed: int = 0,
+    breakdown: bool = True,
     device: str = "auto",
     out: Path | None = None,
     cache: Path = Path("data"),
     trust_remote_code: bool = False,
+    progress: bool = True,
 ) -> None:
     """Measure what simulated quantization costs a model: loss, accuracy and the noise of every linear map.
 
@@ -71,12 +71,15 @@ def quantize(
         bos: what a row of text begins with, as for sinks analyze.
         batch_size: rows at a time.
         seed: of the bootstrap over rows.
+        breakdown: whether more is measured than the change of loss and accuracy with all quantized: each kind of input
+            alone, sink tokens kept, the noise of every linear map; this takes nine tenths of the time.
         device: cpu, cuda, or auto: a GPU if there is one.
         out: holds one JSON file per scheme and transform in MODEL/quantization/; by default they are in quantization/
             of the run folder, and of a pretrained model in runs/analysis/MODEL/quantization/, as sinks analyze writes
             there.
         cache: folder that holds converted .gguf files.
         trust_remote_code: whether code that a model brings may run.
+        progress: show a progress line on a terminal.
     """
     for name, value in (("rows", rows), ("calibration_rows", calibration_rows), ("batch_size", batch_size)):
         require(name, value, at_least=1, remedy="give e.g. 8")
@@ -98,7 +101,8 @@ def quantize(
         if kv == "quantize" and numbers.activations is None:
             raise UserError(f"scheme {name} has no format of activations, which keys and values get: leave --kv out")
 
-    from sinks.quantize.measure import Options, measure, measure_original
+    from sinks.quantize.measure import Options, measure, measure_original, rows_read
+    from sinks.quantize.progress import counted
     from sinks.record.folder import to_json, write_atomically
     from sinks.record.provenance import provenance
 
@@ -114,7 +118,7 @@ def quantize(
         for changed in transform or DEFAULT_TRANSFORM:
             require_rotations(changed, [each for each in inputs if each.kind in kinds])
         skipped = left_out(inputs, subject.blocks)
-        if skipped:
+        if skipped and alone:
             print(f"left as they are, being no plain nn.Linear or not called: the weights of {', '.join(skipped)}")
         own, original, unchanged = identity(subject), None, 0
         asked = list(product(schemes.items(), transform or DEFAULT_TRANSFORM))
@@ -124,14 +128,19 @@ def quantize(
                 "weight_rounding": weight_rounding, "kinds": kinds, "kv": kv, "batch_size": batch_size, "seed": seed,
             }  # fmt: skip
             file = folder / f"{name}-{changed}-{digest(own | settings)}.json"
-            if file.is_file():
-                content, note = read_result(file, own | settings), " (unchanged)"
+            content = read_result(file, own | settings) if file.is_file() else {}
+            note = " (unchanged)" if content and (not breakdown or "kinds_alone" in content) else ""
+            if note:
                 unchanged += 1
             else:
-                original = original or measure_original(subject, batch_size)
-                wanted = Options(numbers, changed, weight_rounding, kinds, batch_size, seed, kv == "quantize")
-                measured = measure(subject, wanted, original)
-                content, note = own | settings | measured | {"provenance": provenance("transformers")}, ""
+                wanted = Options(
+                    numbers, changed, weight_rounding, kinds, batch_size, seed, kv == "quantize", breakdown
+                )
+                total = rows_read(subject, wanted, original is None)
+                with counted(subject, f"{name}, {changed}", total, progress) as followed:
+                    original = original or measure_original(followed, wanted)
+                    measured = measure(followed, wanted, original)
+                content = own | settings | measured | {"provenance": provenance("transformers")}
                 write_atomically(file, to_json(content, indent=2) + "\n")
             if alone:
                 show(file, content, note)
@@ -178,7 +187,8 @@ def read_result(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"holds {type(content).__name__}")
-        lost = [key for key in (*wanted, *RESULTS) if key not in content]
+        whole = (*RESULTS, *BREAKDOWN) if any(key in content for key in BREAKDOWN) else RESULTS
+        lost = [key for key in (*wanted, *whole) if key not in content]
         if lost:
             raise ValueError(f"has no {lost[0]}")
     except ValueError as error:  # that of JSON and of UTF-8 are such
@@ -190,17 +200,29 @@ def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
     """Print what was measured."""
     print(f"{file}{note}")
     print(f"  loss  {content['loss']:.4f} nats per token, accuracy {content['accuracy']:.4f}")
-    results = {"all": content["quantized"], "first token kept": content["first_token_kept"]}
-    sinks = content["sink_tokens"]
-    if sinks is not None:
-        print(f"  sinks {sinks['fraction']:.2%} of the tokens, {sinks['first_token_fraction']:.2%} of the first ones")
-        results["sink tokens kept"] = sinks["kept"]
-    results |= content["kinds_alone"] | {"destroyed ones kept": content["destroyed"]["rescued"]}
+    results = {"all": content["quantized"]}
+    if "kinds_alone" in content:
+        results |= {"first token kept": content["first_token_kept"]}
+        sinks = content["sink_tokens"]
+        if sinks is not None:
+            print(
+                f"  sinks {sinks['fraction']:.2%} of the tokens, {sinks['first_token_fraction']:.2%} of the first ones"
+            )
+            results["sink tokens kept"] = sinks["kept"]
+        results |= content["kinds_alone"] | {"destroyed ones kept": content["destroyed"]["rescued"]}
     for label, result in results.items():
         if result is not None:
             change, accuracy = result["change"], result["accuracy_change"]["mean"]
             interval = f"[{change['low']:+.4f}, {change['high']:+.4f}]"
             print(f"  {label:<19}  {change['mean']:+.4f} {interval:<18}  accuracy {accuracy:+.4f}", flush=True)
+    if "kinds_alone" in content:
+        _show_noise(content)
+    for kind, fold in content["folds"].items():
+        free = {True: "free in deployment", False: "not free in deployment", None: "may cost something in deployment"}
+        print(f"  {kind:<19}  {content['transform']} is {free[fold['exact']]}: {fold['how']}")
+
+
+def _show_noise(content: Mapping[str, Any]) -> None:
     for kind, ratio in content["output_sqnr"].items():
         print(f"  {kind:<19}  {'no noise' if ratio is None else f'{ratio:.2f} dB of the output over its noise'}")
     for kind, fractions in content["underflow"].items():
@@ -210,9 +232,6 @@ def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
     destroyed = content["destroyed"]
     if destroyed["inputs"]:
         print(f"  below {destroyed['below_db']:.0f} dB: {', '.join(destroyed['inputs'])}")
-    for kind, fold in content["folds"].items():
-        free = {True: "free in deployment", False: "not free in deployment", None: "may cost something in deployment"}
-        print(f"  {kind:<19}  {content['transform']} is {free[fold['exact']]}: {fold['how']}")
 
 
 def main(command: str, arguments: list[str]) -> None:

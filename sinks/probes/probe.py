@@ -309,7 +309,8 @@ def _run_jobs(
             detecting.start_batch(batches[batch][:, :-1])
 
     total = len(text.rows) * (1 + len(missing))
-    with tqdm(desc=f"probing the {name} side", total=total, unit="row", disable=None if progress else True) as bar:
+    hidden = None if progress else True
+    with tqdm(desc=f"probing the {name} side", total=total, unit="row", leave=False, disable=hidden) as bar:
         with side.finding(detecting) if side is not None else nullcontext():
             scorer = Scorer(
                 text.logits, places.blocks, text.rows, options.batch_size, [job.start for job in missing], watch

@@ -85,6 +85,25 @@ def test_a_pretrained_model_is_quantized(folder: Path, tmp_path: Path, capsys: p
     assert "smooth is free in deployment: weight / s" in capsys.readouterr().out
 
 
+def test_a_breakdown_is_measured_when_it_is_asked_for(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["quantize", str(folder / "run"), "--scheme=int4", *SHORT, "--out", str(tmp_path)]
+    assert main([*command, "--breakdown=false"]) == 0
+    (short,) = results(tmp_path)
+    assert "kinds_alone" not in short
+    assert main(command) == 0
+    (whole,) = results(tmp_path)
+    assert short["quantized"] == whole["quantized"]
+    assert "kinds_alone" in whole
+    capsys.readouterr()
+    assert main([*command, "--breakdown=false"]) == 0
+    out, error = capsys.readouterr()
+    assert "(unchanged)" in out
+    assert "row/s" not in error  # no line without a terminal
+    assert results(tmp_path) == [whole]
+
+
 def test_weights_are_rounded_as_asked_for_and_keys_and_values_too(folder: Path, tmp_path: Path) -> None:
     command = ["quantize", str(folder / "run"), "--scheme=int4", *SHORT, "--out", str(tmp_path)]
     for method in ("nearest", "clip", "gptq"):
