@@ -90,7 +90,7 @@ $(START)/checkpoints/last.ckpt: | smollm2
 
 # Of every run, and of the pretrained weights as the runs `original` have them: W4A4 before and after.
 w4a4 = quantize --scheme=int4 --scheme=nvfp4 --transform=none --transform=smooth --breakdown=false
-ablation-retrofit: smollm2 $(START)/checkpoints/last.ckpt  ## put gates into SmolLM2 and train it on, beside a control without, and quantize all (MINUTES= of training, and 5)
+ablation-retrofit: smollm2 $(START)/checkpoints/last.ckpt  ## put gates into SmolLM2 and train it on, beside a control without, and quantize all (MINUTES= of training, and 5 more)
 	$(call run_ablation,experiments/ablations/retrofit.yaml,$(w4a4) --rows=4 --calibration_rows=4)
 
 sweep-retrofit: smollm2 $(START)/checkpoints/last.ckpt  ## how the learning rate of ablation-retrofit was chosen

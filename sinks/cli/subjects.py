@@ -68,14 +68,16 @@ def load_subject(
     out: Path | None,
     cache: Path,
     trust_remote_code: bool,
+    checkpoint: Path | None = None,
 ) -> tuple["Subject", Path]:
-    """A run's last checkpoint or a pretrained model with its text, and the folder of what is measured of it.
+    """A checkpoint of a run or a pretrained model with its text, and the folder of what is measured of it.
 
     Args:
         model: as given.
         kind: name of the folder: in the run folder; of a pretrained model, or with `out`, in a folder of the model's
             name in `out`, by default where `sinks analyze` writes.
         text, rows, calibration_rows, tokens, bos, device, out, cache, trust_remote_code: as the commands describe them.
+        checkpoint: of a run; the last one if not given.
 
     Raises:
         UserError: if the model or the text cannot be read, or the text has fewer rows.
@@ -84,7 +86,7 @@ def load_subject(
     from sinks.record import RunFolder
 
     if RunFolder(model).has_provenance:
-        subject = run_subject(model, rows, calibration_rows, device_of(device))
+        subject = run_subject(model, rows, calibration_rows, device_of(device), checkpoint)
         return subject, (Path(model) if out is None else out / slug(model)) / kind
     from sinks.interop.extra import require_extra
 

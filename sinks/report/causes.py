@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sinks.report.ablation import Ablation
-from sinks.report.measured import PROBES, QUANTIZATION, results
+from sinks.report.measured import PROBES, QUANTIZATION, STEP, results
 from sinks.report.spread import Spread
-from sinks.report.tables import NONE, Table, with_range
+from sinks.report.tables import NONE, Table, with_half_range, with_range
 
 NOTE = (
     "Of the runs that sinks probe and sinks quantize measured, in nats per token; mean and range over seeds. Effects "
@@ -16,6 +16,7 @@ NOTE = (
 ROLES = ("bias", "contributes", "constant scale", "rescales")
 # The edit whose change of loss is shown beside the effects: what it costs to be without the sink.
 WITHOUT = {"attention": ("masked", "masked, the rest renormalized"), "residual": ("mean", "held at their mean")}
+SIZE = {"attention": "mass on sinks, largest of all heads", "residual": "R, largest of all norms"}
 # Of a place: sites or layers, and which tokens or keys.
 HEADINGS = {"attention": "Attention side, layers: {}, sinks: {}", "residual": "Residual side, norms: {}, tokens: {}"}
 # Options of quantization that are named where they are not these.
@@ -27,7 +28,8 @@ Labeled = Iterable[tuple[str, dict[str, Any]]]  # what a command wrote, with the
 def tables(ablation: Ablation) -> list[tuple[str, Table]]:
     """Tables with their headings, of what any run has: probes by side, place and tokens; then quantization."""
     return [
-        *roles(_of_variants(ablation, PROBES), "variant", over_seeds),
+        *roles((each for each in _of_variants(ablation, PROBES) if STEP not in each[1]), "variant", over_seeds),
+        *_over_training(ablation),
         *_quantization(_of_variants(ablation, QUANTIZATION)),
     ]
 
@@ -36,6 +38,15 @@ def _of_variants(ablation: Ablation, kind: str) -> Labeled:
     for variant in ablation.variants:
         for run in variant.runs:
             yield from ((variant.label, content) for content in results(run.folder.path, kind))
+
+
+def _over_training(ablation: Ablation) -> list[tuple[str, Table]]:
+    """The same of series of checkpoints, a row for each step."""
+    series = [(label, content) for label, content in _of_variants(ablation, PROBES) if STEP in content]
+    variants = list(dict.fromkeys(label for label, _ in series))
+    series.sort(key=lambda each: (variants.index(each[0]), each[1][STEP]))
+    rows = ((f"{label}, step {content[STEP]}", content) for label, content in series)
+    return [(f"Over training. {heading}", table) for heading, table in roles(rows, "variant and step", over_seeds)]
 
 
 def over_seeds(changes: list[dict[str, float]]) -> str:
@@ -73,7 +84,15 @@ def _collect(
     for place, role in (content.get("roles") or {}).items():
         edit = edits.get(f"{place}|{WITHOUT[side][0]}|sink") or {}
         entry = {"without": edit.get("change"), **(role.get("effects") or {}), "named": role.get("named") or []}
+        entry["size"] = _size(side, content)
         by_place.setdefault((side, place), {}).setdefault(label, []).append(entry)
+
+
+def _size(side: str, content: dict[str, Any]) -> float | None:
+    """Of the largest sink: the largest score of all norm sites, or the mean mass on sinks of the head with the most."""
+    described = (content.get("sites" if side == "residual" else "layers") or {}).values()
+    sizes = [x for each in described for x in ([each["score"]] if side == "residual" else each["mean_mass"])]
+    return max(sizes, default=None)
 
 
 def _table(
@@ -87,8 +106,9 @@ def _table(
         cells = [cell([e[key] for e in entries if e.get(key)]) for key in ("without", *ROLES)]
         named = Counter(", ".join(e["named"]) for e in entries)
         shown = "; ".join(f"{name} ({count} of {len(entries)})" for name, count in named.most_common())
-        rows.append([label, *cells, next(iter(named)) if len(entries) == 1 else shown])
-    headings = [heading, f"change of loss, sinks {WITHOUT[side][1]}", *ROLES, "role"]
+        size = with_half_range(Spread.of(e["size"] for e in entries), 2)
+        rows.append([label, size, *cells, next(iter(named)) if len(entries) == 1 else shown])
+    headings = [heading, SIZE[side], f"change of loss, sinks {WITHOUT[side][1]}", *ROLES, "role"]
     return Table(headings, rows, frozenset({0, len(headings) - 1}))
 
 

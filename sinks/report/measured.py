@@ -8,6 +8,7 @@ from sinks.errors import UserError
 from sinks.record.folder import from_json
 
 PROBES, QUANTIZATION = "probes", "quantization"  # folders
+STEP = "step"  # names the checkpoint in a probe of a series of them
 MASKED = "all|first|masked|sink"  # of attention on token 0, in all layers
 
 
@@ -36,10 +37,12 @@ def results(path: Path, kind: str) -> list[dict[str, Any]]:
 def masked_change(path: Path) -> float | None:
     """Change of loss in nats per token with token 0 masked in every layer and head; None if it was not measured.
 
-    Of several measurements of a run, that on the most rows.
+    Of several measurements of a run, that on the most rows; earlier checkpoints do not count.
     """
     found = []
     for content in results(path, PROBES):
+        if STEP in content:
+            continue
         edit = ((content.get("attention") or {}).get("edits") or {}).get(MASKED) or {}
         change = (edit.get("change") or {}).get("mean")
         if change is not None and math.isfinite(change):

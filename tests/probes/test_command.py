@@ -163,6 +163,47 @@ def test_several_are_probed_in_one_command_and_a_broken_one_ends_no_other(
     assert set(files) == set(runs.rglob("probes/*.json"))
 
 
+def test_a_series_of_checkpoints_is_probed_with_the_sink_dimensions_of_the_last_one(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dimension that is large in the last checkpoint alone is the one that is edited in all."""
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run, symlinks=True, ignore=shutil.ignore_patterns("probes"))
+    last = run / "checkpoints/step00000001.ckpt"
+    content = torch.load(last, weights_only=False)
+    shutil.copy(last, run / "checkpoints/step00000003.ckpt")
+    embedding = next(value for name, value in content["state_dict"].items() if "embedding" in name)
+    embedding[:, 5] = 60.0
+    torch.save(content, run / "checkpoints/step00000007.ckpt")
+    command = ["probe", str(run), "--checkpoint=all", "--side=residual", "--edit=direct", "--on=all", *SHORT]
+    capsys.readouterr()
+    assert main(command) == 0
+    files = {json.loads(file.read_text())["step"]: file for file in (run / "probes").iterdir()}
+    assert sorted(files) == [1, 3, 7]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("step")] == ["step 1", "step 3", "step 7"]
+    found = {step: json.loads(file.read_text())["residual"] for step, file in files.items()}
+    chosen = {
+        step: {name: site["dimensions"]["sink"] for name, site in each["sites"].items()} for step, each in found.items()
+    }
+    assert chosen[1] == chosen[3] == chosen[7]
+    assert chosen[7]["blocks.0.attention.norm"] == [5]
+    below = [name for name, site in found[7]["sites"].items() if site["score"] < 10]
+    assert all(len(chosen[7][name]) == 1 for name in below)
+    said = "below the threshold of 10, where the largest dimension counts: " + ", ".join(below)
+    assert [line for line in lines if line.startswith("below")] == ([said] if below else [])
+    assert found[1]["sites"]["blocks.0.attention.norm"]["score"] < 10
+    assert found[1]["edits"] == found[3]["edits"] != found[7]["edits"]
+    assert main([*command, "--controls=0"]) == 0
+    assert {file.name for file in (run / "probes").iterdir()} == {file.name for file in files.values()}
+
+
+def test_a_series_needs_checkpoints(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["probe", str(folder / "model"), "--checkpoint=all", *SHORT]) == 2
+    assert "has no complete checkpoint that names its step: leave --checkpoint out" in capsys.readouterr().err
+
+
 def test_nothing_to_probe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe"]) == 2
     assert capsys.readouterr().err.startswith("sinks: error: what is to be measured is missing: give a run or a model")

@@ -256,7 +256,7 @@ def write_causes(folder: Path, model: str = "tiny") -> None:
         edits[f"{site}|ordinary|mean|sink"] = {"change": change(-1.0 if place == 2 else 0.5)}
     effects = {name: change(0.1 * i) for i, name in enumerate(("bias", "contributes", "constant scale", "rescales"))}
     roles = {"blocks|ordinary": {"effects": effects, "named": ["rescales", "contributes"]}}
-    sites = {site: {"dimensions": {"sink": [5]}} for site in NORMS}
+    sites = {site: {"score": 12.5, "dimensions": {"sink": [5]}} for site in NORMS}
     common = {"model": model, "text": "some.txt", "rows": [2, 13]}
     probe = common | {"residual": {"sites": sites, "edits": edits, "roles": roles}}
     quantized = common | {
@@ -276,6 +276,7 @@ def test_what_was_probed_and_quantized_beside_the_analyses_is_shown_once(tmp_pat
     found, text = page(tmp_path, one, other, write(tmp_path / "third/c", "third"))
     for said in (
         "Residual side, norms: blocks, tokens: ordinary",
+        "12.50",
         "+9.000 [+8.875, +9.125]",
         "+0.300 [+0.175, +0.425]",
         "rescales, contributes",
