@@ -53,7 +53,11 @@ def _runs_in(model: str) -> list[str]:
     path = Path(model)
     if RunFolder(path).has_provenance or (path / "config.json").is_file() or not path.is_dir():
         return [model]
-    return [str(run.path) for run in find_runs(path) if run.finished and not run.analyzed] or [model]
+    runs = [run for run in find_runs(path) if not run.analyzed]
+    finished = [str(run.path) for run in runs if run.finished]
+    if runs and not finished:
+        raise UserError(f"{model} has {len(runs)} runs, but none is finished: finish one, or name it itself")
+    return finished or [model]
 
 
 def load_subject(

@@ -163,6 +163,16 @@ def test_several_are_probed_in_one_command_and_a_broken_one_ends_no_other(
     assert set(files) == set(runs.rglob("probes/*.json"))
 
 
+def test_a_folder_without_a_finished_run_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs/a").mkdir(parents=True)
+    shutil.copy(folder / "run/config.yaml", tmp_path / "runs/a")
+    capsys.readouterr()
+    assert main(["probe", str(tmp_path / "runs"), *SHORT]) == 2
+    assert "runs has 1 runs, but none is finished: finish one, or name it itself" in capsys.readouterr().err
+
+
 def test_a_series_of_checkpoints_is_probed_with_the_sink_dimensions_of_the_last_one(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
