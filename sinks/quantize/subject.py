@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -54,15 +55,17 @@ class Subject:
         return inputs_of(self.model, self.blocks, self.logits, self.rows[:1, :PROBE])
 
 
-def run_subject(path: str, rows: int, calibration_rows: int, device: torch.device) -> Subject:
-    """A run's last checkpoint, on rows of its validation set: the first ones are scored, the next ones calibrate.
+def run_subject(
+    path: str, rows: int, calibration_rows: int, device: torch.device, checkpoint: Path | None = None
+) -> Subject:
+    """A checkpoint of a run, by default the last, on its validation set: its first rows are scored, the next calibrate.
 
     Raises:
         UserError: if it is no training run, has no checkpoint, or the set has fewer rows.
     """
     if RunFolder(path).analyzed:
         raise UserError(f"{path} is an analysis of a pretrained model, no training run: give the model itself")
-    run = load_run(path)
+    run = load_run(path, checkpoint)
     data = run.data
     data.prepare_data()
     data.setup("validate")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
-from sinks.report import causes
 from sinks.report.ablation import Ablation, Mechanism, Side
+from sinks.report.measured import QUANTIZATION, results
 from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, Outcome, VariantResult, cannot_tell
 from sinks.report.tables import MEASURES, with_interval
 
@@ -245,7 +245,7 @@ def _printed(result: Result) -> str:
 
 def _quantization(comparison: Comparison) -> Result:
     runs = [run for result in comparison.results for run in result.variant.runs]
-    if any(causes.results(run, causes.QUANTIZATION) for run in runs):
+    if any(results(run.folder.path, QUANTIZATION) for run in runs):
         return Result(
             "cannot tell",
             "Simulated quantization is in its table; there is no rule for a verdict on it.",

@@ -6,12 +6,14 @@ from typing import Literal, NamedTuple
 
 from sinks.report.ablation import Ablation, Side, Variant
 from sinks.report.loss import LossCall, LossResult, Noise, judge_losses
+from sinks.report.measured import masked_change
 from sinks.report.spread import Move, Spread, move
 from sinks.stats.paired import Paired
 
 ATTENTION = "first_token_mass_max_head"
 RESIDUAL = "residual_sink_score"
 LOSS = "val_loss"
+MASKED = "first_token_masked"  # of `sinks probe`, beside the keys of summary.json
 MEASURES = {ATTENTION: "first-token mass", RESIDUAL: "R", LOSS: "loss"}
 # A mean of at least this much counts as a sink.
 SINK_FROM = {ATTENTION: 0.1, RESIDUAL: 3.0}
@@ -37,7 +39,7 @@ class VariantResult:
     Args:
         variant: its runs and description.
         baseline: what it is compared with; None for the baseline itself, or if none is available.
-        spreads: summary key -> spread over the seeds that did not diverge.
+        spreads: summary key, or `MASKED` -> spread over the seeds that did not diverge.
         loss: what its loss differences to the baseline's runs of the same seed, data and steps show.
         changes: how each of `MEASURES` differs from the baseline.
         expected: the changes that the paper expects; empty if it expects none.
@@ -182,6 +184,8 @@ def _result(
 ) -> VariantResult:
     keys = sorted({key for run in variant.runs for key in run.summary})
     spreads = {key: found for key in keys if (found := Spread.of(run.value(key) for run in variant.runs))}
+    if masked := Spread.of(masked_change(run.folder.path) for run in variant.runs):
+        spreads[MASKED] = masked
     base = baseline.spreads if baseline else {}
     changes: dict[str, Change] = {key: _sink_change(key, base.get(key), spreads.get(key)) for key in SINK_FROM}
     measured: Change = "one seed" if LOSS in spreads or not variant.runs else "not measured"

@@ -149,6 +149,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     signs = {"plus_minus": tables.PLUS_MINUS, "delta": tables.DELTA}
     largest = comparison.baseline.spreads.get("residual_max_over_median") if comparison.baseline else None
     limits = {"tiny": tiny(ablation), "largest": largest, "big_activation": BIG_ACTIVATION}
+    masked = any(outcomes.MASKED in result.spreads for result in results)
     least = {"first_token_mass": outcomes.SINK_FROM[outcomes.ATTENTION], "score": outcomes.SINK_FROM[outcomes.RESIDUAL]}
     return {
         "title": ablation.title,
@@ -159,7 +160,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "births": births.table(ablation),
         "factorial": factorial.table(ablation),
         "tokens_saved": tokens_saved.table(ablation),
-        "notes": _sentences("notes.j2", baseline=comparison.baseline, results=results, **signs),
+        "notes": _sentences("notes.j2", baseline=comparison.baseline, results=results, masked=masked, **signs),
         "diverged": tables.diverged(comparison),
         "notes_of": {
             "causes": causes.NOTE,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, VariantResult, cannot_tell
+from sinks.report.outcomes import ATTENTION, LOSS, MASKED, RESIDUAL, Comparison, VariantResult, cannot_tell
 from sinks.report.spread import Spread
 from sinks.stats.paired import Paired
 
@@ -14,10 +14,10 @@ NONE = "-"
 
 @dataclass(frozen=True)
 class Column:
-    """A measure of summary.json as a column.
+    """A measure of the runs as a column.
 
     Args:
-        key: summary key.
+        key: of `VariantResult.spreads`.
         heading: in the report.
         short: in the terminal.
         digits: after the point.
@@ -53,6 +53,8 @@ MEASURES = [
     Column(RESIDUAL, "R", "R", 1),
     Column("gain_at_sink", "gain at sink", "gain@sink", 2),
 ]
+# Beside first-token mass, where `sinks probe` measured it.
+MASKED_COLUMN = Column(MASKED, f"{DELTA} loss, token 0 masked", "masked", 3)
 # Columns of the second table, shown only if a variant has them.
 FURTHER = [
     Column("residual_max_over_median", "max / median of the residual", "max/med", 1),
@@ -109,8 +111,15 @@ def remark(result: VariantResult, loss: bool = True) -> str:
     return ", ".join(remarks)
 
 
+def measures(comparison: Comparison) -> list[Column]:
+    """`MEASURES`, and beside first-token mass what the loss owes to it, if any variant has that."""
+    known = any(MASKED in result.spreads for result in comparison.results)
+    return [MEASURES[0], *([MASKED_COLUMN] if known else []), *MEASURES[1:]]
+
+
 def results(comparison: Comparison) -> Table:
-    """One row per variant: loss and the four measures of its sinks, over the seeds that did not diverge."""
+    """One row per variant: loss and the measures of its sinks, over the seeds that did not diverge."""
+    shown = measures(comparison)
     rows = [
         [
             result.variant.label,
@@ -118,13 +127,13 @@ def results(comparison: Comparison) -> Table:
             LOSS_COLUMN.cell(result),
             with_interval(result.loss.difference if result.loss else None, 4),
             NONE if result.loss is None or result.loss.visible is None else f"{result.loss.visible:.2g}",
-            *(column.cell(result) for column in MEASURES),
+            *(column.cell(result) for column in shown),
             remark(result),
         ]
         for result in comparison.results
     ]
     paired = [f"{DELTA} loss, paired", f"smallest visible {DELTA} loss"]
-    columns = [LOSS_COLUMN.heading, *paired, *(column.heading for column in MEASURES)]
+    columns = [LOSS_COLUMN.heading, *paired, *(column.heading for column in shown)]
     return Table(["variant", "seeds", *columns, "remark"], rows, frozenset({0, len(columns) + 2}))
 
 
@@ -190,11 +199,11 @@ def terminal(comparison: Comparison, width: int = 120) -> str:
         ("seeds", lambda r: str(len(r.variant.runs))),
         (LOSS_COLUMN.short, LOSS_COLUMN.cell),
         ("d loss ", _starred),
-        *((column.short, column.cell) for column in MEASURES),
+        *((column.short, column.cell) for column in measures(comparison)),
         ("verdict", lambda r: r.outcome.replace("as the paper expects", "as expected")),
         ("remark", lambda r: remark(r, loss=False)),
     ]
-    droppable = ["value norm", "gain@sink", "seeds", "verdict", "d loss ", "remark"]
+    droppable = ["value norm", "gain@sink", "seeds", "verdict", "d loss ", "masked", "remark"]
     filled = {heading for heading, cell in cells if any(cell(r).strip(" -") for r in comparison.results)}
     cells = [cell for cell in cells if cell[0] in filled or cell[0] == "variant"]
     while True:
