@@ -36,7 +36,7 @@ from sinks.models.execution import Execution
 from sinks.models.feed_forward import FeedForwardConfig, SwiGLU
 from sinks.models.mixers import FeedForward, SequenceMixer
 from sinks.models.normalizers import Normalizer, Softmax
-from sinks.models.norms import Norm, RMSNorm
+from sinks.models.norms import IdentityNorm, Norm, RMSNorm
 from sinks.parallel.checkpoint_io import reject_another_architecture, sizes
 from sinks.parallel.sharding import shard
 
@@ -75,6 +75,7 @@ class CausalLM(Described, lightning.LightningModule):
         attention_gate: what scales each head's output.
         norm: norm at the two norms of each block.
         head_norm: norm before the head.
+        output_norm: norm of each sublayer's output, before it joins the residual stream (sandwich).
         residual_clip: applied to the residual stream after each addition.
         feed_forward: feed-forward sublayer.
         execution: compilation and activation checkpointing.
@@ -94,6 +95,7 @@ class CausalLM(Described, lightning.LightningModule):
         attention_gate: Callable[[AttentionConfig], AttentionGate] = NoGate,
         norm: Callable[[int], Norm] = RMSNorm,
         head_norm: Callable[[int], Norm] = RMSNorm,
+        output_norm: Callable[[int], Norm] = IdentityNorm,
         residual_clip: Callable[[str], ResidualClip] = NoClip,
         feed_forward: Callable[[FeedForwardConfig], FeedForward] = SwiGLU,
         execution: Execution = Execution(),
@@ -117,6 +119,7 @@ class CausalLM(Described, lightning.LightningModule):
             norm=norm,
             residual_clip=residual_clip,
             feed_forward=feed_forward,
+            output_norm=output_norm,
         )
         self.head_norm = head_norm
         # An invalid option is an error at construction, before data is read or devices are used.

@@ -4,7 +4,15 @@ from typing import Any
 
 from torch import nn
 
-from sinks.interop.decoder_config import NoCounterpart, attention_of, blocks_of, layer_types, sizes_of, width_of
+from sinks.interop.decoder_config import (
+    NoCounterpart,
+    attention_of,
+    blocks_of,
+    layer_types,
+    require_no_output_norm,
+    sizes_of,
+    width_of,
+)
 from sinks.models.attention_gates import (
     AttentionGate,
     ElementwiseGate,
@@ -66,6 +74,7 @@ def _parts(block: Block) -> dict[str, Any]:
     """What a block consists of; windows and positions apart."""
     attention, feed_forward = attention_of(block), block.feed_forward
     shape, normalizer, gate = attention.config, attention.normalizer, attention.gate
+    require_no_output_norm(block)
     _require("residual_clip", block.attention_clip, {NoClip})
     _require("normalizer", normalizer, SINKS)
     _require("feed_forward", feed_forward, MLPS)

@@ -6,7 +6,12 @@ from typing import Any
 
 from sinks.families import Baseline, CausalLM, Clipped, Gated, NoNorm, SinkAbsorbed
 from sinks.models.decoder import Architecture
+from sinks.models.derf import Derf
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
+from sinks.models.gains import GainFreeRMSNorm, ScalarGainRMSNorm, ZeroCenteredRMSNorm
+from sinks.models.layer_norm import LayerNorm
+from sinks.models.norms import Norm, RMSNorm
+from sinks.models.seed_norm import SeeDNorm
 
 SMALL = Architecture(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, ffn_hidden=24, init_std=0.3)
 
@@ -36,6 +41,17 @@ VARIANTS: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
     "gate-dyt": (Gated, {"attention_gate": "none", "norm_gate": "gate_dyt", "norm_rank": 3}),
     "gated": (Gated, {"norm_rank": 3}),
 }
+
+NORMS: dict[str, type[Norm]] = {
+    "derf": Derf,
+    "layer-norm": LayerNorm,
+    "gain-free-norm": GainFreeRMSNorm,
+    "single-scalar-norm": ScalarGainRMSNorm,
+    "zero-centered-norm": ZeroCenteredRMSNorm,
+    "seednorm": SeeDNorm,
+}
+VARIANTS |= {name: (CausalLM, {"norm": norm, "head_norm": norm}) for name, norm in NORMS.items()}
+VARIANTS["sandwich"] = (CausalLM, {"output_norm": RMSNorm})
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     f"{position}{'+qk-norm' if qk_norm else ''}{'+tied' if tied else ''}": {

@@ -11,6 +11,7 @@ from sinks.described import section_of
 from sinks.families import CausalLM
 from sinks.families.objectives import NextToken
 from sinks.models.normalizers import LearnableSink
+from sinks.models.norms import IdentityNorm
 from sinks.record import provenance as module
 from sinks.record.fingerprint import (
     ADDED_TO_ARCHITECTURE,
@@ -142,8 +143,11 @@ def test_options_that_were_added_later_do_not_change_a_run_that_leaves_them_out(
     assert fingerprint() != fingerprint(rope_fraction=0.5)
 
 
+LATER: dict[str, Any] = {"start_from": None, "objective": NextToken, "output_norm": IdentityNorm}
+
+
 def test_options_of_the_model_that_were_added_later_do_not_either() -> None:
-    built = CausalLM(11, 12, architecture=SMALL, start_from=None, objective=NextToken, normalizer=LearnableSink)
+    built = CausalLM(11, 12, architecture=SMALL, **LATER, normalizer=LearnableSink)
     section = section_of(built, "vocab_size", "context_length")
     assert {key: section["init_args"][key] for key in ADDED_TO_MODEL} == ADDED_TO_MODEL
     before = {key: value for key, value in section["init_args"].items() if key not in ADDED_TO_MODEL}
