@@ -28,8 +28,8 @@ MODELS = (
 )  # fmt: skip
 SUITE = ["sinks.families", "sinks.families.optimizers", *(f"sinks.models.{name}" for name in MODELS)]
 AXES = (
-    "optimizer", "mixer", "normalizer", "attention_gate", "norm", "head_norm", "output_norm", "residual_clip",
-    "feed_forward",
+    "optimizer", "mixer", "normalizer", "attention_gate", "norm", "feed_forward_norm", "head_norm", "output_norm",
+    "residual_clip", "feed_forward",
 )  # fmt: skip
 
 

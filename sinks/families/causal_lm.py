@@ -73,7 +73,8 @@ class CausalLM(Described, lightning.LightningModule):
         mixer: sequence mixer of each block in place of attention; then normalizer and attention_gate must be left out.
         normalizer: how attention scores become weights.
         attention_gate: what scales each head's output.
-        norm: norm at the two norms of each block.
+        norm: norm before attention and the feed-forward of each block.
+        feed_forward_norm: norm before the feed-forward, where it is another one than before attention.
         head_norm: norm before the head.
         output_norm: norm of each sublayer's output, before it joins the residual stream (sandwich).
         residual_clip: applied to the residual stream after each addition.
@@ -94,6 +95,7 @@ class CausalLM(Described, lightning.LightningModule):
         normalizer: Callable[[AttentionConfig], Normalizer] = Softmax,
         attention_gate: Callable[[AttentionConfig], AttentionGate] = NoGate,
         norm: Callable[[int], Norm] = RMSNorm,
+        feed_forward_norm: Callable[[int], Norm] | None = None,
         head_norm: Callable[[int], Norm] = RMSNorm,
         output_norm: Callable[[int], Norm] = IdentityNorm,
         residual_clip: Callable[[str], ResidualClip] = NoClip,
@@ -120,6 +122,7 @@ class CausalLM(Described, lightning.LightningModule):
             residual_clip=residual_clip,
             feed_forward=feed_forward,
             output_norm=output_norm,
+            feed_forward_norm=feed_forward_norm,
         )
         self.head_norm = head_norm
         # An invalid option is an error at construction, before data is read or devices are used.

@@ -144,6 +144,7 @@ def _require_known_parts(block: Block) -> None:
     require_no_output_norm(block)
     known = {
         "norm": (block.attention_norm.norm, (RMSNorm,)),
+        "feed_forward_norm": (block.feed_forward_norm.norm, (RMSNorm,)),
         "normalizer": (attention.normalizer, (Softmax, LearnableSink)),
         "attention_gate": (attention.gate, (NoGate,)),
         "residual_clip": (block.attention_clip, (NoClip,)),

@@ -152,10 +152,11 @@ class Components:
 
     Args:
         mixer: the sequence mixer, e.g. `Attention` with its normalizer and gate.
-        norm: between the residual stream and a sublayer, at both norms of the block.
+        norm: between the residual stream and a sublayer.
         residual_clip: applied to the residual stream after each addition.
         feed_forward: the feed-forward sublayer.
         output_norm: of each sublayer's output, before it joins the residual stream (sandwich).
+        feed_forward_norm: between the residual stream and the feed-forward sublayer; `norm` if not given.
     """
 
     mixer: Callable[[AttentionConfig], SequenceMixer]
@@ -163,6 +164,7 @@ class Components:
     residual_clip: Callable[[str], ResidualClip]
     feed_forward: Callable[[FeedForwardConfig], FeedForward]
     output_norm: Callable[[int], Norm] = IdentityNorm
+    feed_forward_norm: Callable[[int], Norm] | None = None
 
 
 class Block(nn.Module):
@@ -187,7 +189,8 @@ class Block(nn.Module):
         self.attention_add = ResidualAdd(f"{site}.attention.update")
         self.attention_clip = components.residual_clip(f"{site}.residual.mid.clip")
         self.mid = Tap(f"{site}.residual.mid")
-        self.feed_forward_norm = NormSite(f"{site}.feed_forward.norm", components.norm(architecture.d_model))
+        feed_forward_norm = components.feed_forward_norm or components.norm
+        self.feed_forward_norm = NormSite(f"{site}.feed_forward.norm", feed_forward_norm(architecture.d_model))
         self.feed_forward = components.feed_forward(architecture.feed_forward_config(f"{site}.feed_forward"))
         self.feed_forward_output_norm = output_norm_site(
             f"{site}.feed_forward.output_norm", components.output_norm(architecture.d_model)

@@ -40,6 +40,7 @@ ADDED_TO_ARCHITECTURE = {
 ADDED_TO_MODEL = {
     "start_from": None,
     "objective": {"class_path": "sinks.families.objectives.NextToken"},
+    "feed_forward_norm": None,
     "output_norm": {"class_path": "sinks.models.norms.IdentityNorm"},
 }
 ADDED_TO_NORMALIZER = {"initial": 0.0}

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sinks.families import Baseline, CausalLM, Clipped, Gated, NoNorm, SinkAbsorbed
@@ -9,8 +10,9 @@ from sinks.models.decoder import Architecture
 from sinks.models.derf import Derf
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
 from sinks.models.gains import GainFreeRMSNorm, ScalarGainRMSNorm, ZeroCenteredRMSNorm
+from sinks.models.gated_norm import AmplifyingGatedNorm, GatedNorm
 from sinks.models.layer_norm import LayerNorm
-from sinks.models.norms import Norm, RMSNorm
+from sinks.models.norms import IdentityNorm, Norm, RMSNorm
 from sinks.models.seed_norm import SeeDNorm
 
 SMALL = Architecture(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, ffn_hidden=24, init_std=0.3)
@@ -51,7 +53,12 @@ NORMS: dict[str, type[Norm]] = {
     "seednorm": SeeDNorm,
 }
 VARIANTS |= {name: (CausalLM, {"norm": norm, "head_norm": norm}) for name, norm in NORMS.items()}
-VARIANTS["sandwich"] = (CausalLM, {"output_norm": RMSNorm})
+VARIANTS |= {
+    "sandwich": (CausalLM, {"output_norm": RMSNorm}),
+    "feed-forward-norm-gate": (CausalLM, {"feed_forward_norm": partial(GatedNorm, rank=3)}),
+    "amplifying-norm-gate": (CausalLM, {"norm": partial(AmplifyingGatedNorm, rank=3)}),
+    "norm-gate-alone": (CausalLM, {"norm": partial(GatedNorm, rank=3, norm=IdentityNorm)}),
+}
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     f"{position}{'+qk-norm' if qk_norm else ''}{'+tied' if tied else ''}": {

@@ -143,7 +143,9 @@ def test_options_that_were_added_later_do_not_change_a_run_that_leaves_them_out(
     assert fingerprint() != fingerprint(rope_fraction=0.5)
 
 
-LATER: dict[str, Any] = {"start_from": None, "objective": NextToken, "output_norm": IdentityNorm}
+LATER: dict[str, Any] = {
+    "start_from": None, "objective": NextToken, "feed_forward_norm": None, "output_norm": IdentityNorm,
+}  # fmt: skip
 
 
 def test_options_of_the_model_that_were_added_later_do_not_either() -> None:
