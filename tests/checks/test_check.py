@@ -15,6 +15,7 @@ from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.families.optimizers import MuonAdamW
 from tests.checks import user_parts as user
+from tests.cli.small import NEEDS_THRESHOLD
 from tests.cli.small import VARIANTS as FILES
 from tests.families.variants import ARCHITECTURES, FEED_FORWARDS, SMALL, VARIANTS
 
@@ -122,7 +123,7 @@ def test_not_tried_is_reported() -> None:
 @pytest.mark.parametrize("variant", [FILES[0], "clip-residual"])
 def test_the_command_prints_one_line_per_property(variant: str, capsys: pytest.CaptureFixture[str]) -> None:
     file = f"{ROOT}/experiments/variants/{variant}.yaml"
-    more = ["--model.residual_threshold=0.7"] if variant == "clip-residual" else []
+    more = ["--model.residual_threshold=0.7"] if variant in NEEDS_THRESHOLD else []
     assert main(["check", file, *more]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"{len(NAMES)} passed, 0 failed, 0 not tried"
@@ -132,7 +133,7 @@ def test_the_command_prints_one_line_per_property(variant: str, capsys: pytest.C
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", FILES)
 def test_every_shipped_file_passes(variant: str) -> None:
-    more = ["--model.residual_threshold=0.7"] if variant == "clip-residual" else []
+    more = ["--model.residual_threshold=0.7"] if variant in NEEDS_THRESHOLD else []
     assert main(["check", f"{ROOT}/experiments/variants/{variant}.yaml", *more]) == 0
 
 

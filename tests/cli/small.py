@@ -10,6 +10,8 @@ from sinks.record import RunFolder
 ROOT = Path(__file__).parents[2]
 VARIANTS = sorted(p.stem for p in (ROOT / "experiments/variants").glob("*.yaml"))
 
+NEEDS_THRESHOLD = ("clip-residual", "clip-first-token", "clip-other-tokens")
+
 
 def small(variant: str = "baseline") -> list[str]:
     """Arguments of `sinks fit` for six steps of a tiny decoder."""
@@ -20,7 +22,7 @@ def small(variant: str = "baseline") -> list[str]:
         *("--data.context_length", "12", "--data.batch_size", "4", "--data.validation_rows", "10"),
         *("--trainer.max_steps", "6", "--trainer.val_check_interval", "3", "--trainer.log_every_n_steps", "2"),
         *("--statistics.interval", "2", "--progress.enabled", "false"),
-        *(["--model.residual_threshold", "0.05"] if variant == "clip-residual" else []),
+        *(["--model.residual_threshold", "0.05"] if variant in NEEDS_THRESHOLD else []),
     ]
 
 

@@ -54,6 +54,8 @@ NORMS: dict[str, type[Norm]] = {
 }
 VARIANTS |= {name: (CausalLM, {"norm": norm, "head_norm": norm}) for name, norm in NORMS.items()}
 VARIANTS |= {
+    "clip-first-token": (Clipped, {"residual": "first_token", "residual_threshold": 0.7}),
+    "clip-other-tokens": (Clipped, {"residual": "other_tokens", "residual_threshold": 0.7}),
     "sandwich": (CausalLM, {"output_norm": RMSNorm}),
     "feed-forward-norm-gate": (CausalLM, {"feed_forward_norm": partial(GatedNorm, rank=3)}),
     "amplifying-norm-gate": (CausalLM, {"norm": partial(AmplifyingGatedNorm, rank=3)}),
