@@ -61,9 +61,7 @@ RIGHT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_users_write_has_every_property(name: str) -> None:
-    # Muon needs unsharded matrices, and raises an error under a sharded strategy.
-    names = PROPERTIES if name == "muon" else NAMES
-    assert failures(lambda: user.small(**RIGHT[name]), *names) == {}
+    assert failures(lambda: user.small(**RIGHT[name])) == {}
 
 
 # Fault: the options, and every property that fails with part of the reason.

@@ -52,8 +52,9 @@ NORMS: dict[str, type[Norm]] = {
     "zero-centered-norm": ZeroCenteredRMSNorm,
     "seednorm": SeeDNorm,
 }
-VARIANTS |= {name: (CausalLM, {"norm": norm, "head_norm": norm}) for name, norm in NORMS.items()}
-VARIANTS |= {
+# Whose attention is the baseline's.
+RESIDUAL_SIDE: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
+    **{name: (CausalLM, {"norm": norm, "head_norm": norm}) for name, norm in NORMS.items()},
     "clip-first-token": (Clipped, {"residual": "first_token", "residual_threshold": 0.7}),
     "clip-other-tokens": (Clipped, {"residual": "other_tokens", "residual_threshold": 0.7}),
     "sandwich": (CausalLM, {"output_norm": RMSNorm}),
@@ -61,6 +62,7 @@ VARIANTS |= {
     "amplifying-norm-gate": (CausalLM, {"norm": partial(AmplifyingGatedNorm, rank=3)}),
     "norm-gate-alone": (CausalLM, {"norm": partial(GatedNorm, rank=3, norm=IdentityNorm)}),
 }
+VARIANTS |= RESIDUAL_SIDE
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     f"{position}{'+qk-norm' if qk_norm else ''}{'+tied' if tied else ''}": {
