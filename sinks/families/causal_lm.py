@@ -37,7 +37,7 @@ from sinks.models.execution import Execution
 from sinks.models.feed_forward import FeedForwardConfig, SwiGLU
 from sinks.models.mixers import FeedForward, SequenceMixer
 from sinks.models.normalizers import Normalizer, Softmax
-from sinks.models.norms import Norm, RMSNorm
+from sinks.models.norms import IdentityNorm, Norm, RMSNorm
 from sinks.parallel.checkpoint_io import reject_another_architecture, sizes
 from sinks.parallel.sharding import shard
 
@@ -74,8 +74,10 @@ class CausalLM(Described, lightning.LightningModule):
         mixer: sequence mixer of each block in place of attention; then normalizer and attention_gate must be left out.
         normalizer: how attention scores become weights.
         attention_gate: what scales each head's output.
-        norm: norm at the two norms of each block.
+        norm: norm before attention and the feed-forward of each block.
+        feed_forward_norm: norm before the feed-forward, where it is another one than before attention.
         head_norm: norm before the head.
+        output_norm: norm of each sublayer's output, before it joins the residual stream (sandwich).
         residual_clip: applied to the residual stream after each addition.
         feed_forward: feed-forward sublayer.
         execution: compilation and activation checkpointing.
@@ -95,7 +97,9 @@ class CausalLM(Described, lightning.LightningModule):
         normalizer: Callable[[AttentionConfig], Normalizer] = Softmax,
         attention_gate: Callable[[AttentionConfig], AttentionGate] = NoGate,
         norm: Callable[[int], Norm] = RMSNorm,
+        feed_forward_norm: Callable[[int], Norm] | None = None,
         head_norm: Callable[[int], Norm] = RMSNorm,
+        output_norm: Callable[[int], Norm] = IdentityNorm,
         residual_clip: Callable[[str], ResidualClip] = NoClip,
         feed_forward: Callable[[FeedForwardConfig], FeedForward] = SwiGLU,
         execution: Execution = Execution(),
@@ -121,6 +125,8 @@ class CausalLM(Described, lightning.LightningModule):
             norm=norm,
             residual_clip=residual_clip,
             feed_forward=feed_forward,
+            output_norm=output_norm,
+            feed_forward_norm=feed_forward_norm,
         )
         self.head_norm = head_norm
         # An invalid option is an error at construction, before data is read or devices are used.

@@ -98,7 +98,9 @@ def decoder_subject(
         head_norm=norm_name(decoder.head_norm.norm),
         gates=[None if mixer is None else gate_name(mixer.gate) for mixer in mixers],
         head_widths=[None if mixer is None else mixer.config.head_dim for mixer in mixers],
-        clamped=any(block.attention_clip.cuts or block.feed_forward_clip.cuts for block in blocks),
+        clamped=any(
+            bool(block.output_norms) or block.attention_clip.cuts or block.feed_forward_clip.cuts for block in blocks
+        ),
     )
     sites = [mixer.config.site for mixer in mixers if mixer is not None]
     rounding = decoder_rounding(decoder, sites) if sites else None

@@ -41,6 +41,8 @@ ADDED_TO_MODEL = {
     "start_from": None,
     "objective": {"class_path": "sinks.families.objectives.NextToken"},
     "averaging": {"class_path": "sinks.families.averaging.NoAveraging"},
+    "feed_forward_norm": None,
+    "output_norm": {"class_path": "sinks.models.norms.IdentityNorm"},
 }
 ADDED_TO_OPTIMIZATION = {"decay_fraction": 0.2}
 ADDED_TO_NORMALIZER = {"initial": 0.0}

@@ -14,6 +14,7 @@ from sinks.data.module import TokenData
 from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.record.yaml_file import read_yaml
+from tests.cli.small import ALIKE, NEEDS_THRESHOLD
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -48,14 +49,22 @@ def built(*arguments: str) -> tuple[CausalLM, TokenData]:
     return cli.model, cli.datamodule
 
 
+def built_slowly(variant: str, size: str) -> bool:
+    return size != "backcopy" and Path(variant).stem in ALIKE
+
+
 @pytest.mark.parametrize(
     ("variant", "size"),
-    [(v, s) for v, s in itertools.product(names("variants"), SIZES) if "table1/" not in v],  # those, by their ablation
+    [
+        pytest.param(variant, size, marks=[pytest.mark.slow] if built_slowly(variant, size) else [])
+        for variant, size in itertools.product(names("variants"), SIZES)
+        if "table1/" not in variant  # those, by their ablation
+    ],
 )
 def test_every_variant_is_built_at_every_cpu_size(variant: str, size: str) -> None:
     files = [variant, *SIZES[size], "trainers/cpu.yaml"]
     arguments = [f"--config={EXPERIMENTS / file}" for file in files]
-    if variant == "variants/clip-residual.yaml":
+    if Path(variant).stem in NEEDS_THRESHOLD:
         arguments.append("--model.residual_threshold=10")
     model, data = built(*arguments)
     model.configure_model()

@@ -12,6 +12,7 @@ from sinks.families import CausalLM, Optimization
 from sinks.families.averaging import NoAveraging
 from sinks.families.objectives import NextToken
 from sinks.models.normalizers import LearnableSink
+from sinks.models.norms import IdentityNorm
 from sinks.record import provenance as module
 from sinks.record.fingerprint import (
     ADDED_TO_ARCHITECTURE,
@@ -144,9 +145,17 @@ def test_options_that_were_added_later_do_not_change_a_run_that_leaves_them_out(
     assert fingerprint() != fingerprint(rope_fraction=0.5)
 
 
+LATER: dict[str, Any] = {
+    "start_from": None,
+    "objective": NextToken,
+    "averaging": NoAveraging,
+    "feed_forward_norm": None,
+    "output_norm": IdentityNorm,
+}
+
+
 def test_options_of_the_model_that_were_added_later_do_not_either() -> None:
-    given = {"objective": NextToken, "averaging": NoAveraging, "normalizer": LearnableSink}
-    built = CausalLM(11, 12, architecture=SMALL, start_from=None, optimization=Optimization(), **given)
+    built = CausalLM(11, 12, architecture=SMALL, optimization=Optimization(), **LATER, normalizer=LearnableSink)
     section = section_of(built, "vocab_size", "context_length")
     assert {key: section["init_args"][key] for key in ADDED_TO_MODEL} == ADDED_TO_MODEL
     optimization = section["init_args"].pop("optimization")
