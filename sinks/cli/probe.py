@@ -255,6 +255,8 @@ def show(file: Path, content: Mapping[str, Any], options: "Options") -> None:
 
 
 def _show_side(found: Mapping[str, Any]) -> None:
+    from sinks.stats.bootstrap import as_text
+
     rows: dict[str, dict[str, Any]] = {}
     for key, result in found["edits"].items():
         name, _, of = key.rpartition("|")
@@ -266,7 +268,7 @@ def _show_side(found: Mapping[str, Any]) -> None:
             continue
         change = results["sink"]["change"]
         others = "".join(f"  {of} {result['change']['mean']:+.4f}" for of, result in results.items() if of != "sink")
-        print(f"  {name:<{width}}  {change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]{others}")
+        print(f"  {name:<{width}}  {as_text(change, 4)}{others}")
         after = results["sink"].get("sinks_afterward")
         if after and after["positions"]:
             at = ", ".join(str(place["position"]) for place in after["positions"][:3])

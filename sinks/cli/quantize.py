@@ -198,6 +198,8 @@ def read_result(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
     """Print what was measured."""
+    from sinks.stats.bootstrap import as_text
+
     print(f"{file}{note}")
     print(f"  loss  {content['loss']:.4f} nats per token, accuracy {content['accuracy']:.4f}")
     results = {"all": content["quantized"]}
@@ -213,8 +215,7 @@ def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
     for label, result in results.items():
         if result is not None:
             change, accuracy = result["change"], result["accuracy_change"]["mean"]
-            interval = f"[{change['low']:+.4f}, {change['high']:+.4f}]"
-            print(f"  {label:<19}  {change['mean']:+.4f} {interval:<18}  accuracy {accuracy:+.4f}", flush=True)
+            print(f"  {label:<19}  {as_text(change, 4):<26}  accuracy {accuracy:+.4f}", flush=True)
     if "kinds_alone" in content:
         _show_noise(content)
     for kind, fold in content["folds"].items():

@@ -22,7 +22,7 @@ from sinks.quantize.schemes import Scheme
 from sinks.quantize.sink_tokens import sink_tokens
 from sinks.quantize.subject import Subject
 from sinks.quantize.transforms import Name
-from sinks.stats.bootstrap import interval
+from sinks.stats.bootstrap import Interval, interval
 
 DESTROYED = 0.25  # noise-to-signal ratio: the error is half as large as the output, 6 dB
 Logits = Callable[[Tensor], Tensor]  # token ids [B, T] -> [B, T, V]
@@ -57,7 +57,7 @@ def score(logits: Logits, batches: Sequence[Tensor], kept: Kept | None = None, m
     return Scores(torch.cat(losses), torch.cat(correct))
 
 
-def paired_change(before: Tensor, after: Tensor, seed: int, where: Tensor | None = None) -> dict[str, float]:
+def paired_change(before: Tensor, after: Tensor, seed: int, where: Tensor | None = None) -> Interval:
     """Mean change over tokens, with the 95 % interval of a bootstrap over the rows.
 
     Args:

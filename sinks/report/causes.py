@@ -8,6 +8,7 @@ from sinks.report.ablation import Ablation
 from sinks.report.measured import PROBES, QUANTIZATION, STEP, results
 from sinks.report.spread import Spread
 from sinks.report.tables import NONE, Table, with_half_range, with_range
+from sinks.stats.bootstrap import Interval, as_text
 
 NOTE = (
     "Of the runs that sinks probe and sinks quantize measured, in nats per token; mean and range over seeds. Effects "
@@ -49,17 +50,17 @@ def _over_training(ablation: Ablation) -> list[tuple[str, Table]]:
     return [(f"Over training. {heading}", table) for heading, table in roles(rows, "variant and step", over_seeds)]
 
 
-def over_seeds(changes: list[dict[str, float]]) -> str:
+def over_seeds(changes: list[Interval]) -> str:
     """Mean and range of changes of loss."""
     return with_range(Spread.of(change["mean"] for change in changes), 3)
 
 
-def interval(changes: list[dict[str, float]]) -> str:
+def interval(changes: list[Interval]) -> str:
     """The only change of loss, with its 95 % interval."""
-    return NONE if not changes else "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**changes[0])
+    return as_text(changes[0], 3) if changes else NONE
 
 
-def roles(measured: Labeled, heading: str, cell: Callable[[list[dict[str, float]]], str]) -> list[tuple[str, Table]]:
+def roles(measured: Labeled, heading: str, cell: Callable[[list[Interval]], str]) -> list[tuple[str, Table]]:
     """Effects and roles as tables with their headings, by side, place and tokens.
 
     Args:
@@ -99,7 +100,7 @@ def _table(
     side: str,
     by_label: dict[str, list[dict[str, Any]]],
     heading: str,
-    cell: Callable[[list[dict[str, float]]], str],
+    cell: Callable[[list[Interval]], str],
 ) -> Table:
     rows = []
     for label, entries in by_label.items():
@@ -113,7 +114,7 @@ def _table(
 
 
 def _quantization(measured: Labeled) -> list[tuple[str, Table]]:
-    changes: dict[str, dict[str, list[dict[str, float]]]] = {}
+    changes: dict[str, dict[str, list[Interval]]] = {}
     for label, content in measured:
         change = (content.get("quantized") or {}).get("change")
         changes.setdefault(scheme(content), {}).setdefault(label, []).extend([change] if change else [])

@@ -12,6 +12,7 @@ from sinks.report.measured import PROBES, QUANTIZATION, results
 from sinks.report.model_figures import Figure, lines_over_layers
 from sinks.report.svg import Series
 from sinks.report.tables import Table
+from sinks.stats.bootstrap import Interval
 
 # Of each side, where its sites are described, and the edits that a figure draws: as many as it has colors.
 SIDES = {
@@ -19,7 +20,6 @@ SIDES = {
     "attention": ("layers", ("value", "constant-contribution", "constant-rescaling", "masked")),
 }
 TOKENS = {"residual": "{} tokens", "attention": "{} sinks"}
-Change = dict[str, float]
 
 
 def first_of_each_model(analyses: Sequence[Analysis]) -> list[int]:
@@ -63,11 +63,11 @@ def tables(one: Analysis) -> list[tuple[str, Table]]:
     return found
 
 
-def _maps(content: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, dict[str, Change]]]]:
+def _maps(content: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, dict[str, Interval]]]]:
     """Side, tokens or sinks, and by edit and site the change of loss with that site alone edited."""
     for side, (described, _) in SIDES.items():
         own = content.get(side) or {}
-        by_tokens: dict[str, dict[str, dict[str, Change]]] = {}
+        by_tokens: dict[str, dict[str, dict[str, Interval]]] = {}
         for key, result in (own.get("edits") or {}).items():
             site, *rest = key.split("|")
             if result and site in (own.get(described) or {}) and rest[-1] == "sink":
@@ -110,7 +110,7 @@ def _map(side: str, tokens: str, panels: Sequence[list[Series]]) -> Figure:
                              panels, "change of loss (nats per token)", log=True)  # fmt: skip
 
 
-def _line(one: Analysis, edit: str, changes: dict[str, Change]) -> Series:
+def _line(one: Analysis, edit: str, changes: dict[str, Interval]) -> Series:
     places = sorted((depth(site, one.layers), change["mean"]) for site, change in changes.items())
     x, y = np.array(places).T
     return Series(edit, x, np.where(y > 0, y, np.nan))

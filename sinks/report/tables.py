@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from sinks.report.outcomes import ATTENTION, LOSS, MASKED, RESIDUAL, Comparison, VariantResult, cannot_tell
 from sinks.report.spread import Spread
+from sinks.stats.bootstrap import as_text
 from sinks.stats.paired import Paired
 
 PLUS_MINUS = "\u00b1"
@@ -87,8 +88,7 @@ def with_interval(difference: Paired | None, digits: int) -> str:
     """Mean and 95 % interval of a difference, such as `+0.002 [-0.001, +0.004]`; only the mean of one seed."""
     if difference is None:
         return NONE
-    mean = f"{difference.mean:+.{digits}f}"
-    return mean if difference.low is None else f"{mean} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+    return as_text({"mean": difference.mean, "low": difference.low, "high": difference.high}, digits)
 
 
 def remark(result: VariantResult, loss: bool = True) -> str:
