@@ -7,6 +7,7 @@ from typing import Any
 from sinks.families import Baseline, CausalLM, Clipped, Gated, NoNorm, SinkAbsorbed
 from sinks.models.decoder import Architecture
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
+from sinks.models.normalizers import Softpick
 
 SMALL = Architecture(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, ffn_hidden=24, init_std=0.3)
 
@@ -35,6 +36,7 @@ VARIANTS: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
     "identity-norm-gate": (Gated, {"attention_gate": "none", "norm_rank": 3, "norm_activation": "identity"}),
     "gate-dyt": (Gated, {"attention_gate": "none", "norm_gate": "gate_dyt", "norm_rank": 3}),
     "gated": (Gated, {"norm_rank": 3}),
+    "softpick": (CausalLM, {"normalizer": Softpick}),
 }
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -35,7 +35,7 @@ def test_first_token_mass_agrees_with_the_attention_maps(name: str, tokens: torc
     model = build(name).eval()
     _, arrays = read(model, tokens)
     maps = torch.stack([model.attention_maps(row[None]) for row in tokens])  # [B, layers, heads, T, T]
-    if name in ("sigmoid", "sigmoid+dyt", "clipped-softmax"):
+    if name in ("sigmoid", "sigmoid+dyt", "clipped-softmax", "softpick"):
         maps = maps / maps.sum(-1, keepdim=True).clamp_min(1e-30)
     expected = maps[..., 1:, 0].mean(dim=(0, 3))
     torch.testing.assert_close(arrays["attention/first_token_mass"], expected, rtol=1e-4, atol=1e-5)
