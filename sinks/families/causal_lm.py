@@ -1,7 +1,7 @@
 """The LightningModule with every option free; the named families fix some of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from sinks.models.clips import NoClip, ResidualClip
 from sinks.models.counting import Flops
 from sinks.models.cross_entropy import cross_entropy
 from sinks.models.decoder import Architecture, Components, Decoder
+from sinks.models.exclusion import Exclusion, NoExclusion
 from sinks.models.execution import Execution
 from sinks.models.feed_forward import FeedForwardConfig, SwiGLU
 from sinks.models.mixers import FeedForward, SequenceMixer
@@ -40,21 +41,23 @@ from sinks.models.norms import Norm, RMSNorm
 from sinks.parallel.checkpoint_io import reject_another_architecture, sizes
 from sinks.parallel.sharding import shard
 
+ATTENTION_PARTS: dict[str, type[nn.Module]] = {
+    "normalizer": Softmax, "attention_gate": NoGate, "exclusion": NoExclusion,
+}  # fmt: skip
+
 
 def reject_attention_options(
-    config: AttentionConfig,
-    normalizer: Callable[[AttentionConfig], Normalizer],
-    gate: Callable[[AttentionConfig], AttentionGate],
+    config: AttentionConfig, given: Mapping[str, Callable[[AttentionConfig], nn.Module]]
 ) -> None:
-    """A mixer in place of attention has neither its normalizer nor its gate.
+    """A mixer in place of attention has none of its parts.
 
     Raises:
-        UserError: if one is not the default.
+        UserError: if one that is given is not the default.
     """
     with torch.device("meta"):
-        given = {"normalizer": normalizer(config), "attention_gate": gate(config)}
-    for (name, part), default in zip(given.items(), (Softmax, NoGate), strict=True):
-        if type(part) is not default:
+        parts = {name: make(config) for name, make in given.items()}
+    for name, part in parts.items():
+        if type(part) is not ATTENTION_PARTS[name]:
             raise UserError(
                 f"model.mixer replaces attention, so model.{name} {type(part).__name__} would have no effect: "
                 "remove one of them"
@@ -70,9 +73,11 @@ class CausalLM(Described, lightning.LightningModule):
         architecture: widths, positions, initialization.
         optimization: learning rate, decay and schedule.
         optimizer: what updates the parameters; any torch optimizer by its import path.
-        mixer: sequence mixer of each block in place of attention; then normalizer and attention_gate must be left out.
+        mixer: sequence mixer of each block in place of attention; then normalizer, attention_gate and exclusion must be
+            left out.
         normalizer: how attention scores become weights.
         attention_gate: what scales each head's output.
+        exclusion: what is taken out of each head's output before that, as by exclusive self-attention.
         norm: norm at the two norms of each block.
         head_norm: norm before the head.
         residual_clip: applied to the residual stream after each addition.
@@ -92,6 +97,7 @@ class CausalLM(Described, lightning.LightningModule):
         mixer: Callable[[AttentionConfig], SequenceMixer] | None = None,
         normalizer: Callable[[AttentionConfig], Normalizer] = Softmax,
         attention_gate: Callable[[AttentionConfig], AttentionGate] = NoGate,
+        exclusion: Callable[[AttentionConfig], Exclusion] = NoExclusion,
         norm: Callable[[int], Norm] = RMSNorm,
         head_norm: Callable[[int], Norm] = RMSNorm,
         residual_clip: Callable[[str], ResidualClip] = NoClip,
@@ -111,9 +117,10 @@ class CausalLM(Described, lightning.LightningModule):
         self.objective = objective()
         self.objective.check(self)
         if mixer is not None:
-            reject_attention_options(architecture.attention_config("mixer", context_length), normalizer, attention_gate)
+            given = {"normalizer": normalizer, "attention_gate": attention_gate, "exclusion": exclusion}
+            reject_attention_options(architecture.attention_config("mixer", context_length), given)
         self.components = Components(
-            mixer=mixer or partial(Attention, normalizer=normalizer, gate=attention_gate),
+            mixer=mixer or partial(Attention, normalizer=normalizer, gate=attention_gate, exclusion=exclusion),
             norm=norm,
             residual_clip=residual_clip,
             feed_forward=feed_forward,

@@ -8,6 +8,7 @@ from sinks.models.attention import Attention
 from sinks.models.attention_gates import NoGate
 from sinks.models.clips import NoClip
 from sinks.models.decoder import Architecture, Block, Decoder
+from sinks.models.exclusion import NoExclusion
 from sinks.models.experts import Experts
 from sinks.models.feed_forward import SwiGLU
 from sinks.models.normalizers import LearnableSink, Softmax
@@ -145,6 +146,7 @@ def _require_known_parts(block: Block) -> None:
         "norm": (block.attention_norm.norm, (RMSNorm,)),
         "normalizer": (attention.normalizer, (Softmax, LearnableSink)),
         "attention_gate": (attention.gate, (NoGate,)),
+        "exclusion": (attention.exclusion, (NoExclusion,)),
         "residual_clip": (block.attention_clip, (NoClip,)),
         "feed_forward": (block.feed_forward, (SwiGLU, Experts)),
     }

@@ -16,6 +16,7 @@ from sinks.models.attention_gates import (
 )
 from sinks.models.clips import NoClip
 from sinks.models.decoder import Architecture, Block, Decoder
+from sinks.models.exclusion import NoExclusion
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
 from sinks.models.gated_norm import ACTIVATIONS, GatedNorm, IdentityGatedNorm
 from sinks.models.normalizers import LearnableSink, Normalizer, OffByOne, SoftCap, Softmax
@@ -68,6 +69,7 @@ def _parts(block: Block) -> dict[str, Any]:
     shape, normalizer, gate = attention.config, attention.normalizer, attention.gate
     _require("residual_clip", block.attention_clip, {NoClip})
     _require("normalizer", normalizer, SINKS)
+    _require("exclusion", attention.exclusion, {NoExclusion})
     _require("feed_forward", feed_forward, MLPS)
     mlp, activation = MLPS[type(feed_forward)]  # type: ignore[index]
     return {

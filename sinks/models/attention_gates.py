@@ -40,6 +40,12 @@ class AttentionGate(nn.Module):
         """What remains of the gate once `sink_kernels.attention` has multiplied by the sigmoid [B, H, T, head_dim]."""
         return out
 
+    def multiply(self, out: Tensor, activations: Tensor) -> Tensor:
+        """Outputs [B, H, T, head_dim] times the gate's values, at least in float32, as in `sink_kernels.attention`."""
+        wide = torch.promote_types(out.dtype, torch.float32)
+        values = self.values(activations.to(wide))
+        return (out * (values if values.dim() == 4 else values.unsqueeze(-1))).to(out.dtype)
+
     def shard_plan(self) -> dict[str, Split]:
         """How tensor parallelism splits the parameters of the gate, by name."""
         return {}
@@ -149,3 +155,43 @@ class UnconditionalGate(AttentionGate):
 
     def shard_plan(self) -> dict[str, Split]:
         return {"value": Split("rows", "n_heads", self.config.n_heads)}
+
+
+class WithinCall:
+    """Applies a gate: the attention call multiplies by the sigmoid, the gate by what remains."""
+
+    def within(self, activations: Tensor | None) -> Tensor | None:
+        """What the attention call is given as its gate."""
+        return activations
+
+    def after(self, gate: AttentionGate, out: Tensor, activations: Tensor | None) -> Tensor:
+        """The gated outputs, of what the attention call gave [B, H, T, head_dim]."""
+        return gate.rescale(out)
+
+    def ungated(self, before: Tensor, gated: Tensor, values: Tensor) -> Tensor:
+        """The outputs without the gate [B, H, T, head_dim], of those before and after `after`."""
+        return gated.float() / (values if values.dim() == 4 else values.unsqueeze(-1)).float()
+
+
+class AfterCall(WithinCall):
+    """Applies a gate to what the attention call gave, where something comes between."""
+
+    def within(self, activations: Tensor | None) -> None:
+        return None
+
+    def after(self, gate: AttentionGate, out: Tensor, activations: Tensor | None) -> Tensor:
+        assert activations is not None
+        return gate.multiply(out, activations)
+
+    def ungated(self, before: Tensor, gated: Tensor, values: Tensor) -> Tensor:
+        return before
+
+
+def gating_of(gate: AttentionGate, between: bool) -> WithinCall:
+    """How a gate is applied.
+
+    Args:
+        gate: of the outputs.
+        between: whether something comes between the attention call and the gate.
+    """
+    return AfterCall() if between and not isinstance(gate, NoGate) else WithinCall()

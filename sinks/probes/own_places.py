@@ -80,11 +80,11 @@ class _TappedAttention:
             return x
 
         def replace(x: Tensor) -> Tensor:
-            gate = seen.pop("gate", None)
-            new, rows = edit(_attended(module, seen.pop("q"), seen.pop("k"), seen.pop("v")))
+            gate, v = seen.pop("gate", None), seen.pop("v")
+            new, rows = edit(_attended(module, seen.pop("q"), seen.pop("k"), v))
+            new = module.exclusion(new, v)
             if gate is not None:
-                values = module.gate.values(gate)
-                new = new * (values if values.dim() == 4 else values.unsqueeze(-1))
+                new = module.gate.multiply(new, gate)
             replaced = rows.unsqueeze(-1).expand_as(new)
             return torch.where(_joined(replaced), _joined(new.to(x.dtype)), x)
 

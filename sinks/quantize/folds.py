@@ -35,6 +35,7 @@ class Surroundings:
         gates: on the output of attention, of every block.
         head_widths: of attention's values, of every block.
         clamped: whether the residual stream, or what joins it, is clamped or normed.
+        exclusive: whether outputs of heads lose their part along the query's own value in any block.
     """
 
     attention_norms: Sequence[str | None]
@@ -43,6 +44,7 @@ class Surroundings:
     gates: Sequence[str | None]
     head_widths: Sequence[int | None]
     clamped: bool
+    exclusive: bool = False
 
 
 # Of a norm before a map: factors of each channel folded into it, and the stream before it rotated.
@@ -133,6 +135,8 @@ def _after_attention(transform: Name, inputs: Sequence[SharedInput], around: Sur
         read = [[m.out_features for m in each.linears.values()] for each in inputs if each.kind == "attention.in"]
         if any(len(widths) != 3 for widths in read):  # queries, keys and values, which one map may make together
             return UNKNOWN
+        if around.exclusive:
+            return Fold(False, "exclusive self-attention measures lengths of values")
         if any(len(set(widths)) > 1 for widths in read):
             return Fold(False, "query heads that share a value have factors of their own")
         return Fold(True, "value rows / s, output columns * s")

@@ -10,6 +10,7 @@ from sinks.errors import UserError
 from sinks.models.attention import Attention
 from sinks.models.attention_gates import AttentionGate
 from sinks.models.decoder import Block, Decoder
+from sinks.models.exclusion import NoExclusion
 from sinks.models.norms import Norm
 from sinks.observe import Site, sites_of
 from sinks.quantize.folds import Surroundings, gate_name, norm_name
@@ -95,6 +96,7 @@ def decoder_subject(
         head_norm=norm_name(decoder.head_norm.norm),
         gates=[None if mixer is None else gate_name(mixer.gate) for mixer in mixers],
         head_widths=[None if mixer is None else mixer.config.head_dim for mixer in mixers],
+        exclusive=any(mixer is not None and not isinstance(mixer.exclusion, NoExclusion) for mixer in mixers),
         clamped=any(block.attention_clip.cuts or block.feed_forward_clip.cuts for block in blocks),
     )
     sites = [mixer.config.site for mixer in mixers if mixer is not None]

@@ -37,7 +37,11 @@ ADDED_TO_ARCHITECTURE = {
     "qk_norm_eps": 1e-6,
 }
 # The same of `model` itself, and of its normalizer.
-ADDED_TO_MODEL = {"start_from": None, "objective": {"class_path": "sinks.families.objectives.NextToken"}}
+ADDED_TO_MODEL = {
+    "start_from": None,
+    "objective": {"class_path": "sinks.families.objectives.NextToken"},
+    "exclusion": {"class_path": "sinks.models.exclusion.NoExclusion"},
+}
 ADDED_TO_NORMALIZER = {"initial": 0.0}
 
 

@@ -2,10 +2,13 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sinks.families import Baseline, CausalLM, Clipped, Gated, NoNorm, SinkAbsorbed
+from sinks.models.attention_gates import ElementwiseGate
 from sinks.models.decoder import Architecture
+from sinks.models.exclusion import ExclusiveSelfAttention, LearnedExclusion
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
 from sinks.models.normalizers import Softpick
 
@@ -37,6 +40,9 @@ VARIANTS: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
     "gate-dyt": (Gated, {"attention_gate": "none", "norm_gate": "gate_dyt", "norm_rank": 3}),
     "gated": (Gated, {"norm_rank": 3}),
     "softpick": (CausalLM, {"normalizer": Softpick}),
+    "exclusive": (CausalLM, {"exclusion": ExclusiveSelfAttention}),
+    "learned-exclusion": (CausalLM, {"exclusion": partial(LearnedExclusion, initial=0.3)}),
+    "exclusive+gate": (CausalLM, {"exclusion": ExclusiveSelfAttention, "attention_gate": ElementwiseGate}),
 }
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {

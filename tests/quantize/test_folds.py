@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sinks.models.attention_gates import ElementwiseGate, HeadwiseGate, NoGate, UnconditionalGate
 from sinks.models.clips import Clamp, ClippedNorm, NoClip
 from sinks.models.decoder import Architecture
+from sinks.models.exclusion import ExclusiveSelfAttention, LearnedExclusion
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
 from sinks.models.gated_norm import GatedNorm, GateDyT
 from sinks.models.norms import DyT, IdentityNorm, PreAffine, RMSNorm
@@ -204,6 +205,18 @@ def test_rotated_values(gate: type, exact: bool) -> None:
     assert fold.exact is exact
     assert_held(fold, change_of(of, rotate_values))
     assert folds_of("hadamard", of.inputs(), of.around)["attention.out"].exact is False
+
+
+@pytest.mark.parametrize("exclusion", [ExclusiveSelfAttention, LearnedExclusion])
+def test_values_under_exclusive_self_attention_are_rotated_and_not_scaled(exclusion: type) -> None:
+    of = random_subject(PLAIN, exclusion=exclusion)
+    fold = folds_of("smooth-all", of.inputs(), of.around)["attention.out"]
+    assert fold.exact is False
+    assert_held(fold, change_of(of, smooth_values))
+    of = random_subject(PLAIN, exclusion=exclusion)
+    fold = folds_of("hadamard-16", of.inputs(), of.around)["attention.out"]
+    assert fold.exact is True
+    assert_held(fold, change_of(of, rotate_values))
 
 
 @pytest.mark.parametrize(("feed_forward", "exact"), [(SwiGLU, True), (SigmoidGLU, True), (GELU, False)])

@@ -10,6 +10,7 @@ import pytest
 from sinks.described import section_of
 from sinks.families import CausalLM
 from sinks.families.objectives import NextToken
+from sinks.models.exclusion import NoExclusion
 from sinks.models.normalizers import LearnableSink
 from sinks.record import provenance as module
 from sinks.record.fingerprint import (
@@ -143,7 +144,15 @@ def test_options_that_were_added_later_do_not_change_a_run_that_leaves_them_out(
 
 
 def test_options_of_the_model_that_were_added_later_do_not_either() -> None:
-    built = CausalLM(11, 12, architecture=SMALL, start_from=None, objective=NextToken, normalizer=LearnableSink)
+    built = CausalLM(
+        11,
+        12,
+        architecture=SMALL,
+        start_from=None,
+        objective=NextToken,
+        normalizer=LearnableSink,
+        exclusion=NoExclusion,
+    )
     section = section_of(built, "vocab_size", "context_length")
     assert {key: section["init_args"][key] for key in ADDED_TO_MODEL} == ADDED_TO_MODEL
     before = {key: value for key, value in section["init_args"].items() if key not in ADDED_TO_MODEL}
