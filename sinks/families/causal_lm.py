@@ -35,6 +35,7 @@ from sinks.models.decoder import Architecture, Components, Decoder
 from sinks.models.exclusion import Exclusion, NoExclusion
 from sinks.models.execution import Execution
 from sinks.models.feed_forward import FeedForwardConfig, SwiGLU
+from sinks.models.key_gates import KeyGate, NoKeyGate
 from sinks.models.mixers import FeedForward, SequenceMixer
 from sinks.models.normalizers import Normalizer, Softmax
 from sinks.models.norms import Norm, RMSNorm
@@ -42,7 +43,7 @@ from sinks.parallel.checkpoint_io import reject_another_architecture, sizes
 from sinks.parallel.sharding import shard
 
 ATTENTION_PARTS: dict[str, type[nn.Module]] = {
-    "normalizer": Softmax, "attention_gate": NoGate, "exclusion": NoExclusion,
+    "normalizer": Softmax, "attention_gate": NoGate, "exclusion": NoExclusion, "key_gate": NoKeyGate,
 }  # fmt: skip
 
 
@@ -73,11 +74,11 @@ class CausalLM(Described, lightning.LightningModule):
         architecture: widths, positions, initialization.
         optimization: learning rate, decay and schedule.
         optimizer: what updates the parameters; any torch optimizer by its import path.
-        mixer: sequence mixer of each block in place of attention; then normalizer, attention_gate and exclusion must be
-            left out.
+        mixer: sequence mixer of each block in place of attention; then the four that follow must be left out.
         normalizer: how attention scores become weights.
         attention_gate: what scales each head's output.
         exclusion: what is taken out of each head's output before that, as by exclusive self-attention.
+        key_gate: what scales the keys.
         norm: norm at the two norms of each block.
         head_norm: norm before the head.
         residual_clip: applied to the residual stream after each addition.
@@ -98,6 +99,7 @@ class CausalLM(Described, lightning.LightningModule):
         normalizer: Callable[[AttentionConfig], Normalizer] = Softmax,
         attention_gate: Callable[[AttentionConfig], AttentionGate] = NoGate,
         exclusion: Callable[[AttentionConfig], Exclusion] = NoExclusion,
+        key_gate: Callable[[AttentionConfig], KeyGate] = NoKeyGate,
         norm: Callable[[int], Norm] = RMSNorm,
         head_norm: Callable[[int], Norm] = RMSNorm,
         residual_clip: Callable[[str], ResidualClip] = NoClip,
@@ -117,10 +119,12 @@ class CausalLM(Described, lightning.LightningModule):
         self.objective = objective()
         self.objective.check(self)
         if mixer is not None:
-            given = {"normalizer": normalizer, "attention_gate": attention_gate, "exclusion": exclusion}
-            reject_attention_options(architecture.attention_config("mixer", context_length), given)
+            config = architecture.attention_config("mixer", context_length)
+            given = {"normalizer": normalizer, "attention_gate": attention_gate}
+            reject_attention_options(config, given | {"exclusion": exclusion, "key_gate": key_gate})
         self.components = Components(
-            mixer=mixer or partial(Attention, normalizer=normalizer, gate=attention_gate, exclusion=exclusion),
+            mixer=mixer
+            or partial(Attention, normalizer=normalizer, gate=attention_gate, exclusion=exclusion, key_gate=key_gate),
             norm=norm,
             residual_clip=residual_clip,
             feed_forward=feed_forward,

@@ -7,6 +7,8 @@ from torch import nn
 from sinks.interop.decoder_config import NoCounterpart, attention_of, blocks_of, layer_types, sizes_of, width_of
 from sinks.models.attention_gates import (
     AttentionGate,
+    DoubledElementwiseGate,
+    DoubledHeadwiseGate,
     ElementwiseGate,
     HeadwiseGate,
     IdentityElementwiseGate,
@@ -19,6 +21,7 @@ from sinks.models.decoder import Architecture, Block, Decoder
 from sinks.models.exclusion import NoExclusion
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
 from sinks.models.gated_norm import ACTIVATIONS, GatedNorm, IdentityGatedNorm
+from sinks.models.key_gates import NoKeyGate
 from sinks.models.normalizers import LearnableSink, Normalizer, OffByOne, SoftCap, Softmax
 from sinks.models.norms import PreAffine, RMSNorm
 from sinks.models.positions import LearnedPositions
@@ -26,8 +29,9 @@ from sinks.models.positions import LearnedPositions
 FILE = "modeling_sinks.py"
 AUTO_MAP = {"AutoConfig": "modeling_sinks.SinksConfig", "AutoModelForCausalLM": "modeling_sinks.SinksForCausalLM"}
 GATES: dict[type[AttentionGate], str] = {
-    HeadwiseGate: "headwise", IdentityHeadwiseGate: "headwise", ElementwiseGate: "elementwise",
-    IdentityElementwiseGate: "elementwise", UnconditionalGate: "unconditional",
+    HeadwiseGate: "headwise", DoubledHeadwiseGate: "headwise", IdentityHeadwiseGate: "headwise",
+    ElementwiseGate: "elementwise", DoubledElementwiseGate: "elementwise", IdentityElementwiseGate: "elementwise",
+    UnconditionalGate: "unconditional",
 }  # fmt: skip
 SINKS: dict[type[Normalizer], str | None] = {
     Softmax: None, SoftCap: None, LearnableSink: "learned", OffByOne: "zero",
@@ -70,6 +74,7 @@ def _parts(block: Block) -> dict[str, Any]:
     _require("residual_clip", block.attention_clip, {NoClip})
     _require("normalizer", normalizer, SINKS)
     _require("exclusion", attention.exclusion, {NoExclusion})
+    _require("key_gate", attention.key_gate, {NoKeyGate})
     _require("feed_forward", feed_forward, MLPS)
     mlp, activation = MLPS[type(feed_forward)]  # type: ignore[index]
     return {
@@ -105,7 +110,9 @@ def _norm(norm: Any) -> dict[str, Any]:
 
 def _gate(gate: Any) -> dict[str, Any]:
     _require("attention_gate", gate, GATES)
-    return {"kind": GATES[type(gate)], "offset": getattr(gate, "offset", 0.0), "factor": gate.limit}
+    found = {"kind": GATES[type(gate)], "offset": getattr(gate, "offset", 0.0), "factor": gate.limit}
+    dimensions = getattr(gate, "dimensions", None)
+    return found if dimensions is None else found | {"dimensions": dimensions}
 
 
 def _require(name: str, part: nn.Module, classes: Any) -> None:

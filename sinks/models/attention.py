@@ -11,6 +11,7 @@ from sinks.models.attention_config import AttentionConfig
 from sinks.models.attention_gates import AttentionGate, gating_of
 from sinks.models.counting import SCORES, linear_flops
 from sinks.models.exclusion import Exclusion, NoExclusion
+from sinks.models.key_gates import KeyGate, NoKeyGate
 from sinks.models.layers import Linear
 from sinks.models.mixers import SequenceMixer
 from sinks.models.normalizers import Normalizer, check_options
@@ -32,6 +33,7 @@ class Attention(SequenceMixer):
         normalizer: how scores become weights.
         gate: what scales each head's output.
         exclusion: what is taken out of each head's output before the gate.
+        key_gate: what scales the keys, before positions are applied.
 
     Raises:
         UserError: if the key and value heads do not divide the query heads.
@@ -43,6 +45,7 @@ class Attention(SequenceMixer):
         normalizer: Callable[[AttentionConfig], Normalizer],
         gate: Callable[[AttentionConfig], AttentionGate],
         exclusion: Callable[[AttentionConfig], Exclusion] = NoExclusion,
+        key_gate: Callable[[AttentionConfig], KeyGate] = NoKeyGate,
     ) -> None:
         super().__init__()
         if config.n_heads % config.n_kv_heads:
@@ -56,6 +59,7 @@ class Attention(SequenceMixer):
         self.value = Linear(config.d_model, kv_width, config.init_std, config.bias)
         self.query_norm = RMSNorm(config.head_dim, config.qk_norm_eps) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(config.head_dim, config.qk_norm_eps) if config.qk_norm else nn.Identity()
+        self.key_gate = key_gate(config)
         self.rotary = config.rope.rotary(config.head_dim, config.context_length) if config.rope else nn.Identity()
         self.normalizer = check_options(normalizer(config))
         self.exclusion = exclusion(config)
@@ -65,7 +69,7 @@ class Attention(SequenceMixer):
         self.query_tap = Tap(f"{config.site}.query")
         self.key_tap = Tap(f"{config.site}.key")
         self.value_tap = Tap(f"{config.site}.value")
-        self.gate_tap = Tap(f"{config.site}.gate")  # pre-activations
+        self.gate_tap = Tap(f"{config.site}.gate")  # before the sigmoid
         self.report = Report()
         self.row_statistics: tuple[Statistic, ...] = ()
         self.key_numbers: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -78,7 +82,7 @@ class Attention(SequenceMixer):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] -> q [B, H, T, head_dim], k and v [B, n_kv_heads, T, head_dim], positions applied."""
         q = self.rotary(self.query_norm(self._heads(self.query(x))))
-        k = self.rotary(self.key_norm(self._heads(self.key(x))))
+        k = self.rotary(self.key_gate(self.key_norm(self._heads(self.key(x))), x))
         v = self._heads(self.value(x))
         return self.query_tap(q), self.key_tap(k), self.value_tap(v)
 
@@ -86,7 +90,8 @@ class Attention(SequenceMixer):
         q, k, v = self.project(x)
         gate = self.gate(x)
         if gate is not None:
-            gate = self.gate_tap(gate)
+            gate = self.gate_tap(gate)  # [B, 1, T] of one for all heads
+            gate = gate.expand(*q.shape[:3], *gate.shape[3:])
         within = self.gating.within(gate)
         if self.report.listener is None:
             out = self.exclusion(self.normalizer.attend(q, k, v, within)[0], v)
@@ -140,6 +145,6 @@ class Attention(SequenceMixer):
         plan |= {f"{name}.{kind}": Split("rows", *kv_heads) for name in ("key", "value") for kind in ("weight", "bias")}
         plan |= {f"{name}.weight": Split("shared") for name in ("query_norm", "key_norm")}
         plan |= {"out.weight": Split("columns", *heads), "out.bias": Split("added")}
-        for at in ("normalizer", "exclusion", "gate"):
+        for at in ("key_gate", "normalizer", "exclusion", "gate"):
             plan |= {f"{at}.{name}": split for name, split in getattr(self, at).shard_plan().items()}
         return plan

@@ -13,7 +13,6 @@ from sinks.models.decoder import Block, Decoder
 from sinks.models.norms import NormSite
 from sinks.models.taps import editing
 from sinks.probes.places import (
-    LARGEST_LOGIT,
     Attended,
     AttentionEdit,
     AttentionPlace,
@@ -97,8 +96,7 @@ class _TappedAttention:
         gate = self.module.gate
 
         def replace(activations: Tensor) -> Tensor:
-            opened = edit(gate.values(activations)) / gate.limit
-            return torch.logit(opened).clamp(-LARGEST_LOGIT, LARGEST_LOGIT).to(activations.dtype)
+            return gate.activations(edit(gate.values(activations))).to(activations.dtype)
 
         with editing(self.module, {self.module.gate_tap.site: replace}):
             yield

@@ -14,8 +14,6 @@ Norm = Callable[[Tensor], Tensor]  # stream [B, T, D] -> what the sublayer reads
 NormEdit = Callable[[Tensor, Tensor, Norm], Tensor]  # the stream h, norm(h), norm -> in place of norm(h)
 GateEdit = Callable[[Tensor], Tensor]  # values of a gate [B, H, T] or [B, H, T, d] -> in place of them
 
-LARGEST_LOGIT = 40.0  # of a gate; its sigmoid is 1 in float64
-
 
 @dataclass(frozen=True)
 class Attended:

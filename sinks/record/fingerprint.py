@@ -36,13 +36,15 @@ ADDED_TO_ARCHITECTURE = {
     "attention_scale": None,
     "qk_norm_eps": 1e-6,
 }
-# The same of `model` itself, and of its normalizer.
+# The same of `model` itself, of its normalizer and of its output gate.
 ADDED_TO_MODEL = {
     "start_from": None,
     "objective": {"class_path": "sinks.families.objectives.NextToken"},
     "exclusion": {"class_path": "sinks.models.exclusion.NoExclusion"},
+    "key_gate": {"class_path": "sinks.models.key_gates.NoKeyGate"},
 }
 ADDED_TO_NORMALIZER = {"initial": 0.0}
+ADDED_TO_GATE = {"dimensions": None}
 
 
 def config_fingerprint(config: Mapping[str, Any], data_fingerprint: str) -> str:
@@ -64,9 +66,10 @@ def _as_before(model: Any) -> Any:
     options = _kept(model["init_args"], ADDED_TO_MODEL)
     if isinstance(options.get("architecture"), Mapping):
         options["architecture"] = _kept(options["architecture"], ADDED_TO_ARCHITECTURE)
-    normalizer = options.get("normalizer")
-    if isinstance(normalizer, Mapping) and isinstance(normalizer.get("init_args"), Mapping):
-        options["normalizer"] = {**normalizer, "init_args": _kept(normalizer["init_args"], ADDED_TO_NORMALIZER)}
+    for name, added in (("normalizer", ADDED_TO_NORMALIZER), ("attention_gate", ADDED_TO_GATE)):
+        part = options.get(name)
+        if isinstance(part, Mapping) and isinstance(part.get("init_args"), Mapping):
+            options[name] = {**part, "init_args": _kept(part["init_args"], added)}
     return {**model, "init_args": options}
 
 

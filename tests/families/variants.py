@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any
 
 from sinks.families import Baseline, CausalLM, Clipped, Gated, NoNorm, SinkAbsorbed
-from sinks.models.attention_gates import ElementwiseGate
+from sinks.models.attention_gates import ActivatedGate, DoubledHeadwiseGate, ElementwiseGate, TensorwiseGate
 from sinks.models.decoder import Architecture
 from sinks.models.exclusion import ExclusiveSelfAttention, LearnedExclusion
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
+from sinks.models.key_gates import GatedKeys
 from sinks.models.normalizers import Softpick
 
 SMALL = Architecture(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, ffn_hidden=24, init_std=0.3)
@@ -42,6 +43,10 @@ VARIANTS: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
     "softpick": (CausalLM, {"normalizer": Softpick}),
     "exclusive": (CausalLM, {"exclusion": ExclusiveSelfAttention}),
     "learned-exclusion": (CausalLM, {"exclusion": partial(LearnedExclusion, initial=0.3)}),
+    "tensorwise-gate": (CausalLM, {"attention_gate": TensorwiseGate}),
+    "truncated-gate": (CausalLM, {"attention_gate": partial(DoubledHeadwiseGate, dimensions=3)}),
+    "silu-gate": (CausalLM, {"attention_gate": partial(ActivatedGate, activation="silu")}),
+    "gated-keys": (CausalLM, {"key_gate": GatedKeys}),
     "exclusive+gate": (CausalLM, {"exclusion": ExclusiveSelfAttention, "attention_gate": ElementwiseGate}),
 }
 
