@@ -6,9 +6,9 @@ from torch import nn
 
 from sinks.interop.decoder_config import NoCounterpart, attention_of, blocks_of, layer_types, sizes_of, width_of
 from sinks.models.attention_gates import (
+    AmplifyingElementwiseGate,
+    AmplifyingHeadwiseGate,
     AttentionGate,
-    DoubledElementwiseGate,
-    DoubledHeadwiseGate,
     ElementwiseGate,
     HeadwiseGate,
     IdentityElementwiseGate,
@@ -29,8 +29,8 @@ from sinks.models.positions import LearnedPositions
 FILE = "modeling_sinks.py"
 AUTO_MAP = {"AutoConfig": "modeling_sinks.SinksConfig", "AutoModelForCausalLM": "modeling_sinks.SinksForCausalLM"}
 GATES: dict[type[AttentionGate], str] = {
-    HeadwiseGate: "headwise", DoubledHeadwiseGate: "headwise", IdentityHeadwiseGate: "headwise",
-    ElementwiseGate: "elementwise", DoubledElementwiseGate: "elementwise", IdentityElementwiseGate: "elementwise",
+    HeadwiseGate: "headwise", AmplifyingHeadwiseGate: "headwise", IdentityHeadwiseGate: "headwise",
+    ElementwiseGate: "elementwise", AmplifyingElementwiseGate: "elementwise", IdentityElementwiseGate: "elementwise",
     UnconditionalGate: "unconditional",
 }  # fmt: skip
 SINKS: dict[type[Normalizer], str | None] = {

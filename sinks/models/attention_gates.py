@@ -151,7 +151,7 @@ class ElementwiseGate(ProjectedGate):
         return self.project(x).view(batch, length, -1, self.config.head_dim).transpose(1, 2)
 
 
-class _Doubled(ProjectedGate):
+class _Amplifying(ProjectedGate):
     """2 sigmoid(W x), which starts at about one, where its slope is largest."""
 
     limit = 2.0
@@ -163,7 +163,7 @@ class _Doubled(ProjectedGate):
         return self.limit * out
 
 
-class DoubledHeadwiseGate(_Doubled, HeadwiseGate):
+class AmplifyingHeadwiseGate(_Amplifying, HeadwiseGate):
     """2 sigmoid(W x) per head and token: starts at one, up to the noise of the initial weights.
 
     Args:
@@ -175,8 +175,8 @@ class DoubledHeadwiseGate(_Doubled, HeadwiseGate):
         super().__init__(config, dimensions=dimensions)
 
 
-class DoubledElementwiseGate(_Doubled, ElementwiseGate):
-    """2 sigmoid(W x) per channel of each head's output and token: as `DoubledHeadwiseGate`.
+class AmplifyingElementwiseGate(_Amplifying, ElementwiseGate):
+    """2 sigmoid(W x) per channel of each head's output and token: as `AmplifyingHeadwiseGate`.
 
     Args:
         config: widths, names and initialization of the attention sublayer.
@@ -187,7 +187,7 @@ class DoubledElementwiseGate(_Doubled, ElementwiseGate):
         super().__init__(config, dimensions=dimensions)
 
 
-class IdentityHeadwiseGate(DoubledHeadwiseGate):
+class IdentityHeadwiseGate(AmplifyingHeadwiseGate):
     """2 sigmoid(W x) per head and token, with W zero: the gate starts at exactly one, and leaves a trained model as is.
 
     Args:
@@ -199,7 +199,7 @@ class IdentityHeadwiseGate(DoubledHeadwiseGate):
     std = 0.0
 
 
-class IdentityElementwiseGate(DoubledElementwiseGate):
+class IdentityElementwiseGate(AmplifyingElementwiseGate):
     """2 sigmoid(W x) per channel of each head's output and token, with W zero: as `IdentityHeadwiseGate`.
 
     Args:

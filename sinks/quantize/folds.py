@@ -92,7 +92,7 @@ def gate_name(gate: nn.Module) -> str | None:
         gate = gate.gate
     known = {
         "NoGate": "none", "TensorwiseGate": "headwise", "HeadwiseGate": "headwise", "ElementwiseGate": "elementwise",
-        "DoubledHeadwiseGate": "headwise", "DoubledElementwiseGate": "elementwise",
+        "AmplifyingHeadwiseGate": "headwise", "AmplifyingElementwiseGate": "elementwise",
         "IdentityHeadwiseGate": "headwise", "IdentityElementwiseGate": "elementwise",
         "UnconditionalGate": "unconditional",
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from sinks.cli import main
@@ -9,6 +10,13 @@ from sinks.record import RunFolder
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = sorted(p.stem for p in (ROOT / "experiments/variants").glob("*.yaml"))
+
+# Like another variant but for one part, whose own tests are quick: their runs are slow tests.
+ALIKE = (
+    "gated-attention-from-one", "gated-attention-silu", "gated-attention-tensorwise", "gated-attention-truncated",
+    "gated-keys", "softpick", "xsa", "xsa-learned", "xsa-learned-from-zero",
+)  # fmt: skip
+EVERY_VARIANT = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in VARIANTS]
 
 
 def small(variant: str = "baseline") -> list[str]:

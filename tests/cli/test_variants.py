@@ -8,10 +8,10 @@ import torch
 
 from sinks.cli import main
 from sinks.record import RunFolder
-from tests.cli.small import VARIANTS, fit, weights, without_clocks
+from tests.cli.small import EVERY_VARIANT, fit, weights, without_clocks
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
 def test_config_and_checkpoint_repeat_the_run(variant: str, tmp_path: Path) -> None:
     run = fit(tmp_path / "first", variant=variant)
     assert main(["fit", "-c", str(run.config_file), "--run.dir", str(tmp_path / "again")]) == 0

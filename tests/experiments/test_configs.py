@@ -12,6 +12,7 @@ from sinks.cli.training import command_line
 from sinks.data.module import TokenData
 from sinks.errors import UserError
 from sinks.families import CausalLM
+from tests.cli.small import ALIKE
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -43,7 +44,17 @@ def built(*arguments: str) -> tuple[CausalLM, TokenData]:
     return cli.model, cli.datamodule
 
 
-@pytest.mark.parametrize(("variant", "size"), list(itertools.product(names("variants"), SIZES)))
+def built_slowly(variant: str, size: str) -> bool:
+    return size != "backcopy" and Path(variant).stem in ALIKE
+
+
+@pytest.mark.parametrize(
+    ("variant", "size"),
+    [
+        pytest.param(variant, size, marks=[pytest.mark.slow] if built_slowly(variant, size) else [])
+        for variant, size in itertools.product(names("variants"), SIZES)
+    ],
+)
 def test_every_variant_is_built_at_every_cpu_size(variant: str, size: str) -> None:
     files = [variant, *SIZES[size], "trainers/cpu.yaml"]
     arguments = [f"--config={EXPERIMENTS / file}" for file in files]

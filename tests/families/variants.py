@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from sinks.families import Baseline, CausalLM, Clipped, Gated, NoNorm, SinkAbsorbed
-from sinks.models.attention_gates import ActivatedGate, DoubledHeadwiseGate, ElementwiseGate, TensorwiseGate
+from sinks.models.attention_gates import ActivatedGate, AmplifyingHeadwiseGate, ElementwiseGate, TensorwiseGate
 from sinks.models.decoder import Architecture
 from sinks.models.exclusion import ExclusiveSelfAttention, LearnedExclusion
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
@@ -41,10 +41,9 @@ VARIANTS: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
     "gate-dyt": (Gated, {"attention_gate": "none", "norm_gate": "gate_dyt", "norm_rank": 3}),
     "gated": (Gated, {"norm_rank": 3}),
     "softpick": (CausalLM, {"normalizer": Softpick}),
-    "exclusive": (CausalLM, {"exclusion": ExclusiveSelfAttention}),
     "learned-exclusion": (CausalLM, {"exclusion": partial(LearnedExclusion, initial=0.3)}),
     "tensorwise-gate": (CausalLM, {"attention_gate": TensorwiseGate}),
-    "truncated-gate": (CausalLM, {"attention_gate": partial(DoubledHeadwiseGate, dimensions=3)}),
+    "truncated-gate": (CausalLM, {"attention_gate": partial(AmplifyingHeadwiseGate, dimensions=3)}),
     "silu-gate": (CausalLM, {"attention_gate": partial(ActivatedGate, activation="silu")}),
     "gated-keys": (CausalLM, {"key_gate": GatedKeys}),
     "exclusive+gate": (CausalLM, {"exclusion": ExclusiveSelfAttention, "attention_gate": ElementwiseGate}),

@@ -13,7 +13,7 @@ from sinks.data.backcopy import Backcopy
 from sinks.models.attention_gates import NoGate
 from sinks.models.taps import taps_of
 from sinks.record import RunFolder
-from tests.cli.small import SMALL, VARIANTS, small
+from tests.cli.small import EVERY_VARIANT, SMALL, small
 from tests.faults.processes import callbacks, start_ranks
 
 BATCH = 4
@@ -166,7 +166,7 @@ def test_parameters_are_checked_when_every_activation_is_finite(
     assert (found and found.kind, found and found.site, found and found.max_abs) == (kind, site, max_abs)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
 def test_a_finite_model_has_no_report(variant: str, tmp_path: Path) -> None:
     arguments = [*small(variant), "--run.dir", str(tmp_path / "run")]
     built = command_line(arguments, run=False)

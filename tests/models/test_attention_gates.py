@@ -14,9 +14,9 @@ from sinks.errors import UserError
 from sinks.models.attention import Attention
 from sinks.models.attention_gates import (
     ActivatedGate,
+    AmplifyingElementwiseGate,
+    AmplifyingHeadwiseGate,
     AttentionGate,
-    DoubledElementwiseGate,
-    DoubledHeadwiseGate,
     ElementwiseGate,
     HeadwiseGate,
     IdentityElementwiseGate,
@@ -42,8 +42,8 @@ GATES: dict[str, tuple[Callable[..., AttentionGate], Callable[[Tensor], Tensor]]
     "headwise": (HeadwiseGate, sigmoid),
     "headwise, truncated": (partial(HeadwiseGate, dimensions=3), sigmoid),
     "elementwise, truncated": (partial(ElementwiseGate, dimensions=1), sigmoid),
-    "headwise, from one": (DoubledHeadwiseGate, lambda a: 2 * sigmoid(a)),
-    "elementwise, from one, truncated": (partial(DoubledElementwiseGate, dimensions=5), lambda a: 2 * sigmoid(a)),
+    "headwise, from one": (AmplifyingHeadwiseGate, lambda a: 2 * sigmoid(a)),
+    "elementwise, from one, truncated": (partial(AmplifyingElementwiseGate, dimensions=5), lambda a: 2 * sigmoid(a)),
     "tanh": (partial(ActivatedGate, activation="tanh"), lambda a: (a.exp() - (-a).exp()) / (a.exp() + (-a).exp())),
     "silu, headwise": (partial(ActivatedGate, activation="silu", gate=HeadwiseGate), lambda a: a * sigmoid(a)),
     "identity, tensorwise": (partial(ActivatedGate, activation="identity", gate=TensorwiseGate), lambda a: a),
@@ -98,7 +98,7 @@ def test_a_truncated_gate_does_not_see_the_other_dimensions() -> None:
 
 @pytest.mark.parametrize(
     ("plain", "identity"),
-    [(DoubledHeadwiseGate, IdentityHeadwiseGate), (DoubledElementwiseGate, IdentityElementwiseGate)],
+    [(AmplifyingHeadwiseGate, IdentityHeadwiseGate), (AmplifyingElementwiseGate, IdentityElementwiseGate)],
 )
 def test_a_gate_from_one_starts_there_at_the_steepest_slope(plain: Any, identity: Any) -> None:
     assert plain(CONFIG).projection.weight.std() > 0.5 * CONFIG.init_std
@@ -142,5 +142,5 @@ def test_dimensions_that_are_not_there_are_rejected(dimensions: int) -> None:
 
 
 def test_a_factor_that_an_activation_would_drop_is_rejected() -> None:
-    with pytest.raises(UserError, match="ActivatedGate has DoubledHeadwiseGate, whose factor 2 is of its sigmoid"):
-        ActivatedGate(CONFIG, "tanh", DoubledHeadwiseGate)
+    with pytest.raises(UserError, match="ActivatedGate has AmplifyingHeadwiseGate, whose factor 2 is of its sigmoid"):
+        ActivatedGate(CONFIG, "tanh", AmplifyingHeadwiseGate)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sinks.models.attention_gates import (
     ActivatedGate,
-    DoubledHeadwiseGate,
+    AmplifyingHeadwiseGate,
     ElementwiseGate,
     HeadwiseGate,
     NoGate,
@@ -217,7 +217,7 @@ def test_factors_folded_into_the_values(gate: type) -> None:
 @pytest.mark.parametrize(
     ("gate", "exact"),
     [
-        (NoGate, True), (HeadwiseGate, True), (TensorwiseGate, True), (DoubledHeadwiseGate, True),
+        (NoGate, True), (HeadwiseGate, True), (TensorwiseGate, True), (AmplifyingHeadwiseGate, True),
         (partial(ActivatedGate, activation="tanh", gate=HeadwiseGate), True),
         (ElementwiseGate, False), (partial(ActivatedGate, activation="silu"), False), (UnconditionalGate, False),
     ],
