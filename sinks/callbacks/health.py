@@ -23,16 +23,19 @@ class Watch:
         of: how many there could be, None if unbounded.
         what: what was counted, e.g. "attention sink".
         where: in what, e.g. "heads".
+        named: the sites of those that were counted; empty if they are not named.
     """
 
     count: int
     of: int | None
     what: str
     where: str
+    named: str = ""
 
     def note(self, before: int) -> str | None:
         """The sentence, or None if nothing worth one happened since the count was `before`."""
         among = f"{self.count} of {self.of} {self.where}" if self.of is not None else f"{self.count} {self.where}"
+        among += f" ({self.named})" if self.named else ""
         if self.count and not before:
             return f"{self.what} formed in {among}"
         if self.count >= 2 * max(before, 1):
@@ -43,7 +46,10 @@ class Watch:
 
 
 def watched(scalars: dict[str, float], statistics: Statistics, gate_limit: float = 1.0) -> list[Watch]:
-    """What is counted in one validation's statistics; `gate_limit` is the largest value of the attention gates."""
+    """What is counted in one validation's statistics; `gate_limit` is the largest value of the attention gates.
+
+    Gates without a limit do not saturate.
+    """
     watches = []
     mass = statistics.arrays.get("attention/first_token_mass")
     if mass is not None:
@@ -56,9 +62,11 @@ def watched(scalars: dict[str, float], statistics: Statistics, gate_limit: float
         if f"residual/{key}" in scalars:
             watches.append(Watch(int(np.nan_to_num(scalars[f"residual/{key}"])), None, what, "values"))
     gate = statistics.arrays.get("attention/gate_mean")
-    if gate is not None:
+    if gate is not None and np.isfinite(gate_limit):
         saturated = (gate[0] < CLOSED * gate_limit) | (gate[0] > OPEN * gate_limit)
-        watches.append(Watch(int(saturated.sum()), gate[0].size, "a saturated gate", "heads"))
+        layers = zip(statistics.sites["attention"], saturated, strict=True)
+        named = ", ".join(site for site, heads in layers if heads.any())
+        watches.append(Watch(int(saturated.sum()), gate[0].size, "a saturated gate", "heads", named))
     return watches
 
 

@@ -179,7 +179,10 @@ def _records(subject: Subject) -> tuple[list[tuple[Site, AttentionRecord | NormR
     model = subject.model(dtype=torch.float64)
     found: list[tuple[Site, AttentionRecord | NormRecord]] = []
     sites = [site for site in sites_of(model) if site.kind in ("norm", "output_norm", "attention")]
-    fields = ("first_token_mass", "learned_sink_mass", "key_mass", "entropy", "max_logit")
+    fields = (
+        "first_token_mass", "learned_sink_mass", "key_mass", "entropy", "max_logit", "own_token_mass",
+        "previous_token_mass", "row_mass", "used",
+    )  # fmt: skip
 
     def take(site: Site, record: AttentionRecord | NormRecord) -> None:
         found.append((site, record))

@@ -1,7 +1,7 @@
 """The LightningModule with every option free; the named families fix some of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,29 +33,33 @@ from sinks.models.clips import NoClip, ResidualClip
 from sinks.models.counting import Flops
 from sinks.models.cross_entropy import cross_entropy
 from sinks.models.decoder import Architecture, Components, Decoder
+from sinks.models.exclusion import Exclusion, NoExclusion
 from sinks.models.execution import Execution
 from sinks.models.feed_forward import FeedForwardConfig, SwiGLU
+from sinks.models.key_gates import KeyGate, NoKeyGate
 from sinks.models.mixers import FeedForward, SequenceMixer
 from sinks.models.normalizers import Normalizer, Softmax
 from sinks.models.norms import IdentityNorm, Norm, RMSNorm
 from sinks.parallel.checkpoint_io import reject_another_architecture, sizes
 from sinks.parallel.sharding import shard
 
+ATTENTION_PARTS: dict[str, type[nn.Module]] = {
+    "normalizer": Softmax, "attention_gate": NoGate, "exclusion": NoExclusion, "key_gate": NoKeyGate,
+}  # fmt: skip
+
 
 def reject_attention_options(
-    config: AttentionConfig,
-    normalizer: Callable[[AttentionConfig], Normalizer],
-    gate: Callable[[AttentionConfig], AttentionGate],
+    config: AttentionConfig, given: Mapping[str, Callable[[AttentionConfig], nn.Module]]
 ) -> None:
-    """A mixer in place of attention has neither its normalizer nor its gate.
+    """A mixer in place of attention has none of its parts.
 
     Raises:
-        UserError: if one is not the default.
+        UserError: if one that is given is not the default.
     """
     with torch.device("meta"):
-        given = {"normalizer": normalizer(config), "attention_gate": gate(config)}
-    for (name, part), default in zip(given.items(), (Softmax, NoGate), strict=True):
-        if type(part) is not default:
+        parts = {name: make(config) for name, make in given.items()}
+    for name, part in parts.items():
+        if type(part) is not ATTENTION_PARTS[name]:
             raise UserError(
                 f"model.mixer replaces attention, so model.{name} {type(part).__name__} would have no effect: "
                 "remove one of them"
@@ -71,9 +75,11 @@ class CausalLM(Described, lightning.LightningModule):
         architecture: widths, positions, initialization.
         optimization: learning rate, decay and schedule.
         optimizer: what updates the parameters; any torch optimizer by its import path.
-        mixer: sequence mixer of each block in place of attention; then normalizer and attention_gate must be left out.
+        mixer: sequence mixer of each block in place of attention; then the four that follow must be left out.
         normalizer: how attention scores become weights.
         attention_gate: what scales each head's output.
+        exclusion: what is taken out of each head's output before that, as by exclusive self-attention.
+        key_gate: what scales the keys.
         norm: norm before attention and the feed-forward of each block.
         feed_forward_norm: norm before the feed-forward, where it is another one than before attention.
         head_norm: norm before the head.
@@ -96,6 +102,8 @@ class CausalLM(Described, lightning.LightningModule):
         mixer: Callable[[AttentionConfig], SequenceMixer] | None = None,
         normalizer: Callable[[AttentionConfig], Normalizer] = Softmax,
         attention_gate: Callable[[AttentionConfig], AttentionGate] = NoGate,
+        exclusion: Callable[[AttentionConfig], Exclusion] = NoExclusion,
+        key_gate: Callable[[AttentionConfig], KeyGate] = NoKeyGate,
         norm: Callable[[int], Norm] = RMSNorm,
         feed_forward_norm: Callable[[int], Norm] | None = None,
         head_norm: Callable[[int], Norm] = RMSNorm,
@@ -119,9 +127,12 @@ class CausalLM(Described, lightning.LightningModule):
         self.averaging = averaging()
         self.objective.check(self)
         if mixer is not None:
-            reject_attention_options(architecture.attention_config("mixer", context_length), normalizer, attention_gate)
+            config = architecture.attention_config("mixer", context_length)
+            given = {"normalizer": normalizer, "attention_gate": attention_gate}
+            reject_attention_options(config, given | {"exclusion": exclusion, "key_gate": key_gate})
         self.components = Components(
-            mixer=mixer or partial(Attention, normalizer=normalizer, gate=attention_gate),
+            mixer=mixer
+            or partial(Attention, normalizer=normalizer, gate=attention_gate, exclusion=exclusion, key_gate=key_gate),
             norm=norm,
             residual_clip=residual_clip,
             feed_forward=feed_forward,

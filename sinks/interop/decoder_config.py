@@ -8,8 +8,10 @@ from sinks.models.attention import Attention
 from sinks.models.attention_gates import NoGate
 from sinks.models.clips import NoClip
 from sinks.models.decoder import Architecture, Block, Decoder
+from sinks.models.exclusion import NoExclusion
 from sinks.models.experts import Experts
 from sinks.models.feed_forward import SwiGLU
+from sinks.models.key_gates import NoKeyGate
 from sinks.models.normalizers import LearnableSink, Softmax
 from sinks.models.norms import RMSNorm
 from sinks.models.rope import Frequencies, Linear, Llama3, Yarn
@@ -147,6 +149,8 @@ def _require_known_parts(block: Block) -> None:
         "feed_forward_norm": (block.feed_forward_norm.norm, (RMSNorm,)),
         "normalizer": (attention.normalizer, (Softmax, LearnableSink)),
         "attention_gate": (attention.gate, (NoGate,)),
+        "exclusion": (attention.exclusion, (NoExclusion,)),
+        "key_gate": (attention.key_gate, (NoKeyGate,)),
         "residual_clip": (block.attention_clip, (NoClip,)),
         "feed_forward": (block.feed_forward, (SwiGLU, Experts)),
     }

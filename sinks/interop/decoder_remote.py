@@ -14,6 +14,8 @@ from sinks.interop.decoder_config import (
     width_of,
 )
 from sinks.models.attention_gates import (
+    AmplifyingElementwiseGate,
+    AmplifyingHeadwiseGate,
     AttentionGate,
     ElementwiseGate,
     HeadwiseGate,
@@ -24,8 +26,10 @@ from sinks.models.attention_gates import (
 )
 from sinks.models.clips import NoClip
 from sinks.models.decoder import Architecture, Block, Decoder
+from sinks.models.exclusion import NoExclusion
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
 from sinks.models.gated_norm import ACTIVATIONS, AmplifyingGatedNorm, GatedNorm, IdentityGatedNorm
+from sinks.models.key_gates import NoKeyGate
 from sinks.models.normalizers import LearnableSink, Normalizer, OffByOne, SoftCap, Softmax
 from sinks.models.norms import PreAffine, RMSNorm
 from sinks.models.positions import LearnedPositions
@@ -33,8 +37,9 @@ from sinks.models.positions import LearnedPositions
 FILE = "modeling_sinks.py"
 AUTO_MAP = {"AutoConfig": "modeling_sinks.SinksConfig", "AutoModelForCausalLM": "modeling_sinks.SinksForCausalLM"}
 GATES: dict[type[AttentionGate], str] = {
-    HeadwiseGate: "headwise", IdentityHeadwiseGate: "headwise", ElementwiseGate: "elementwise",
-    IdentityElementwiseGate: "elementwise", UnconditionalGate: "unconditional",
+    HeadwiseGate: "headwise", AmplifyingHeadwiseGate: "headwise", IdentityHeadwiseGate: "headwise",
+    ElementwiseGate: "elementwise", AmplifyingElementwiseGate: "elementwise", IdentityElementwiseGate: "elementwise",
+    UnconditionalGate: "unconditional",
 }  # fmt: skip
 SINKS: dict[type[Normalizer], str | None] = {
     Softmax: None, SoftCap: None, LearnableSink: "learned", OffByOne: "zero",
@@ -77,6 +82,8 @@ def _parts(block: Block) -> dict[str, Any]:
     require_no_output_norm(block)
     _require("residual_clip", block.attention_clip, {NoClip})
     _require("normalizer", normalizer, SINKS)
+    _require("exclusion", attention.exclusion, {NoExclusion})
+    _require("key_gate", attention.key_gate, {NoKeyGate})
     _require("feed_forward", feed_forward, MLPS)
     norm = _norm(block.attention_norm.norm)
     if _norm(block.feed_forward_norm.norm) != norm:
@@ -115,7 +122,9 @@ def _norm(norm: Any) -> dict[str, Any]:
 
 def _gate(gate: Any) -> dict[str, Any]:
     _require("attention_gate", gate, GATES)
-    return {"kind": GATES[type(gate)], "offset": getattr(gate, "offset", 0.0), "factor": gate.limit}
+    found = {"kind": GATES[type(gate)], "offset": getattr(gate, "offset", 0.0), "factor": gate.limit}
+    dimensions = getattr(gate, "dimensions", None)
+    return found if dimensions is None else found | {"dimensions": dimensions}
 
 
 def _require(name: str, part: nn.Module, classes: Any) -> None:

@@ -29,7 +29,8 @@ class SinksConfig(PreTrainedConfig):
 
     norm, head_norm: {kind: rms or pre_affine, eps}, or {kind: gated, norm: one of these, rank, granularity: elementwise
         or tensorwise, activation, offset, factor}.
-    attention_gate: {kind: headwise, elementwise or unconditional, offset, factor}, or null.
+    attention_gate: {kind: headwise, elementwise or unconditional, offset, factor}, or null; with `dimensions` if only
+        that many of the input's are read.
     attention_sink: learned, zero or null.
     attention_scale: factor of the logits q . k. attn_logit_softcapping: their limit, or null.
     attention_bias: of the projections to queries, keys and values; attention_out_bias: of the one back.
@@ -102,15 +103,18 @@ def norm_of(options: dict[str, Any], width: int) -> nn.Module:
 
 
 class ProjectedGate(nn.Module):
-    """Pre-activations W x + offset of the gate of attention's output: [B, T, D] -> [B, T, number of gates]."""
+    """Pre-activations W x + offset of the gate of attention's output: [B, T, D] -> [B, T, number of gates].
 
-    def __init__(self, width: int, gates: int, offset: float) -> None:
+    x are the first `dimensions` of the input, or all.
+    """
+
+    def __init__(self, width: int, gates: int, offset: float, dimensions: int | None = None) -> None:
         super().__init__()
-        self.offset = offset
-        self.projection = nn.Linear(width, gates, bias=False)
+        self.offset, self.dimensions = offset, dimensions
+        self.projection = nn.Linear(dimensions or width, gates, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.projection(x) + self.offset
+        return self.projection(x[..., : self.dimensions]) + self.offset
 
 
 class UnconditionalGate(nn.Module):
@@ -128,7 +132,8 @@ def gate_of(options: dict[str, Any], width: int, heads: int, head_dim: int) -> n
     """The gate of attention's output that an entry of config.json describes."""
     if options["kind"] == "unconditional":
         return UnconditionalGate(heads * head_dim)
-    return ProjectedGate(width, heads if options["kind"] == "headwise" else heads * head_dim, options["offset"])
+    gates = heads if options["kind"] == "headwise" else heads * head_dim
+    return ProjectedGate(width, gates, options["offset"], options.get("dimensions"))
 
 
 def eager_attention(

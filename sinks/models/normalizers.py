@@ -288,6 +288,32 @@ class ClippedSoftmax(Normalizer):
         return {"normalizer": "clipped_softmax", "clip": (self.gamma, 1.0)}
 
 
+SOFTPICK_EPS = 1e-6
+
+
+def softpick(scores: Tensor) -> Tensor:
+    """relu(exp(s_j) - 1) / (sum_i |exp(s_i) - 1| + eps), the sum over keys that a query sees.
+
+    Args:
+        scores: s [..., T], -inf where attention is forbidden.
+    """
+    top = scores.detach().amax(-1, keepdim=True).clamp_min(0.0)
+    # |exp(s) - 1| = exp(max(s, 0)) (1 - exp(-|s|)) does not cancel near 0; exp(-top) keeps it finite.
+    sizes = (scores.relu() - top).exp() * -torch.expm1(-scores.abs())
+    total = sizes.masked_fill(scores == -torch.inf, 0.0).sum(-1, keepdim=True)
+    return sizes.masked_fill(scores <= 0, 0.0) / (total + SOFTPICK_EPS * (-top).exp())
+
+
+class Softpick(Normalizer):
+    """Rectified softmax, whose rows sum to at most one and may be empty (arXiv:2504.20966).
+
+    relu(exp(s_j) - 1) / (sum_i |exp(s_i) - 1| + 1e-6). On the reference path, in T x T memory.
+    """
+
+    def options(self) -> dict[str, Any]:
+        return {"normalizer": softpick}
+
+
 class SoftCap(Normalizer):
     """Softmax over cap * tanh(s / cap): logits stay within +-cap.
 

@@ -131,7 +131,7 @@ GROUPS = {group.name: group for group in (
     Group("routes", "attention", "attention",
           ("used", "excess", "relative_value_norms", "row_mass", "first_token_mass", "own_token_mass"),
           lambda r, d: functional.route_accumulators(r.route_inputs()), functional.route_statistics,
-          ("gate_gain", "learned_value_norm", "learned_sink_mass")),
+          ("gate_gain", "learned_value_norm", "learned_sink_mass", "own_value_norms")),
     Group("attention_gate", "attention", "attention", ("gate",),
           lambda r, d: functional.attention_gate_accumulators(r.gate), functional.attention_gate_statistics),
 )}  # fmt: skip

@@ -91,6 +91,8 @@ class AttentionRecord:
         relative_value_norms: norm of each value over the median of its row and key head, w [B, H, T].
         used, excess: sums of w and of max(0, w - 1) by the weights of each query [B, H, T].
         learned_value_norm: w of a learned value [B, H, T].
+        own_value_norms: w of each query's own value, in place of `relative_value_norms` [B, H, T]; None where it is
+            that, as without exclusive self-attention.
         gate_gain: norm of the gated output of a head over that before the gate [B, H, T].
         row_normalized: whether weights of a row, learned sinks included, sum to one; otherwise all masses and sums by
             weights are those of the row divided by `row_mass`.
@@ -120,6 +122,7 @@ class AttentionRecord:
     used: Tensor | None = None
     excess: Tensor | None = None
     learned_value_norm: Tensor | None = None
+    own_value_norms: Tensor | None = None
     gate_gain: Tensor | None = None
     row_normalized: bool = True
     masses: Callable[[Tensor, Tensor, Tensor], Tensor | None] | None = None
@@ -132,7 +135,7 @@ class AttentionRecord:
         assert self.relative_value_norms is not None
         raw = 1.0 if self.row_normalized else self.row_mass.float()
         has_value = self.learned_value_norm is not None
-        return functional.RouteInputs(
+        inputs = functional.RouteInputs(
             used=raw * self.used.float(),
             excess=raw * self.excess.float(),
             row_mass=self.row_mass.float(),
@@ -143,6 +146,8 @@ class AttentionRecord:
             learned=self.learned_sink_mass if has_value else None,
             learned_relative=self.learned_value_norm,
         )
+        own = self.own_value_norms
+        return inputs if own is None else functional.with_own_relative(inputs, own.float())
 
     def of_documents(self, documents: Documents) -> "list[AttentionRecord]":
         """Records of attention that runs across documents: weights are those of whole rows.
@@ -158,7 +163,7 @@ class AttentionRecord:
         names = (
             "q", "k", "v", "first_token_mass", "learned_sink_mass", "own_token_mass", "previous_token_mass", "row_mass",
             "lse", "gate", "key_mass", "value_norms", "value_norm_sums", "relative_value_norms", "used", "excess",
-            "learned_value_norm", "gate_gain",
+            "learned_value_norm", "own_value_norms", "gate_gain",
         )  # fmt: skip
         return [rows, *(part._from_own_tokens() for part in _split(own, names, documents, dim=2))]
 

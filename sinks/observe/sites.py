@@ -105,17 +105,21 @@ class _AttentionSite:
         module.report.listener = listener and (lambda tensors: listener(self._record(tensors, numbers, gain)))
 
     def _record(self, tensors: dict[str, Any], numbers: KeyNumbers, gain: bool) -> AttentionRecord:
-        normalizer, gate = self._module.normalizer, tensors.get("gate")
-        found = numbers.fields(tensors["numbers"], tensors["weighted_sum"]) if numbers else {}
+        module, normalizer, gate = self._module, self._module.normalizer, tensors.get("gate")
+        found: dict[str, Tensor | None] = {}
+        if numbers:
+            found |= numbers.fields(tensors["numbers"], tensors["weighted_sum"])
+        norms = found.get("relative_value_norms")
+        if norms is not None:
+            found["own_value_norms"] = module.exclusion.own_norms(norms)
         if gain and gate is not None:
-            # The fused attention returns the gated output alone.
-            found["gate_gain"] = gate_gain(gate, tensors["output"].float() / gate.float() if gate.dim() == 4 else None)
+            found["gate_gain"] = gate_gain(gate, module.gating.ungated(tensors["before"], tensors["output"], gate))
         return AttentionRecord(
             **found,
             **{name: tensors.get(name) for name in ("q", "k", "v", "gate")},
             **{name: tensors.get(at) for name, at in ROW_STATISTICS.items()},
             learned_sinks=normalizer.learned_sinks,
-            out_weight=self._module.out_weight,
+            out_weight=module.out_weight,
             row_normalized=normalizer.row_normalized,
             masses=normalizer.key_mass,
             within=normalizer.first_token_within if normalizer.separable else None,

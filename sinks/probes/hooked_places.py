@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from sinks.interop.adapter import Adapter
 from sinks.interop.classify import AttentionParts, StreamNorm, parts_of
 from sinks.interop.seam import AttentionCall, Seam, first_tensor
+from sinks.models.attention_gates import LARGEST_LOGIT
 from sinks.probes.places import (
-    LARGEST_LOGIT,
     Attended,
     AttentionEdit,
     AttentionPlace,

@@ -13,7 +13,6 @@ from sinks.models.decoder import Block, Decoder
 from sinks.models.norms import NormSite
 from sinks.models.taps import editing
 from sinks.probes.places import (
-    LARGEST_LOGIT,
     Attended,
     AttentionEdit,
     AttentionPlace,
@@ -80,11 +79,11 @@ class _TappedAttention:
             return x
 
         def replace(x: Tensor) -> Tensor:
-            gate = seen.pop("gate", None)
-            new, rows = edit(_attended(module, seen.pop("q"), seen.pop("k"), seen.pop("v")))
+            gate, v = seen.pop("gate", None), seen.pop("v")
+            new, rows = edit(_attended(module, seen.pop("q"), seen.pop("k"), v))
+            new = module.exclusion(new, v)
             if gate is not None:
-                values = module.gate.values(gate)
-                new = new * (values if values.dim() == 4 else values.unsqueeze(-1))
+                new = module.gate.multiply(new, gate)
             replaced = rows.unsqueeze(-1).expand_as(new)
             return torch.where(_joined(replaced), _joined(new.to(x.dtype)), x)
 
@@ -97,8 +96,7 @@ class _TappedAttention:
         gate = self.module.gate
 
         def replace(activations: Tensor) -> Tensor:
-            opened = edit(gate.values(activations)) / gate.limit
-            return torch.logit(opened).clamp(-LARGEST_LOGIT, LARGEST_LOGIT).to(activations.dtype)
+            return gate.activations(edit(gate.values(activations))).to(activations.dtype)
 
         with editing(self.module, {self.module.gate_tap.site: replace}):
             yield

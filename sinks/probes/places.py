@@ -14,12 +14,10 @@ Norm = Callable[[Tensor], Tensor]  # stream [B, T, D] -> what the sublayer reads
 NormEdit = Callable[[Tensor, Tensor, Norm], Tensor]  # the stream h, norm(h), norm -> in place of norm(h)
 GateEdit = Callable[[Tensor], Tensor]  # values of a gate [B, H, T] or [B, H, T, d] -> in place of them
 
-LARGEST_LOGIT = 40.0  # of a gate; its sigmoid is 1 in float64
-
 
 @dataclass(frozen=True)
 class Attended:
-    """Attention of one layer before its output gate.
+    """Attention of one layer before its output gate, and before exclusive self-attention takes out own values.
 
     Args:
         weights: as used, on the keys of the row [B, H, T, T].
@@ -77,7 +75,7 @@ class AttentionPlace(Protocol):
         """The gate's values are what an edit makes of them inside the `with` block."""
 
     def out_weight(self) -> Tensor | None:
-        """Weight of the output projection [D, H * d]; None where it is no plain product."""
+        """Weight of the output projection [D, H * d]; None where what a value adds is no plain product with it."""
 
 
 @dataclass(frozen=True)

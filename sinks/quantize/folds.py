@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sinks.models.attention_gates import AttentionGate
+from sinks.models.attention_gates import ActivatedGate, AttentionGate
 from sinks.models.clips import ClippedNorm
 from sinks.models.gated_norm import GatedNorm
 from sinks.models.norms import Norm
@@ -35,6 +35,8 @@ class Surroundings:
         gates: on the output of attention, of every block.
         head_widths: of attention's values, of every block.
         clamped: whether the residual stream, or what joins it, is clamped or normed.
+        truncated: whether a gate reads some channels of the stream alone, in any block.
+        exclusive: whether outputs of heads lose their part along the query's own value in any block.
     """
 
     attention_norms: Sequence[str | None]
@@ -43,6 +45,8 @@ class Surroundings:
     gates: Sequence[str | None]
     head_widths: Sequence[int | None]
     clamped: bool
+    truncated: bool = False
+    exclusive: bool = False
 
 
 # Of a norm before a map: factors of each channel folded into it, and the stream before it rotated.
@@ -84,7 +88,11 @@ def norm_name(norm: Norm) -> str | None:
 def gate_name(gate: nn.Module) -> str | None:
     """An output gate in the words of the table."""
     assert isinstance(gate, AttentionGate)
-    known = {"NoGate": "none", "HeadwiseGate": "headwise", "ElementwiseGate": "elementwise"} | {
+    if type(gate) is ActivatedGate:
+        gate = gate.gate
+    known = {
+        "NoGate": "none", "TensorwiseGate": "headwise", "HeadwiseGate": "headwise", "ElementwiseGate": "elementwise",
+        "AmplifyingHeadwiseGate": "headwise", "AmplifyingElementwiseGate": "elementwise",
         "IdentityHeadwiseGate": "headwise", "IdentityElementwiseGate": "elementwise",
         "UnconditionalGate": "unconditional",
     }  # fmt: skip
@@ -115,6 +123,8 @@ def _before(transform: Name, read: Sequence[str | None], around: Surroundings) -
         return _worst([_norm_fold(name, SMOOTHING) for name in read])
     if around.clamped:
         return Fold(False, "the stream or what joins it is clamped or normed, channel by channel")
+    if around.truncated:
+        return Fold(False, "a gate of attention reads some channels alone")
     names = [*around.attention_norms, *around.feed_forward_norms, around.head_norm]
     return _worst([_norm_fold(name, ROTATION) for name in names])
 
@@ -133,6 +143,8 @@ def _after_attention(transform: Name, inputs: Sequence[SharedInput], around: Sur
         read = [[m.out_features for m in each.linears.values()] for each in inputs if each.kind == "attention.in"]
         if any(len(widths) != 3 for widths in read):  # queries, keys and values, which one map may make together
             return UNKNOWN
+        if around.exclusive:
+            return Fold(False, "exclusive self-attention measures lengths of values")
         if any(len(set(widths)) > 1 for widths in read):
             return Fold(False, "query heads that share a value have factors of their own")
         return Fold(True, "value rows / s, output columns * s")

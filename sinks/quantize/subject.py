@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from sinks.errors import UserError
 from sinks.models.attention import Attention
-from sinks.models.attention_gates import AttentionGate
+from sinks.models.attention_gates import AttentionGate, ProjectedGate
 from sinks.models.decoder import Block, Decoder
+from sinks.models.exclusion import NoExclusion
+from sinks.models.key_gates import KeyGate
 from sinks.models.norms import Norm
 from sinks.observe import Site, sites_of
 from sinks.quantize.folds import Surroundings, gate_name, norm_name
@@ -88,7 +90,7 @@ def decoder_subject(
     """The suite's own decoder, held by a model of token ids [B, T] -> logits."""
     blocks = [block for block in decoder.blocks if isinstance(block, Block)]
     parts = [
-        BlockOf(block, block.attention, [m for m in block.modules() if isinstance(m, AttentionGate | Norm)])
+        BlockOf(block, block.attention, [m for m in block.modules() if isinstance(m, AttentionGate | KeyGate | Norm)])
         for block in blocks
     ]
     mixers = [block.attention if isinstance(block.attention, Attention) else None for block in blocks]
@@ -98,6 +100,12 @@ def decoder_subject(
         head_norm=norm_name(decoder.head_norm.norm),
         gates=[None if mixer is None else gate_name(mixer.gate) for mixer in mixers],
         head_widths=[None if mixer is None else mixer.config.head_dim for mixer in mixers],
+        truncated=any(
+            isinstance(m, ProjectedGate) and m.dimensions not in (None, m.config.d_model)
+            for block in blocks
+            for m in block.modules()
+        ),
+        exclusive=any(mixer is not None and not isinstance(mixer.exclusion, NoExclusion) for mixer in mixers),
         clamped=any(
             bool(block.output_norms) or block.attention_clip.cuts or block.feed_forward_clip.cuts for block in blocks
         ),

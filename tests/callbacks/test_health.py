@@ -28,7 +28,8 @@ def test_what_is_counted() -> None:
         "residual/sink_score": np.ones((1, 5)),
     }
     scalars = {"residual/sink_sites": 0.6, "residual/massive_activations": 0.0, "residual/nonfinite": 7.0}
-    counts = {w.what: w.count for w in watched(scalars, Statistics(np.array([1]), arrays, {}))}
+    statistics = Statistics(np.array([1]), arrays, {"attention": ["blocks.0.attention", "blocks.1.attention"]})
+    counts = {w.what: w.count for w in watched(scalars, statistics)}
     assert counts == {
         "attention sink": 2,
         "residual sink": 3,
@@ -36,3 +37,17 @@ def test_what_is_counted() -> None:
         "NaN or infinity": 7,
         "a saturated gate": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (1.0, "a saturated gate formed in 2 of 4 heads (blocks.1.attention)"),
+        (2.0, "a saturated gate formed in 1 of 4 heads (blocks.1.attention)"),
+        (np.inf, None),
+    ],
+)
+def test_saturated_gates_are_named_by_layer(limit: float, expected: str | None) -> None:
+    arrays = {"attention/gate_mean": np.array([[[0.3, 0.5], [0.99, 0.01]]])}
+    statistics = Statistics(np.array([1]), arrays, {"attention": ["blocks.0.attention", "blocks.1.attention"]})
+    assert [w.note(0) for w in watched({}, statistics, limit)] == ([] if expected is None else [expected])

@@ -50,7 +50,7 @@ def test_every_architecture_and_feed_forward_has_every_property(architecture: st
 
 
 RIGHT: dict[str, dict[str, Any]] = {
-    "softpick": {"normalizer": user.Softpick},
+    "rectified": {"normalizer": user.Rectified},
     "squashed": {"norm": user.SquashedNorm, "head_norm": user.SquashedNorm},
     "doubled gate": {"norm": user.DoubledGate},
     "silent attention": {"mixer": user.RunningMean},
@@ -108,8 +108,8 @@ def test_overriding_attend_is_rejected_at_construction() -> None:
 
 
 def test_a_mixer_with_attention_options_is_rejected() -> None:
-    with pytest.raises(UserError, match=r"model.normalizer Softpick would have no effect"):
-        user.small(mixer=user.RunningMean, normalizer=user.Softpick)
+    with pytest.raises(UserError, match=r"model.normalizer Rectified would have no effect"):
+        user.small(mixer=user.RunningMean, normalizer=user.Rectified)
 
 
 def test_not_tried_is_reported() -> None:

@@ -17,23 +17,21 @@ from sinks.models.norms import Norm, RMSNorm
 # -- right ------------------------------------------------------------------------------------------------------
 
 
-def softpick(scores: Tensor) -> Tensor:
-    """relu(e^s - 1) / sum |e^s - 1| over the keys a query sees (arXiv:2504.20966), its largest exponent taken out."""
-    largest = scores.amax(-1, keepdim=True).clamp_min(0.0)
-    shifted = (scores - largest).exp() - (-largest).exp()
-    total = shifted.abs().masked_fill(scores == -torch.inf, 0.0).sum(-1, keepdim=True)
-    return shifted.relu() / (total + 1e-6)
+def rectified(scores: Tensor) -> Tensor:
+    """relu(s) / sum relu(s) over the keys a query sees; a row may be empty."""
+    positive = scores.relu()
+    return positive / positive.sum(-1, keepdim=True).clamp_min(1e-6)
 
 
-class Softpick(Normalizer):
-    """Rectified softmax.
+class Rectified(Normalizer):
+    """Rectified scores.
 
     Args:
         config: widths and names of the attention sublayer.
     """
 
     def options(self) -> dict[str, Any]:
-        return {"normalizer": softpick}
+        return {"normalizer": rectified}
 
 
 class TemperedNorm(RMSNorm):

@@ -16,6 +16,8 @@ ALIKE = (
     "clip-first-token", "clip-other-tokens", "decayed-gains", "derf", "gain-free-norm", "gated-both-muon",
     "gated-norm-alone", "gated-norm-attention", "gated-norm-feed-forward", "gated-norm-head", "gated-norm-tensorwise",
     "layer-norm", "single-scalar-norm", "zero-centered-norm", "zero-centered-norm-decayed",
+    "gated-attention-from-one", "gated-attention-silu", "gated-attention-tensorwise", "gated-attention-truncated",
+    "gated-keys", "softpick", "xsa", "xsa-learned", "xsa-learned-from-zero",
 )  # fmt: skip
 EVERY_VARIANT = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in VARIANTS]
 NEEDS_THRESHOLD = ("clip-residual", "clip-first-token", "clip-other-tokens")

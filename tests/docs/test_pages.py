@@ -74,7 +74,7 @@ def test_the_variant_is_built_from_its_files(reader: Path) -> None:
     assert isinstance(model, CausalLM)
     model.configure_model()
     used = {type(module).__name__ for module in model.modules()}
-    assert {"Softpick", "ScalarNorm"} <= used
+    assert {"Rectified", "ScalarNorm"} <= used
 
 
 @every_page

@@ -19,8 +19,10 @@ from sinks.families.start_from import start
 from sinks.families.stored import stored_model
 from sinks.models.attention_gates import ElementwiseGate, HeadwiseGate, IdentityElementwiseGate, IdentityHeadwiseGate
 from sinks.models.decoder import Architecture
+from sinks.models.exclusion import LearnedExclusion
 from sinks.models.execution import Execution
 from sinks.models.gated_norm import GatedNorm, IdentityGatedNorm
+from sinks.models.key_gates import GatedKeys
 from sinks.models.normalizers import LearnableSink
 from sinks.models.norms import PreAffine, RMSNorm
 from sinks.models.taps import taps_of
@@ -48,6 +50,9 @@ IDENTITIES: dict[str, dict[str, Any]] = {
     },
     "headwise": {"attention_gate": IdentityHeadwiseGate},
     "elementwise": {"attention_gate": IdentityElementwiseGate},
+    "truncated": {"attention_gate": partial(IdentityHeadwiseGate, dimensions=3)},
+    "keys": {"key_gate": GatedKeys},
+    "exclusion": {"exclusion": partial(LearnedExclusion, initial=0.0)},
     "pre-affine": {"norm": partial(PreAffine, eps=EPS), "head_norm": partial(PreAffine, eps=EPS)},
     "all": {
         "norm": partial(IdentityGatedNorm, rank=3, norm=partial(PreAffine, eps=EPS)),
@@ -56,7 +61,7 @@ IDENTITIES: dict[str, dict[str, Any]] = {
 }
 ALL = IDENTITIES["all"]
 SINK = {"normalizer": partial(LearnableSink, sink_scale=10.0, initial=-5.0)}
-NEW = ("down.weight", "up.weight", "gate.projection.weight", "pre", "sink")
+NEW = ("down.weight", "up.weight", "gate.projection.weight", "key_gate.projection.weight", "strength", "pre", "sink")
 
 
 def data() -> Backcopy:

@@ -6,12 +6,16 @@ from functools import partial
 from typing import Any
 
 from sinks.families import Baseline, CausalLM, Clipped, Gated, NoNorm, SinkAbsorbed
+from sinks.models.attention_gates import ActivatedGate, AmplifyingHeadwiseGate, ElementwiseGate, TensorwiseGate
 from sinks.models.decoder import Architecture
 from sinks.models.derf import Derf
+from sinks.models.exclusion import ExclusiveSelfAttention, LearnedExclusion
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
 from sinks.models.gains import GainFreeRMSNorm, ScalarGainRMSNorm, ZeroCenteredRMSNorm
 from sinks.models.gated_norm import AmplifyingGatedNorm, GatedNorm
+from sinks.models.key_gates import GatedKeys
 from sinks.models.layer_norm import LayerNorm
+from sinks.models.normalizers import Softpick
 from sinks.models.norms import IdentityNorm, Norm, RMSNorm
 from sinks.models.seed_norm import SeeDNorm
 
@@ -42,6 +46,13 @@ VARIANTS: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
     "identity-norm-gate": (Gated, {"attention_gate": "none", "norm_rank": 3, "norm_activation": "identity"}),
     "gate-dyt": (Gated, {"attention_gate": "none", "norm_gate": "gate_dyt", "norm_rank": 3}),
     "gated": (Gated, {"norm_rank": 3}),
+    "softpick": (CausalLM, {"normalizer": Softpick}),
+    "learned-exclusion": (CausalLM, {"exclusion": partial(LearnedExclusion, initial=0.3)}),
+    "tensorwise-gate": (CausalLM, {"attention_gate": TensorwiseGate}),
+    "truncated-gate": (CausalLM, {"attention_gate": partial(AmplifyingHeadwiseGate, dimensions=3)}),
+    "silu-gate": (CausalLM, {"attention_gate": partial(ActivatedGate, activation="silu")}),
+    "gated-keys": (CausalLM, {"key_gate": GatedKeys}),
+    "exclusive+gate": (CausalLM, {"exclusion": ExclusiveSelfAttention, "attention_gate": ElementwiseGate}),
 }
 
 NORMS: dict[str, type[Norm]] = {

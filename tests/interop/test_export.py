@@ -12,9 +12,12 @@ from sinks.errors import UserError
 from sinks.families import Baseline, CausalLM, Clipped, Gated, NoNorm, SinkAbsorbed
 from sinks.interop.decoder_export import export
 from sinks.interop.decoder_import import import_model
+from sinks.models.attention_gates import ActivatedGate, TensorwiseGate
 from sinks.models.decoder import Architecture, LayerOptions
+from sinks.models.exclusion import ExclusiveSelfAttention, LearnedExclusion
 from sinks.models.experts import Experts
-from sinks.models.normalizers import LearnableSink
+from sinks.models.key_gates import GatedKeys
+from sinks.models.normalizers import LearnableSink, Softpick
 from sinks.models.norms import PreAffine
 from tests.families.variants import SMALL
 from tests.interop.shapes import assert_same_logits, tiny, tokens, transformers
@@ -93,6 +96,15 @@ def test_learned_sinks_and_experts_are_gpt_oss(tmp_path: Path) -> None:
         (partial(Clipped, architecture=SMALL, residual_threshold=1.0), "residual_clip Clamp"),
         (partial(SinkAbsorbed, architecture=SMALL, attention="key_value_bias"), "normalizer KeyValueBias"),
         (partial(CausalLM, architecture=SMALL, norm=PreAffine, feed_forward=Experts), "feed_forward Experts"),
+        (partial(CausalLM, architecture=SMALL, exclusion=ExclusiveSelfAttention), "exclusion ExclusiveSelfAttention"),
+        (partial(CausalLM, architecture=SMALL, exclusion=LearnedExclusion), "exclusion LearnedExclusion"),
+        (partial(CausalLM, architecture=SMALL, normalizer=Softpick), "normalizer Softpick"),
+        (partial(CausalLM, architecture=SMALL, key_gate=GatedKeys), "key_gate GatedKeys"),
+        (partial(CausalLM, architecture=SMALL, attention_gate=TensorwiseGate), "attention_gate TensorwiseGate"),
+        (
+            partial(CausalLM, architecture=SMALL, attention_gate=partial(ActivatedGate, activation="tanh")),
+            "attention_gate ActivatedGate",
+        ),
         (partial(Baseline, architecture=wide(rope_fraction=0.5)), "rope_fraction"),
         (partial(Baseline, architecture=wide(layer_pattern=(LayerOptions(2), LayerOptions(3)))), "several widths"),
     ],

@@ -75,6 +75,8 @@ def test_every_parameter_is_of_one_kind(name: str, tied: bool) -> None:
     assert counts["feed-forward"] == 2 * 2 * 16 * 24
     assert counts.get("norm gates", 0) == (0 if "norm-gate" not in name and name not in GATED else GATES[name])
     assert counts.get("attention gates", 0) == ATTENTION_GATES.get(name, 0)
+    assert counts.get("key gates", 0) == (2 * 16 * 12 if name == "gated-keys" else 0)
+    assert counts.get("attention exclusion", 0) == (2 * 4 if name == "learned-exclusion" else 0)
 
 
 GATED = ("gated-norm", "gate-dyt", "gated")
@@ -90,4 +92,8 @@ ATTENTION_GATES = {
     "elementwise-gate": 2 * 16 * 24,
     "unconditional-gate": 2 * 24,
     "gated": 2 * 16 * 24,
+    "exclusive+gate": 2 * 16 * 24,
+    "tensorwise-gate": 2 * 16,
+    "truncated-gate": 2 * 3 * 4,
+    "silu-gate": 2 * 16 * 24,
 }

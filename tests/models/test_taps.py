@@ -172,7 +172,7 @@ def test_an_unknown_site_is_rejected_with_the_nearest() -> None:
     [
         name
         for name in VARIANTS
-        if name not in (*RESIDUAL_SIDE, "clipped-softmax", "soft-cap", "sigmoid", "sigmoid+dyt")
+        if name not in (*RESIDUAL_SIDE, "clipped-softmax", "soft-cap", "sigmoid", "sigmoid+dyt", "softpick")
     ],
 )
 @torch.no_grad()

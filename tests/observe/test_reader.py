@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sinks.errors import UserError
-from sinks.families import CausalLM, Gated
+from sinks.families import CausalLM
 from sinks.observe import Reader, sites_of
 from sinks.observe.groups import GROUPS
 from sinks.observe.summary import SCALARS
@@ -35,7 +35,7 @@ def test_first_token_mass_agrees_with_the_attention_maps(name: str, tokens: torc
     model = build(name).eval()
     _, arrays = read(model, tokens)
     maps = torch.stack([model.attention_maps(row[None]) for row in tokens])  # [B, layers, heads, T, T]
-    if name in ("sigmoid", "sigmoid+dyt", "clipped-softmax"):
+    if name in ("sigmoid", "sigmoid+dyt", "clipped-softmax", "softpick"):
         maps = maps / maps.sum(-1, keepdim=True).clamp_min(1e-30)
     expected = maps[..., 1:, 0].mean(dim=(0, 3))
     torch.testing.assert_close(arrays["attention/first_token_mass"], expected, rtol=1e-4, atol=1e-5)
@@ -50,11 +50,13 @@ def test_first_token_mass_agrees_with_the_attention_maps(name: str, tokens: torc
 def test_every_variant_reports_its_statistics(name: str, tokens: torch.Tensor) -> None:
     scalars, arrays = read(build(name).eval(), tokens)
     assert ("attention/gate_mean" in scalars) == (
-        VARIANTS[name][1].get("attention_gate", "elementwise") != "none" and VARIANTS[name][0] is Gated
+        (name.endswith("gate") and "norm-gate" not in name) or name == "gated"
     )
     gated = name in ("gated", "gated-norm", "gate-dyt", "seednorm") or "norm-gate" in name
     assert ("norm/gate_mean" in scalars) == gated
-    assert ("attention/contribution_share" in scalars) == (name not in ("key-value-bias", "key-bias"))
+    assert ("attention/contribution_share" in scalars) == (
+        name not in ("key-value-bias", "key-bias") and "exclusi" not in name
+    )
     assert ("norm/bound" in scalars) is False  # no sink dimensions yet
     assert ("residual/clipped_share" in scalars) == name.startswith("clip-")
     assert ("norm/gain_at_sink" in scalars) == (name not in ("no-norm", "seednorm"))

@@ -2,13 +2,20 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sinks.models.attention_gates import ElementwiseGate, HeadwiseGate, IdentityHeadwiseGate
+from sinks.models.attention_gates import (
+    ActivatedGate,
+    ElementwiseGate,
+    HeadwiseGate,
+    IdentityHeadwiseGate,
+    TensorwiseGate,
+)
 from sinks.models.normalizers import ClippedSoftmax, KeyValueBias, LearnableSink, Sigmoid, SoftCap
 from sinks.observe.detection import Detection
 from sinks.probes.attention import (
@@ -38,6 +45,8 @@ OWN_PARTS: dict[str, dict[str, Any]] = {
     "headwise": {"attention_gate": HeadwiseGate},
     "elementwise": {"attention_gate": ElementwiseGate},
     "identity-gate": {"attention_gate": IdentityHeadwiseGate},
+    "tensorwise": {"attention_gate": TensorwiseGate},
+    "silu": {"attention_gate": partial(ActivatedGate, activation="silu")},
 }
 FAMILIES = ("Llama", "Gemma 2", "gpt-oss", "Qwen3-Next")
 Built = tuple[Places, Callable[[Tensor], Tensor]]
@@ -276,7 +285,7 @@ def test_a_later_start_counts_no_row_twice(name: str) -> None:
     assert torch.equal(losses, losses_again)
 
 
-@pytest.mark.parametrize("name", ["headwise", "elementwise", "identity-gate", "Qwen3-Next"])
+@pytest.mark.parametrize("name", ["headwise", "elementwise", "identity-gate", "tensorwise", "silu", "Qwen3-Next"])
 def test_a_gate_at_its_mean_and_at_one(name: str) -> None:
     built, tokens = build(name), rows()[:, :-1]
     places, logits = built

@@ -6,14 +6,24 @@ In float64, of two layers with random gains and biases, as a relative change of 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sinks.models.attention_gates import ElementwiseGate, HeadwiseGate, NoGate, UnconditionalGate
+from sinks.models.attention_gates import (
+    ActivatedGate,
+    AmplifyingHeadwiseGate,
+    ElementwiseGate,
+    HeadwiseGate,
+    NoGate,
+    TensorwiseGate,
+    UnconditionalGate,
+)
 from sinks.models.clips import Clamp, ClippedNorm, NoClip
 from sinks.models.decoder import Architecture
+from sinks.models.exclusion import ExclusiveSelfAttention, LearnedExclusion
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
 from sinks.models.gated_norm import GatedNorm, GateDyT
 from sinks.models.norms import DyT, IdentityNorm, PreAffine, RMSNorm
@@ -172,6 +182,15 @@ def test_a_rotated_stream(name: str, transform: str) -> None:
     assert_held(folds["attention.in"], change_of(of, rotate_stream))
 
 
+def test_a_rotated_stream_that_a_gate_reads_in_part() -> None:
+    of = random_subject(attention_gate=partial(HeadwiseGate, dimensions=WIDTH))
+    fold = folds_of("hadamard", of.inputs(), of.around)["attention.in"]
+    assert fold.exact is True
+    assert_held(fold, change_of(of, rotate_stream))
+    of = random_subject(attention_gate=partial(HeadwiseGate, dimensions=4))
+    assert folds_of("hadamard", of.inputs(), of.around)["attention.in"].exact is False
+
+
 @pytest.mark.parametrize("clip", [NoClip, partial(Clamp, threshold=2.0)])
 def test_a_rotated_stream_that_is_clamped(clip: Callable[[str], nn.Module]) -> None:
     of = random_subject(residual_clip=clip)
@@ -196,14 +215,31 @@ def test_factors_folded_into_the_values(gate: type) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gate", "exact"), [(NoGate, True), (HeadwiseGate, True), (ElementwiseGate, False), (UnconditionalGate, False)]
-)
-def test_rotated_values(gate: type, exact: bool) -> None:
+    ("gate", "exact"),
+    [
+        (NoGate, True), (HeadwiseGate, True), (TensorwiseGate, True), (AmplifyingHeadwiseGate, True),
+        (partial(ActivatedGate, activation="tanh", gate=HeadwiseGate), True),
+        (ElementwiseGate, False), (partial(ActivatedGate, activation="silu"), False), (UnconditionalGate, False),
+    ],
+)  # fmt: skip
+def test_rotated_values(gate: Any, exact: bool) -> None:
     of = random_subject(attention_gate=gate)
     fold = folds_of("hadamard-16", of.inputs(), of.around)["attention.out"]
     assert fold.exact is exact
     assert_held(fold, change_of(of, rotate_values))
     assert folds_of("hadamard", of.inputs(), of.around)["attention.out"].exact is False
+
+
+@pytest.mark.parametrize("exclusion", [ExclusiveSelfAttention, LearnedExclusion])
+def test_values_under_exclusive_self_attention_are_rotated_and_not_scaled(exclusion: type) -> None:
+    of = random_subject(PLAIN, exclusion=exclusion)
+    fold = folds_of("smooth-all", of.inputs(), of.around)["attention.out"]
+    assert fold.exact is False
+    assert_held(fold, change_of(of, smooth_values))
+    of = random_subject(PLAIN, exclusion=exclusion)
+    fold = folds_of("hadamard-16", of.inputs(), of.around)["attention.out"]
+    assert fold.exact is True
+    assert_held(fold, change_of(of, rotate_values))
 
 
 @pytest.mark.parametrize(("feed_forward", "exact"), [(SwiGLU, True), (SigmoidGLU, True), (GELU, False)])

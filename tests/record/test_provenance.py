@@ -11,11 +11,15 @@ from sinks.described import section_of
 from sinks.families import CausalLM, Optimization
 from sinks.families.averaging import NoAveraging
 from sinks.families.objectives import NextToken
+from sinks.models.attention_gates import HeadwiseGate
+from sinks.models.exclusion import NoExclusion
+from sinks.models.key_gates import NoKeyGate
 from sinks.models.normalizers import LearnableSink
 from sinks.models.norms import IdentityNorm
 from sinks.record import provenance as module
 from sinks.record.fingerprint import (
     ADDED_TO_ARCHITECTURE,
+    ADDED_TO_GATE,
     ADDED_TO_MODEL,
     ADDED_TO_NORMALIZER,
     ADDED_TO_OPTIMIZATION,
@@ -151,11 +155,21 @@ LATER: dict[str, Any] = {
     "averaging": NoAveraging,
     "feed_forward_norm": None,
     "output_norm": IdentityNorm,
+    "exclusion": NoExclusion,
+    "key_gate": NoKeyGate,
 }
 
 
 def test_options_of_the_model_that_were_added_later_do_not_either() -> None:
-    built = CausalLM(11, 12, architecture=SMALL, optimization=Optimization(), **LATER, normalizer=LearnableSink)
+    built = CausalLM(
+        11,
+        12,
+        architecture=SMALL,
+        optimization=Optimization(),
+        normalizer=LearnableSink,
+        attention_gate=HeadwiseGate,
+        **LATER,
+    )
     section = section_of(built, "vocab_size", "context_length")
     assert {key: section["init_args"][key] for key in ADDED_TO_MODEL} == ADDED_TO_MODEL
     optimization = section["init_args"].pop("optimization")
@@ -163,12 +177,15 @@ def test_options_of_the_model_that_were_added_later_do_not_either() -> None:
     first = {key: value for key, value in optimization.items() if key not in ADDED_TO_OPTIMIZATION}
     before = {key: value for key, value in section["init_args"].items() if key not in ADDED_TO_MODEL}
     sink = {"class_path": before["normalizer"]["class_path"]}
+    gated = {"class_path": before["attention_gate"]["class_path"]}
 
-    def fingerprint(normalizer: dict[str, float], **options: Any) -> str:
+    def fingerprint(normalizer: dict[str, float], gate: dict[str, Any] | None = None, **options: Any) -> str:
         arguments = before | {"normalizer": sink | {"init_args": {"sink_scale": 1.0} | normalizer}} | options
+        arguments |= {"attention_gate": gated | {"init_args": {"initial_gate": 0.5} | (gate or {})}}
         return config_fingerprint(CONFIG | {"model": {**section, "init_args": arguments}}, "data")
 
-    assert fingerprint({}) == fingerprint(ADDED_TO_NORMALIZER, **ADDED_TO_MODEL)
+    assert fingerprint({}) == fingerprint(ADDED_TO_NORMALIZER, ADDED_TO_GATE, **ADDED_TO_MODEL)
+    assert fingerprint({}) != fingerprint({}, {"dimensions": 4})
     assert fingerprint({}, optimization=first) == fingerprint({}, optimization=optimization)
     assert fingerprint({}, optimization=first) != fingerprint({}, optimization=first | {"decay_fraction": 0.1})
     assert fingerprint({}) != fingerprint({"initial": -5.0})

@@ -17,7 +17,7 @@ from sinks.runs import load_run
 from tests.cli.small import fit
 
 PARTS: dict[str, dict[str, Any]] = {
-    "softpick": {"normalizer": "Softpick"},
+    "rectified": {"normalizer": "Rectified"},
     "tempered": {"norm": "TemperedNorm", "head_norm": "TemperedNorm"},
     "squashed": {"norm": "SquashedNorm", "head_norm": "SquashedNorm"},
     "silent": {"mixer": "RunningMean"},

@@ -277,11 +277,12 @@ def test_rows_without_any_mass_are_excluded_and_counted() -> None:
 # -- gates ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("lowest", [0.0, -0.5], ids=["of one sign", "of both signs"])
 @pytest.mark.parametrize("width", [None, 5])
 @pytest.mark.parametrize("length", [1, 2, 9])
-def test_attention_gates(width: int | None, length: int) -> None:
+def test_attention_gates(width: int | None, length: int, lowest: float) -> None:
     shape = (3, 2, length) if width is None else (3, 2, length, width)
-    gate = torch.rand(shape, generator=torch.Generator().manual_seed(6)) ** 2
+    gate = lowest + torch.rand(shape, generator=torch.Generator().manual_seed(6)) ** 2
     found = F.attention_gate_statistics(F.attention_gate_accumulators(gate))
     nested = (gate.unsqueeze(-1) if width is None else gate).double().tolist()
     for head in range(2):
@@ -290,11 +291,11 @@ def test_attention_gates(width: int | None, length: int) -> None:
         rest = [g for sample in nested for token in sample[head][1:] for g in token]
         close(found["gate_mean"][head], fmean(every))
         close(found["gate_std"][head], pstdev(every))
-        close(found["gate_closed"][head], fmean(g < 0.1 for g in every))
+        close(found["gate_closed"][head], fmean(abs(g) < 0.1 for g in every))
         close(found["gate_first"][head], fmean(first))
         if rest:
             close(found["gate_rest"][head], fmean(rest))
-            close(found["gate_first_over_rest"][head], fmean(first) / fmean(rest))
+            close(found["gate_first_over_rest"][head], fmean(map(abs, first)) / fmean(map(abs, rest)))
         else:
             assert found["gate_rest"][head].isnan()
 

@@ -76,6 +76,7 @@ from sinks.stats.functional.routes import (
     routes,
     scale_accumulators,
     scale_statistics,
+    with_own_relative,
 )
 from sinks.stats.functional.sink_dimensions import (
     bound_accumulators,

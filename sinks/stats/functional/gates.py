@@ -16,7 +16,7 @@ from sinks.stats.functional.sums import (
     wide,
 )
 
-# A gate below this counts as closed.
+# A gate smaller than this counts as closed.
 CLOSED = 0.1
 DECILES = 10
 
@@ -26,16 +26,18 @@ def attention_gate_accumulators(gate: Tensor) -> dict[str, Tensor]:
 
     Returns:
         count, first_count: values of each head at all tokens, and at token 0 alone.
-        gate_sum, square_sum, closed_sum: [H] sums of g, g^2 and [g < 0.1] over all tokens.
+        gate_sum, square_sum, closed_sum: [H] sums of g, g^2 and [|g| < 0.1] over all tokens.
         first_sum, rest_sum: [H] sums of g over tokens 0, and over all others.
+        first_size_sum, rest_size_sum: [H] the same of |g|.
     """
     g = gate.float().unsqueeze(-1) if gate.dim() == 3 else gate.float()
     batch, _, length, width = g.shape
     mean = g.mean(-1)
     gates = mean.to(wide(g.device)) * width
     square = torch.linalg.vector_norm(g - mean.unsqueeze(-1), dim=-1).square() + gates.square() / width
-    closed = torch.where(torch.isfinite(mean), (g < CLOSED).sum(-1), torch.nan)
+    closed = torch.where(torch.isfinite(mean), (g.abs() < CLOSED).sum(-1), torch.nan)
     first, rest = total(gates[..., 0], 0), total(gates[..., 1:], (0, 2))
+    sizes = g.abs().mean(-1).to(wide(g.device)) * width
     return {
         "count": number(batch * length * width, g),
         "first_count": number(batch * width, g),
@@ -44,6 +46,8 @@ def attention_gate_accumulators(gate: Tensor) -> dict[str, Tensor]:
         "closed_sum": total(closed, (0, 2)),
         "first_sum": first,
         "rest_sum": rest,
+        "first_size_sum": total(sizes[..., 0], 0),
+        "rest_size_sum": total(sizes[..., 1:], (0, 2)),
         "nonfinite": nonfinite(g),
     }
 
@@ -53,21 +57,25 @@ def attention_gate_statistics(accumulators: dict[str, Tensor]) -> dict[str, Tens
 
     Returns:
         gate_mean, gate_std: of all values; a deviation near 0 means a constant factor.
-        gate_closed: fraction of values below 0.1.
+        gate_closed: fraction of values below 0.1 in size.
         gate_first, gate_rest: mean at token 0, and at all others (NaN if T is 1).
-        gate_first_over_rest: their ratio; far below 1 the gate does at token 0 what a sink did.
+        gate_first_over_rest: the ratio of mean |g|, that of the two where gates are not negative; far below 1 the gate
+            does at token 0 what a sink did.
     """
     count, first_count = accumulators["count"], accumulators["first_count"]
     mean, cv = spread(accumulators["square_sum"], accumulators["gate_sum"], count)
-    first, rest = accumulators["first_sum"] / first_count, accumulators["rest_sum"] / (count - first_count)
+    first, rest = (
+        {n: accumulators[f"{at}{n}_sum"] / tokens for n in ("", "_size")}
+        for at, tokens in (("first", first_count), ("rest", count - first_count))
+    )
     return narrow(
         {
             "gate_mean": mean,
             "gate_std": torch.where(mean == 0, 0.0, cv * mean.abs()),
             "gate_closed": accumulators["closed_sum"] / count,
-            "gate_first": first,
-            "gate_rest": rest,
-            "gate_first_over_rest": quotient(first, rest),
+            "gate_first": first[""],
+            "gate_rest": rest[""],
+            "gate_first_over_rest": quotient(first["_size"], rest["_size"]),
             "nonfinite": accumulators["nonfinite"],
         }
     )

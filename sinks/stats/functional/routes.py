@@ -12,9 +12,13 @@ learned sink; negative where sigmoid weights sum to more than one. The rest is l
 own (that of the first query is the first token), at a learned key with a value, and at other tokens. So an attention
 sink, a learned sink and a closed gate are measured by what they have in common, the weight that is left: a definition
 of this project for the view of arXiv:2601.22966, section 3, that they do the same.
+
+Exclusive self-attention of strength s takes out of the output its part along the query's own value v_t, so that a_t v_t
+leaves (1 - s) a_t v_t: w of the own key is |1 - s| |v_t| / m, 0 at s = 1. What it takes of other values along v_t does
+not count, as w is of norms alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,9 +70,10 @@ class RouteInputs:
         row_mass: sum_k a_k, a learned key with a value included.
         first: weight on the first token.
         own: weight on the query's own token.
-        relative: w of the tokens.
+        relative: w of the tokens, as keys of other queries.
         gain: of the output gate; None without one.
         learned, learned_relative: weight on a learned key, and w of its value; None without one.
+        own_relative: w of the query's own key, counted in `used` and `excess`; None where it is that of the token.
     """
 
     used: Tensor
@@ -80,6 +85,18 @@ class RouteInputs:
     gain: Tensor | None = None
     learned: Tensor | None = None
     learned_relative: Tensor | None = None
+    own_relative: Tensor | None = None
+
+
+def with_own_relative(x: RouteInputs, own_relative: Tensor) -> RouteInputs:
+    """The inputs with another w of each query's own key [B, H, T]; before, it is that of the token."""
+    above, own_above = ((w - 1).clamp_min(0.0) for w in (x.relative, own_relative))
+    return replace(
+        x,
+        used=x.used - x.own * (x.relative - own_relative),
+        excess=x.excess - x.own * (above - own_above),
+        own_relative=own_relative,
+    )
 
 
 def routes(x: RouteInputs) -> dict[str, Tensor]:
@@ -89,8 +106,10 @@ def routes(x: RouteInputs) -> dict[str, Tensor]:
         effective_weight, missing, lost_first, lost_own, lost_other, excess; `closed` with a gate, `lost_learned` with
         a learned key.
     """
-    lacking = _lacking(x.relative)
-    lost_first, lost_own = x.first * lacking[..., :1], x.own * lacking
+    lacking, own_lacking = _lacking(x.relative), _lacking(x.relative if x.own_relative is None else x.own_relative)
+    lost_first, lost_own = x.first * lacking[..., :1], x.own * own_lacking
+    # The own key of the first query is the first token.
+    lost_first = torch.cat([x.first[..., :1] * own_lacking[..., :1], lost_first[..., 1:]], dim=-1)
     lost_own = torch.cat([torch.zeros_like(lost_own[..., :1]), lost_own[..., 1:]], dim=-1)
     # sum_k a_k max(0, 1 - w_k) = sum_k a_k (1 - w_k + max(0, w_k - 1))
     lost_other = x.row_mass - x.used + x.excess - lost_first - lost_own

@@ -8,14 +8,14 @@ from benchmarks.gpu_report.recipe import build
 from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.models.gated_norm import GatedNorm
-from tests.checks.user_parts import RunningMean, Softpick, SquashedNorm
+from tests.checks.user_parts import Rectified, RunningMean, SquashedNorm
 
 SIZE = {"architecture": {"d_model": 16, "n_layers": 1, "n_heads": 2, "ffn_hidden": 24}}
 
 
 def test_axes_take_classes_by_path_with_options() -> None:
     parts = {
-        "normalizer": {"class_path": "tests.checks.user_parts.Softpick"},
+        "normalizer": {"class_path": "tests.checks.user_parts.Rectified"},
         "norm": {
             "class_path": "GatedNorm",
             "init_args": {
@@ -30,7 +30,7 @@ def test_axes_take_classes_by_path_with_options() -> None:
     model = build({"class_path": "CausalLM", "init_args": SIZE | parts}, 11, 12)
     assert type(model) is CausalLM
     block = model.make_decoder().blocks[0]
-    assert isinstance(block.attention.normalizer, Softpick)  # type: ignore[union-attr]
+    assert isinstance(block.attention.normalizer, Rectified)  # type: ignore[union-attr]
     norm = block.attention_norm.norm  # type: ignore[union-attr]
     assert isinstance(norm, GatedNorm)
     assert isinstance(norm.norm, SquashedNorm)
