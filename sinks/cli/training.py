@@ -22,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 import sinks.data.backcopy
 import sinks.data.text
-import sinks.families  # noqa: F401  (its classes resolve by their short names)
+import sinks.families
+import sinks.models.gated_delta_net  # noqa: F401  (their classes resolve by their short names)
 from sinks.callbacks import RunCheckpoints, SinkStatistics
 from sinks.cli.explain import explain
 from sinks.cli.parser import OneLineErrors, checked_configs, files_first, one_line

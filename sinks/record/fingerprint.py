@@ -37,12 +37,13 @@ ADDED_TO_ARCHITECTURE = {
     "qk_norm_eps": 1e-6,
 }
 # The same of `model` itself, of its optimization, and of its normalizer.
-ADDED_TO_MODEL = {
+ADDED_TO_MODEL: dict[str, Any] = {
     "start_from": None,
     "objective": {"class_path": "sinks.families.objectives.NextToken"},
     "averaging": {"class_path": "sinks.families.averaging.NoAveraging"},
     "feed_forward_norm": None,
     "output_norm": {"class_path": "sinks.models.norms.IdentityNorm"},
+    "mixer_pattern": [],
 }
 ADDED_TO_OPTIMIZATION = {"decay_fraction": 0.2}
 ADDED_TO_NORMALIZER = {"initial": 0.0}

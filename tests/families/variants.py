@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from sinks.families import Baseline, CausalLM, Clipped, Gated, NoNorm, SinkAbsorbed
+from sinks.models.attention_gates import ElementwiseGate
 from sinks.models.decoder import Architecture
 from sinks.models.derf import Derf
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
@@ -14,8 +15,10 @@ from sinks.models.gated_norm import AmplifyingGatedNorm, GatedNorm
 from sinks.models.layer_norm import LayerNorm
 from sinks.models.norms import IdentityNorm, Norm, RMSNorm
 from sinks.models.seed_norm import SeeDNorm
+from sinks.models.gated_delta_net import GatedDeltaNet
 
 SMALL = Architecture(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, ffn_hidden=24, init_std=0.3)
+HYBRID = {"mixer": GatedDeltaNet, "mixer_pattern": ("mixer", "attention")}
 
 VARIANTS: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
     "baseline": (Baseline, {}),
@@ -42,6 +45,12 @@ VARIANTS: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
     "identity-norm-gate": (Gated, {"attention_gate": "none", "norm_rank": 3, "norm_activation": "identity"}),
     "gate-dyt": (Gated, {"attention_gate": "none", "norm_gate": "gate_dyt", "norm_rank": 3}),
     "gated": (Gated, {"norm_rank": 3}),
+    "linear": (CausalLM, {"mixer": GatedDeltaNet}),
+    "hybrid": (CausalLM, {"mixer": GatedDeltaNet, "mixer_pattern": ("mixer", "attention")}),
+    "hybrid-gated": (
+        CausalLM,
+        {"mixer": GatedDeltaNet, "mixer_pattern": ("mixer", "attention"), "attention_gate": ElementwiseGate},
+    ),
 }
 
 NORMS: dict[str, type[Norm]] = {
@@ -63,6 +72,7 @@ RESIDUAL_SIDE: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
     "norm-gate-alone": (CausalLM, {"norm": partial(GatedNorm, rank=3, norm=IdentityNorm)}),
 }
 VARIANTS |= RESIDUAL_SIDE
+ATTENTION = [name for name in VARIANTS if name != "linear"]  # in one layer at least
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     f"{position}{'+qk-norm' if qk_norm else ''}{'+tied' if tied else ''}": {

@@ -12,7 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sinks.families import CausalLM
+from sinks.models import gated_delta_net
 from sinks.models.counting import SCORES, parameters_by_kind
+from sinks.models.delta_rule import recurrent_delta_rule
 from tests.families.variants import ARCHITECTURES, FEED_FORWARDS, SMALL, VARIANTS, build
 
 BATCH, TOKENS = 3, 12
@@ -22,6 +24,8 @@ BATCH, TOKENS = 3, 12
 def _attention_by_plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference: fused attention recomputes its scores in the backward pass, and torch counts that."""
     monkeypatch.setattr(import_module("sink_kernels.attention"), "_backend", lambda *_: reference)
+    # By its definition: chunks have other products, which are no operations of the model.
+    monkeypatch.setattr(gated_delta_net, "delta_rule", recurrent_delta_rule)
 
 
 def counted(model: CausalLM, backward: bool) -> int:
@@ -37,7 +41,7 @@ def counted(model: CausalLM, backward: bool) -> int:
 def expected(model: CausalLM, first_token: int) -> float:
     """Ours for the same batch, with full attention matrices; a learned key adds a row."""
     flops = model.meta_decoder().flops_per_token(TOKENS).forward_by_kind
-    scores = flops.pop(SCORES) * 2 * (TOKENS + first_token) / TOKENS
+    scores = flops.pop(SCORES, 0.0) * 2 * (TOKENS + first_token) / TOKENS
     return BATCH * TOKENS * (sum(flops.values()) + scores)
 
 
@@ -90,4 +94,5 @@ ATTENTION_GATES = {
     "elementwise-gate": 2 * 16 * 24,
     "unconditional-gate": 2 * 24,
     "gated": 2 * 16 * 24,
+    "hybrid-gated": 16 * 24,
 }

@@ -10,7 +10,7 @@ from sinks.models.attention import Attention
 from sinks.models.normalizers import KeyValueBias
 from sinks.observe import AttentionRecord, Reader, sites_of
 from sinks.stats import functional
-from tests.families.variants import VARIANTS, build
+from tests.families.variants import ATTENTION, VARIANTS, build
 
 # Of numbers about 1, which the attention call returns in float32.
 FLOAT32 = 1e-6
@@ -78,7 +78,7 @@ def dense_routes(record: AttentionRecord, layer: Attention) -> dict[str, Tensor]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ATTENTION)
 def test_routes_are_those_of_the_dense_weights_and_add_up(name: str) -> None:
     found, layers, _ = records(name)
     read = [record for _, record in found if isinstance(record, AttentionRecord)]
@@ -102,7 +102,7 @@ def test_routes_are_those_of_the_dense_weights_and_add_up(name: str) -> None:
         assert (total - 1).abs().max() < FLOAT32 * scale
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ATTENTION)
 def test_means_over_queries_are_those_of_the_routes(name: str) -> None:
     found, layers, reader = records(name)
     read = [record for _, record in found if isinstance(record, AttentionRecord)]

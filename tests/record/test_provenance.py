@@ -151,6 +151,7 @@ LATER: dict[str, Any] = {
     "averaging": NoAveraging,
     "feed_forward_norm": None,
     "output_norm": IdentityNorm,
+    "mixer_pattern": (),
 }
 
 
