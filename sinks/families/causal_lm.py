@@ -140,7 +140,6 @@ class CausalLM(Described, lightning.LightningModule):
         self.start_from = start_from
         self.objective = objective()
         self.averaging = averaging()
-        self.objective.check(self)
         attention = partial(Attention, normalizer=normalizer, gate=attention_gate)
         mixers = layer_mixers(architecture.n_layers, attention, mixer, mixer_pattern)
         if attention not in mixers:
@@ -149,6 +148,7 @@ class CausalLM(Described, lightning.LightningModule):
             Components(each, norm, residual_clip, feed_forward, output_norm, feed_forward_norm) for each in mixers
         ]
         self.head_norm = head_norm
+        self.objective.check(self)
         # An invalid option is an error at construction, before data is read or devices are used.
         make_optimizer(optimizer, placeholders(parameter_groups(self.meta_decoder(), optimization)))
         self.decoder: Decoder | None = None

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from sinks.models.precision import wide
+
 CHUNK = 64  # tokens that the chunked form takes at once; flash-linear-attention's
 
 
@@ -77,11 +79,6 @@ def chunked_delta_rule(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta:
             outputs.append(q[:, :, n] @ state + within[:, :, n] @ new)
             state = state * kept[:, :, n] + k[:, :, n].mT @ new
     return torch.cat(outputs, 2)[:, :, :tokens].to(dtype)
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float32 or wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _chunks(x: Tensor, chunk: int) -> Tensor:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from sinks.errors import require
 from sinks.models.attention_config import AttentionConfig
 from sinks.models.counting import linear_flops
-from sinks.models.delta_rule import delta_rule, wide
+from sinks.models.delta_rule import delta_rule
 from sinks.models.layers import Linear
 from sinks.models.mixers import SequenceMixer
 from sinks.models.norms import RMSNorm
+from sinks.models.precision import wide
 from sinks.models.short_convolution import ShortConvolution
 from sinks.models.splits import Split
 from sinks.models.taps import Tap

@@ -14,7 +14,7 @@ from sinks.data.module import TokenData
 from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.record.yaml_file import read_yaml
-from tests.cli.small import ALIKE, NEEDS_THRESHOLD
+from tests.cli.small import ALIKE, NEEDS_THRESHOLD, in_order
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -62,7 +62,7 @@ def built_slowly(variant: str, size: str) -> bool:
     ],
 )
 def test_every_variant_is_built_at_every_cpu_size(variant: str, size: str) -> None:
-    files = [variant, *SIZES[size], "trainers/cpu.yaml"]
+    files = [*in_order(variant, *SIZES[size]), "trainers/cpu.yaml"]
     arguments = [f"--config={EXPERIMENTS / file}" for file in files]
     if Path(variant).stem in NEEDS_THRESHOLD:
         arguments.append("--model.residual_threshold=10")

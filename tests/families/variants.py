@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from sinks.families import Baseline, CausalLM, Clipped, Gated, NoNorm, SinkAbsorbed
+from sinks.families.load_balance import LoadBalance
 from sinks.models.attention_gates import ElementwiseGate
 from sinks.models.decoder import Architecture
 from sinks.models.derf import Derf
@@ -16,9 +17,11 @@ from sinks.models.layer_norm import LayerNorm
 from sinks.models.norms import IdentityNorm, Norm, RMSNorm
 from sinks.models.seed_norm import SeeDNorm
 from sinks.models.gated_delta_net import GatedDeltaNet
+from sinks.models.mixture_of_experts import MixtureOfExperts
 
 SMALL = Architecture(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, ffn_hidden=24, init_std=0.3)
 HYBRID = {"mixer": GatedDeltaNet, "mixer_pattern": ("mixer", "attention")}
+EXPERTS = {"feed_forward": partial(MixtureOfExperts, experts=5, chosen=2), "objective": LoadBalance}
 
 VARIANTS: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
     "baseline": (Baseline, {}),
@@ -51,6 +54,7 @@ VARIANTS: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
         CausalLM,
         {"mixer": GatedDeltaNet, "mixer_pattern": ("mixer", "attention"), "attention_gate": ElementwiseGate},
     ),
+    "experts": (CausalLM, EXPERTS),
 }
 
 NORMS: dict[str, type[Norm]] = {

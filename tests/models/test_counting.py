@@ -18,6 +18,11 @@ from sinks.models.delta_rule import recurrent_delta_rule
 from tests.families.variants import ARCHITECTURES, FEED_FORWARDS, SMALL, VARIANTS, build
 
 BATCH, TOKENS = 3, 12
+# Of rows [N, K] with one of several matrices [K, M] each, and of the gradient of these.
+GROUPED = {
+    torch.ops.sinks.grouped_product: lambda x, matrices, counts, **_: 2 * x[0] * matrices[1] * matrices[2],
+    torch.ops.sinks.grouped_outer: lambda x, y, counts, **_: 2 * x[0] * x[1] * y[1],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +35,7 @@ def _attention_by_plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def counted(model: CausalLM, backward: bool) -> int:
     """What torch counts for a batch without memory: full attention matrices, the causal half not discounted."""
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+    with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
         decoder = model.make_decoder()
         logits = decoder(torch.zeros(BATCH, TOKENS, dtype=torch.int64))
         if backward:
@@ -76,7 +81,8 @@ def test_every_parameter_is_of_one_kind(name: str, tied: bool) -> None:
     assert counts["embedding"] == 11 * 16 + 12 * 16
     assert counts.get("head", 0) == (0 if tied else 11 * 16)
     assert counts["attention"] >= 2 * (16 * 24 + 16 * 12 * 2 + 24 * 16)
-    assert counts["feed-forward"] == 2 * 2 * 16 * 24
+    experts = 5 * 3 * 16 * 6 + 3 * 16 * 6 + 16 * (5 + 1)  # the shared one, router and its gate
+    assert counts["feed-forward"] == 2 * (experts if name == "experts" else 2 * 16 * 24)
     assert counts.get("norm gates", 0) == (0 if "norm-gate" not in name and name not in GATED else GATES[name])
     assert counts.get("attention gates", 0) == ATTENTION_GATES.get(name, 0)
 
