@@ -13,6 +13,7 @@ from sinks.checks import check
 from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.models.attention_config import AttentionConfig
+from sinks.models.execution import Execution
 from sinks.models.gated_delta_net import STATE, GatedDeltaNet
 from sinks.models.short_convolution import ShortConvolution
 from sinks.observe import sites_of
@@ -118,3 +119,25 @@ def test_it_has_no_attention_site() -> None:
 def test_values_out_of_range_are_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         GatedDeltaNet(CONFIG, **options)
+
+
+def gradients(execution: Execution) -> list[Tensor]:
+    """Of a hybrid's parameters on rows that are longer than a chunk."""
+    torch.manual_seed(0)
+    pattern = {"mixer": GatedDeltaNet, "mixer_pattern": ("mixer", "attention")}
+    model = CausalLM(11, 70, architecture=SMALL, execution=execution, **pattern)  # type: ignore[arg-type]
+    model.configure_model()
+    rows = torch.randint(0, 11, (2, 71), generator=torch.Generator().manual_seed(1))
+    return list(torch.autograd.grad(model.loss(rows), list(model.parameters())))
+
+
+def test_a_checkpointed_block_gives_the_same_gradients() -> None:
+    found = gradients(Execution()), gradients(Execution(activation_checkpointing=True))
+    assert all(torch.equal(own, other) for own, other in zip(*found, strict=True))
+
+
+@pytest.mark.slow
+def test_a_compiled_block_gives_the_same_gradients() -> None:
+    torch._dynamo.reset()
+    for own, other in zip(gradients(Execution()), gradients(Execution(compile=True)), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-5)
