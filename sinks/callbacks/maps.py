@@ -12,6 +12,7 @@ from sinks.record import Statistics
 from sinks.stats import functional
 
 CELL = 12
+FIRST_TOKEN_MASS = "attention/first_token_mass"
 
 
 def picture(values: np.ndarray, cell: int) -> np.ndarray:
@@ -33,9 +34,8 @@ def write_maps(trainer: Trainer, statistics: Statistics, histograms: dict[str, T
         if not isinstance(logger, TensorBoardLogger):
             continue
         writer = logger.experiment
-        mass = statistics.arrays.get("attention/first_token_mass")
-        if mass is not None:
-            writer.add_image("maps/first_token_mass", picture(mass[0], CELL), step)
+        if FIRST_TOKEN_MASS in statistics.arrays:
+            writer.add_image("maps/first_token_mass", picture(statistics.by_layer(FIRST_TOKEN_MASS)[0], CELL), step)
         magnitude = statistics.arrays.get("residual/mean_abs")
         if magnitude is not None:
             relative = np.log10(magnitude[0] / np.median(magnitude[0], axis=1, keepdims=True)) / 2

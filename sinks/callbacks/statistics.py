@@ -18,7 +18,7 @@ from sinks.record.logger import RunFolderLogger, log_to_all
 GroupName = Literal[
     "residual", "massive", "kurtosis", "energy", "rescale", "bound", "gain", "scale", "norm_gate", "gate_magnitude",
     "norm_clip", "stream_clip", "output_norm", "output_gain", "update", "mass", "rows", "keys", "values",
-    "contribution", "neighbors", "routes", "attention_gate",
+    "contribution", "neighbors", "routes", "attention_gate", "router",
 ]  # fmt: skip
 
 

@@ -75,6 +75,7 @@ def table(plan: Plan) -> str:
         f"{split}, {plan.precision.name}",
         "",
         row("parameters", number(plan.total), f"{number(plan.non_embedding)} without embedding and head"),
+        *([row("  active", number(plan.active), "of each token: the experts chosen for it")] if plan.idle else []),
         *(row(f"  {kind}", number(count)) for kind, count in plan.parameters.items()),
         "",
         row("FLOPs per token", number(flops.per_token, "G"), f"of which forward {number(flops.forward, 'G')}"),

@@ -22,7 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 import sinks.data.backcopy
 import sinks.data.text
-import sinks.families  # noqa: F401  (its classes resolve by their short names)
+import sinks.families
+import sinks.families.load_balance
+import sinks.models.gated_delta_net
+import sinks.models.mixture_of_experts  # noqa: F401  (their classes resolve by their short names)
 from sinks.callbacks import RunCheckpoints, SinkStatistics
 from sinks.cli.explain import explain
 from sinks.cli.parser import OneLineErrors, checked_configs, files_first, one_line

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -46,6 +46,24 @@ from sinks.parallel.sharding import shard
 ATTENTION_PARTS: dict[str, type[nn.Module]] = {
     "normalizer": Softmax, "attention_gate": NoGate, "exclusion": NoExclusion, "key_gate": NoKeyGate,
 }  # fmt: skip
+Mixer = Callable[[AttentionConfig], SequenceMixer]
+
+
+def layer_mixers(
+    n_layers: int, attention: Mixer, mixer: Mixer | None, pattern: tuple[Literal["mixer", "attention"], ...]
+) -> list[Mixer]:
+    """The mixer of each layer.
+
+    Raises:
+        UserError: if there is a pattern of a mixer that is not given.
+    """
+    if mixer is None:
+        if pattern:
+            raise UserError("model.mixer_pattern is given, but model.mixer is not: give the mixer, e.g. GatedDeltaNet")
+        return [attention] * n_layers
+    kinds = {"mixer": mixer, "attention": attention}
+    repeated = pattern or ("mixer",)
+    return [kinds[repeated[i % len(repeated)]] for i in range(n_layers)]
 
 
 def reject_attention_options(
@@ -61,8 +79,8 @@ def reject_attention_options(
     for name, part in parts.items():
         if type(part) is not ATTENTION_PARTS[name]:
             raise UserError(
-                f"model.mixer replaces attention, so model.{name} {type(part).__name__} would have no effect: "
-                "remove one of them"
+                f"model.mixer replaces attention in every layer, so model.{name} {type(part).__name__} would have no "
+                "effect: remove one of them"
             )
 
 
@@ -75,7 +93,10 @@ class CausalLM(Described, lightning.LightningModule):
         architecture: widths, positions, initialization.
         optimization: learning rate, decay and schedule.
         optimizer: what updates the parameters; any torch optimizer by its import path.
-        mixer: sequence mixer of each block in place of attention; then the four that follow must be left out.
+        mixer: sequence mixer in place of attention; without a layer of attention, its parts (normalizer,
+            attention_gate, exclusion, key_gate) must be left out.
+        mixer_pattern: which of the first layers have the mixer and which attention, repeated over all layers; without
+            it all have the mixer.
         normalizer: how attention scores become weights.
         attention_gate: what scales each head's output.
         exclusion: what is taken out of each head's output before that, as by exclusive self-attention.
@@ -99,7 +120,8 @@ class CausalLM(Described, lightning.LightningModule):
         architecture: Architecture = Architecture(),
         optimization: Optimization = Optimization(),
         optimizer: OptimizerFactory = AdamW,
-        mixer: Callable[[AttentionConfig], SequenceMixer] | None = None,
+        mixer: Mixer | None = None,
+        mixer_pattern: tuple[Literal["mixer", "attention"], ...] = (),
         normalizer: Callable[[AttentionConfig], Normalizer] = Softmax,
         attention_gate: Callable[[AttentionConfig], AttentionGate] = NoGate,
         exclusion: Callable[[AttentionConfig], Exclusion] = NoExclusion,
@@ -125,21 +147,20 @@ class CausalLM(Described, lightning.LightningModule):
         self.start_from = start_from
         self.objective = objective()
         self.averaging = averaging()
-        self.objective.check(self)
-        if mixer is not None:
-            config = architecture.attention_config("mixer", context_length)
-            given = {"normalizer": normalizer, "attention_gate": attention_gate}
-            reject_attention_options(config, given | {"exclusion": exclusion, "key_gate": key_gate})
-        self.components = Components(
-            mixer=mixer
-            or partial(Attention, normalizer=normalizer, gate=attention_gate, exclusion=exclusion, key_gate=key_gate),
-            norm=norm,
-            residual_clip=residual_clip,
-            feed_forward=feed_forward,
-            output_norm=output_norm,
-            feed_forward_norm=feed_forward_norm,
+        parts = {
+            "normalizer": normalizer, "attention_gate": attention_gate, "exclusion": exclusion, "key_gate": key_gate,
+        }  # fmt: skip
+        attention = partial(
+            Attention, normalizer=normalizer, gate=attention_gate, exclusion=exclusion, key_gate=key_gate
         )
+        mixers = layer_mixers(architecture.n_layers, attention, mixer, mixer_pattern)
+        if attention not in mixers:
+            reject_attention_options(architecture.attention_config("mixer", context_length), parts)
+        self.layers = [
+            Components(each, norm, residual_clip, feed_forward, output_norm, feed_forward_norm) for each in mixers
+        ]
         self.head_norm = head_norm
+        self.objective.check(self)
         # An invalid option is an error at construction, before data is read or devices are used.
         make_optimizer(optimizer, placeholders(parameter_groups(self.meta_decoder(), optimization)))
         self.decoder: Decoder | None = None
@@ -152,8 +173,7 @@ class CausalLM(Described, lightning.LightningModule):
     def make_decoder(self, architecture: Architecture | None = None) -> Decoder:
         """A new decoder of this model's components, of its own or of other widths."""
         architecture = architecture or self.architecture
-        layers = [self.components] * architecture.n_layers
-        return Decoder(self.vocab_size, self.context_length, architecture, layers, self.head_norm)
+        return Decoder(self.vocab_size, self.context_length, architecture, self.layers, self.head_norm)
 
     def meta_decoder(self, architecture: Architecture | None = None) -> Decoder:
         """The unsharded decoder on the meta device; or one of other widths."""
@@ -204,7 +224,7 @@ class CausalLM(Described, lightning.LightningModule):
 
     @torch.no_grad()
     def attention_maps(self, tokens: Tensor) -> Tensor:
-        """Attention weights [layers, heads, T, T] of one row of token ids [1, T]."""
+        """Attention weights [layers, heads, T, T] of one row of token ids [1, T], of the layers that have them."""
         self.configure_model()
         assert self.decoder is not None
         return self.decoder.attention_maps(tokens)[:, 0].float()

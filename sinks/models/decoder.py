@@ -15,7 +15,7 @@ from sinks.models.clips import ResidualClip
 from sinks.models.counting import Flops, linear_flops
 from sinks.models.feed_forward import FeedForwardConfig
 from sinks.models.layers import Embedding, Linear
-from sinks.models.mixers import FeedForward, SequenceMixer
+from sinks.models.mixers import FeedForward, SequenceMixer, Sublayer
 from sinks.models.norms import IdentityNorm, Norm, NormSite, OutputNormSite, output_norm_site
 from sinks.models.positions import LearnedPositions, Position, Rope
 from sinks.models.residual import ResidualAdd
@@ -293,6 +293,10 @@ class Decoder(nn.Module):
         if not maps:
             raise UserError("no layer of this model has attention weights: maps need sinks.models.attention.Attention")
         return torch.stack(maps)
+
+    def idle_parameters(self) -> int:
+        """Number of parameters that a token does not use: experts that are not chosen for it."""
+        return sum(module.idle_parameters() for module in self.modules() if isinstance(module, Sublayer))
 
     def flops_per_token(self, tokens: int) -> Flops:
         """Operations per token of sequences of a given length."""

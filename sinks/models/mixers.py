@@ -22,6 +22,10 @@ class Sublayer(nn.Module):
         """Floating-point operations of a forward pass per token of a sequence of a given length, by kind of module."""
         return linear_flops(self)
 
+    def idle_parameters(self) -> int:
+        """Number of parameters that a token does not use: those of experts that are not chosen for it."""
+        return 0
+
     def shard_plan(self) -> dict[str, Split]:
         """How tensor parallelism splits the parameters, by name; a parameter left out cannot be split."""
         return {}

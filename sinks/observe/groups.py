@@ -134,4 +134,6 @@ GROUPS = {group.name: group for group in (
           ("gate_gain", "learned_value_norm", "learned_sink_mass", "own_value_norms")),
     Group("attention_gate", "attention", "attention", ("gate",),
           lambda r, d: functional.attention_gate_accumulators(r.gate), functional.attention_gate_statistics),
+    Group("router", "router", "router", (), lambda r, d: functional.router_accumulators(r.logits, r.chosen),
+          functional.router_statistics),
 )}  # fmt: skip

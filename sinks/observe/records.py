@@ -198,6 +198,23 @@ class ClipRecord:
 
 
 @dataclass
+class RouterRecord:
+    """Of a router of experts.
+
+    Args:
+        logits: of all experts [B, T, E].
+        chosen: experts of each token [B, T, chosen].
+    """
+
+    logits: Tensor
+    chosen: Tensor
+
+    def of_documents(self, documents: Documents) -> "list[RouterRecord]":
+        """Itself: no token is apart."""
+        return [self]
+
+
+@dataclass
 class UpdateRecord:
     """Of a sublayer's addition to the residual stream.
 
@@ -214,7 +231,7 @@ class UpdateRecord:
         return _split(self, ("residual", "update"), documents)
 
 
-Record = NormRecord | AttentionRecord | ClipRecord | UpdateRecord
+Record = NormRecord | AttentionRecord | ClipRecord | RouterRecord | UpdateRecord
 Split = TypeVar("Split", NormRecord, AttentionRecord, UpdateRecord)
 
 

@@ -13,11 +13,12 @@ from sinks.models.attention import Attention
 from sinks.models.clips import ResidualClip
 from sinks.models.norms import NormSite, OutputNormSite
 from sinks.models.residual import ResidualAdd
+from sinks.models.routed_experts import RoutedExperts
 from sinks.observe.key_numbers import KeyNumbers
-from sinks.observe.records import AttentionRecord, ClipRecord, NormRecord, UpdateRecord
+from sinks.observe.records import AttentionRecord, ClipRecord, NormRecord, RouterRecord, UpdateRecord
 from sinks.stats.functional import gate_gain
 
-Kind = Literal["norm", "attention", "output_norm", "update", "clip"]
+Kind = Literal["norm", "attention", "output_norm", "update", "clip", "router"]
 Listener = Callable[[Any], None]  # of a record of the site's kind
 # Statistics of `sink_kernels.attention`, by the field they fill.
 ROW_STATISTICS = {
@@ -126,6 +127,16 @@ class _AttentionSite:
         )
 
 
+class _RouterSite:
+    kind: Kind = "router"
+
+    def __init__(self, module: RoutedExperts) -> None:
+        self.name, self._report = module.site, module.report
+
+    def listen(self, listener: Listener | None, fields: Collection[str] = ()) -> None:
+        self._report.listener = listener and (lambda tensors: listener(RouterRecord(**tensors)))
+
+
 def row_statistics(fields: Collection[str]) -> tuple[Statistic, ...]:
     """The statistics of `sink_kernels.attention` that fill fields of a record."""
     return tuple(at for name, at in ROW_STATISTICS.items() if name in fields)  # type: ignore[misc]
@@ -141,6 +152,8 @@ def sites_of(model: nn.Module) -> list[Site]:
             found.append(_ReportSite("norm", module, NormRecord))
         elif isinstance(module, Attention):
             found.append(_AttentionSite(module))
+        elif isinstance(module, RoutedExperts):
+            found.append(_RouterSite(module))
         elif isinstance(module, ResidualAdd):
             found.append(_ReportSite("update", module, UpdateRecord))
         elif isinstance(module, ResidualClip) and module.cuts:

@@ -13,6 +13,7 @@ from sinks.stats import functional
 from sinks.stats.accumulators import Accumulators
 
 Key = tuple[str, str]  # site, group
+OPTIONAL: tuple[Kind, ...] = ("output_norm", "router")  # kinds of sites that most models lack
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,10 @@ SCALARS = {
     "norm/gate_mean": Scalar("norm/gate_mean", "mean"),
     "norm/gate_correlation": Scalar("norm/gate_correlation", "mean"),
     "norm/gate_top_over_bottom": Scalar("norm/gate_top_over_bottom", "mean"),
+    "router/load_max": Scalar("router/load_max", "max"),
+    "router/unused": Scalar("router/unused", "mean"),
+    "router/entropy": Scalar("router/entropy", "mean"),
+    "router/entropy_share": Scalar("router/entropy_share", "mean"),
 }
 
 
@@ -136,12 +141,12 @@ def summarize(
         if scalar.array in arrays and (strongest is not None or scalar.reduction != "strongest"):
             scalars[key] = reduce(arrays[scalar.array], scalar.reduction, strongest)
     scalars |= derived(arrays, sites["norm"], strongest)
-    listed = {
+    listed: dict[str, list[str]] = {
         "residual": [f"{site}.input" for site in sites["norm"]],
         "norm": sites["norm"],
         "attention": sites["attention"],
         "update": sites["update"],
-        **({"output_norm": sites["output_norm"]} if sites["output_norm"] else {}),
+        **{kind: sites[kind] for kind in OPTIONAL if sites[kind]},
     }
     return (
         {name: float(value) for name, value in scalars.items()},

@@ -37,6 +37,7 @@ class Plan:
     Args:
         title: the model in a line.
         parameters: number of each kind.
+        idle: parameters that a token does not use: experts that are not chosen for it.
         flops: operations per token.
         layout: how the run is spread.
         precision: of the run.
@@ -48,6 +49,7 @@ class Plan:
 
     title: str
     parameters: dict[str, int]
+    idle: int
     flops: Flops
     layout: Layout
     precision: Precision
@@ -66,6 +68,11 @@ class Plan:
         return self.total - self.parameters["embedding"] - self.parameters.get("head", 0)
 
     @property
+    def active(self) -> int:
+        """That a token uses, embedding and head included."""
+        return self.total - self.idle
+
+    @property
     def scores_share(self) -> float:
         """Share of attention's two products in the operations."""
         return self.flops.forward_by_kind.get(SCORES, 0.0) / self.flops.forward
@@ -82,6 +89,7 @@ class Plan:
             "model": self.title,
             "parameters": {
                 "total": self.total,
+                "active": self.active,
                 "non_embedding": self.non_embedding,
                 "by_kind": self.parameters,
             },
@@ -129,6 +137,7 @@ def plan_model(model: CausalLM, layout: Layout, precision: Precision, batch: Bat
     return Plan(
         title=f"{type(model).__name__}, {model.architecture.n_layers} layers, d_model {model.architecture.d_model}",
         parameters=parameters_by_kind(whole),
+        idle=whole.idle_parameters(),
         flops=whole.flops_per_token(batch.tokens),
         layout=layout,
         precision=precision,

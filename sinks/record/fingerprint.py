@@ -37,7 +37,7 @@ ADDED_TO_ARCHITECTURE = {
     "qk_norm_eps": 1e-6,
 }
 # The same of `model` itself, of its optimization, of its normalizer and of its output gate.
-ADDED_TO_MODEL = {
+ADDED_TO_MODEL: dict[str, Any] = {
     "start_from": None,
     "objective": {"class_path": "sinks.families.objectives.NextToken"},
     "averaging": {"class_path": "sinks.families.averaging.NoAveraging"},
@@ -45,6 +45,7 @@ ADDED_TO_MODEL = {
     "output_norm": {"class_path": "sinks.models.norms.IdentityNorm"},
     "exclusion": {"class_path": "sinks.models.exclusion.NoExclusion"},
     "key_gate": {"class_path": "sinks.models.key_gates.NoKeyGate"},
+    "mixer_pattern": [],
 }
 ADDED_TO_OPTIMIZATION = {"decay_fraction": 0.2}
 ADDED_TO_NORMALIZER: dict[str, Any] = {"initial": 0.0}

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,21 @@ class Statistics:
     steps: np.ndarray
     arrays: dict[str, np.ndarray]
     sites: dict[str, list[str]]
+
+    def by_layer(self, name: str) -> np.ndarray:
+        """An array of attention sites [S, sites, ...] as [S, layers, ...], NaN where a layer has no such site."""
+        array, sites = self.arrays[name], [site for group in self.sites.values() for site in group]
+        layers = 1 + max(number for site in sites if (number := layer_of(site)) is not None)
+        found = np.full((len(array), layers, *array.shape[2:]), np.nan, dtype=array.dtype)
+        for index, site in enumerate(self.sites["attention"]):
+            found[:, layer_of(site)] = array[:, index]
+        return found
+
+
+def layer_of(site: str) -> int | None:
+    """The number of the block that a site is in; None outside the blocks."""
+    found = re.search(r"blocks\.(\d+)\.", site)
+    return int(found[1]) if found else None
 
 
 def join(parts: list[Statistics]) -> Statistics:

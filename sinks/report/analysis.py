@@ -1,6 +1,5 @@
 """The run folder of an analyzed model, read for its page."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from sinks.errors import UserError
 from sinks.record import RunFolder
+from sinks.record.folder import layer_of
 
 STAGE = "analysis"
 
@@ -53,15 +53,15 @@ class Analysis:
     def layers(self) -> int:
         """Number of layers, counted over all sites."""
         names = [name for group in self.sites.values() for name in group]
-        return 1 + max((int(found[1]) for name in names if (found := re.search(r"blocks\.(\d+)\.", name))), default=-1)
+        return 1 + max((number for name in names if (number := layer_of(name)) is not None), default=-1)
 
 
 def depth(site: str, layers: int) -> float:
     """Of a site in layers: the block's number, and a half more behind its attention; the head comes last."""
-    found = re.search(r"blocks\.(\d+)\.", site)
-    if found is None:
+    number = layer_of(site)
+    if number is None:
         return float(layers)
-    return int(found[1]) + (0.5 if ".feed_forward" in site else 0.0)
+    return number + (0.5 if ".feed_forward" in site else 0.0)
 
 
 def read_analysis(path: Path) -> Analysis:

@@ -13,8 +13,9 @@ from sinks.cli.training import command_line
 from sinks.data.module import TokenData
 from sinks.errors import UserError
 from sinks.families import CausalLM
+from sinks.record import RunFolder
 from sinks.record.yaml_file import read_yaml
-from tests.cli.small import ALIKE, NEEDS_THRESHOLD
+from tests.cli.small import ALIKE, NEEDS_THRESHOLD, in_order
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -31,6 +32,9 @@ PLANNED_WITH = {
     "models/60m.yaml": "data/text-60m.yaml",
     "models/2b.yaml": "data/qwen-text.yaml",
     "models/smollm2.yaml": "data/smollm2-text.yaml",
+    "models/7b-a2b.yaml": "data/qwen-text.yaml",
+    "models/24b-a3b.yaml": "data/qwen-text.yaml",
+    "models/hybrid-moe-cpu.yaml": "data/backcopy.yaml",
 }
 ON_GPUS = ("60m", "2b")  # scales whose trainers need one
 
@@ -62,7 +66,7 @@ def built_slowly(variant: str, size: str) -> bool:
     ],
 )
 def test_every_variant_is_built_at_every_cpu_size(variant: str, size: str) -> None:
-    files = [variant, *SIZES[size], "trainers/cpu.yaml"]
+    files = [*in_order(variant, *SIZES[size]), "trainers/cpu.yaml"]
     arguments = [f"--config={EXPERIMENTS / file}" for file in files]
     if Path(variant).stem in NEEDS_THRESHOLD:
         arguments.append("--model.residual_threshold=10")
@@ -82,8 +86,38 @@ def test_every_file_is_reached_by_a_test() -> None:
 @pytest.mark.parametrize("file", names("models"))
 def test_every_model_is_planned(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     files = [file, PLANNED_WITH[file], "trainers/fsdp2.yaml", "variants/baseline.yaml"]
-    assert main(["plan", *(f"--config={EXPERIMENTS / f}" for f in files), "--devices=8"]) == 0
+    short = "--data.context_length=256"  # a plan runs every chunk of Gated DeltaNet
+    assert main(["plan", *(f"--config={EXPERIMENTS / f}" for f in files), "--devices=8", short]) == 0
     assert "GiB per device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "layers", "billions"),
+    [("7b-a2b", 48, (16.0, 2.20)), ("7b-a2b", 20, (7.04, 1.28)), ("24b-a3b", 24, (20.8, 2.09)),
+     ("24b-a3b", 28, (24.2, 2.33))],
+)  # fmt: skip
+def test_the_hybrid_mixtures_have_the_sizes_that_their_files_state(
+    file: str, layers: int, billions: tuple[float, float]
+) -> None:
+    files = ("variants/gated-attention.yaml", f"models/{file}.yaml", "data/qwen-text.yaml", "trainers/cpu.yaml")
+    model, _ = built(*(f"--config={EXPERIMENTS / f}" for f in files), f"--model.architecture.n_layers={layers}")
+    decoder = model.meta_decoder()
+    total = sum(parameter.numel() for parameter in decoder.parameters())
+    assert [f"{size / 1e9:.3g}" for size in (total, total - decoder.idle_parameters())] == [
+        f"{n:.3g}" for n in billions
+    ]
+
+
+def test_the_small_hybrid_mixture_trains(tmp_path: Path) -> None:
+    files = ("variants/gated-attention.yaml", "models/hybrid-moe-cpu.yaml", "data/backcopy.yaml", "trainers/cpu.yaml")
+    sizes = ("--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1")
+    rows = ("--data.batch_size=4", "--data.context_length=24", "--data.validation_rows=8")
+    options = (*sizes, *rows, "--statistics.interval=2", "--progress.enabled=false", f"--run.dir={tmp_path / 'run'}")
+    assert main(["fit", *(f"--config={EXPERIMENTS / f}" for f in files), *options]) == 0
+    run = RunFolder(tmp_path / "run")
+    assert run.statistics("validation").sites["attention"] == ["blocks.3.attention"]
+    assert run.series("validation/router/load_max")[1].min() >= 1
+    assert run.series("validation/attention/gate_mean")[1].shape == (2,)
 
 
 @pytest.mark.parametrize("file", names("trainers"))

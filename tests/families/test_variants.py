@@ -3,32 +3,34 @@
 import pytest
 import torch
 
+from sinks.models.attention import Attention
 from sinks.models.norms import NormSite
-from tests.families.variants import VARIANTS, build
-
-every_variant = pytest.mark.parametrize("name", VARIANTS)
+from sinks.models.taps import editing
+from tests.families.variants import ATTENTION, build
 
 
 def tokens(batch: int = 2, length: int = 12) -> torch.Tensor:
     return torch.randint(0, 11, (batch, length), generator=torch.Generator().manual_seed(5))
 
 
-@every_variant
+@pytest.mark.parametrize("name", ATTENTION)
 @torch.no_grad()
 def test_attention_maps_are_causal_and_give_the_layers_output(name: str) -> None:
     model = build(name).double().eval()
     maps = model.attention_maps(tokens(batch=1))
-    assert maps.shape == (2, 4, 12, 12)
+    blocks = [block for block in model.decoder.blocks if isinstance(block.attention, Attention)]  # type: ignore[union-attr]
+    assert maps.shape == (len(blocks), 4, 12, 12)
     assert maps.triu(1).abs().max() < 1e-12
     assert maps.min() > -1e-12
-    block = model.decoder.blocks[0]  # type: ignore[union-attr]
-    x = block.attention_norm(model.decoder.positions(model.decoder.embedding(tokens(batch=1))))  # type: ignore[union-attr]
-    q, k, v = block.attention.project(x)
+    read: list[torch.Tensor] = []
+    with editing(model, {blocks[0].attention_norm.output.site: lambda x: read.append(x) or x}):
+        model(tokens(batch=1))
+    q, k, v = blocks[0].attention.project(read[0])
     if name != "key-value-bias":
-        expected = block.attention.normalizer.attend(q, k, v, None)[0][0]
+        expected = blocks[0].attention.normalizer.attend(q, k, v, None)[0][0]
         torch.testing.assert_close(maps[0] @ v[0].repeat_interleave(2, dim=0).float(), expected.float())
     totals = maps.sum(-1)
-    if name in ("baseline", "pre-affine", "gated", "soft-cap", "dyt"):
+    if name in ("baseline", "pre-affine", "gated", "soft-cap", "dyt", "hybrid", "hybrid-gated"):
         torch.testing.assert_close(totals, torch.ones_like(totals))
     if name in ("off-by-one", "learnable-sink", "key-bias"):
         assert (totals < 1).all()

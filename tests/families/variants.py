@@ -6,20 +6,25 @@ from functools import partial
 from typing import Any
 
 from sinks.families import Baseline, CausalLM, Clipped, Gated, NoNorm, SinkAbsorbed
+from sinks.families.load_balance import LoadBalance
 from sinks.models.attention_gates import ActivatedGate, AmplifyingHeadwiseGate, ElementwiseGate, TensorwiseGate
 from sinks.models.decoder import Architecture
 from sinks.models.derf import Derf
 from sinks.models.exclusion import ExclusiveSelfAttention, LearnedExclusion
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
 from sinks.models.gains import GainFreeRMSNorm, ScalarGainRMSNorm, ZeroCenteredRMSNorm
+from sinks.models.gated_delta_net import GatedDeltaNet
 from sinks.models.gated_norm import AmplifyingGatedNorm, GatedNorm
 from sinks.models.key_gates import GatedKeys
 from sinks.models.layer_norm import LayerNorm
+from sinks.models.mixture_of_experts import MixtureOfExperts
 from sinks.models.normalizers import Softpick
 from sinks.models.norms import IdentityNorm, Norm, RMSNorm
 from sinks.models.seed_norm import SeeDNorm
 
 SMALL = Architecture(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, ffn_hidden=24, init_std=0.3)
+HYBRID = {"mixer": GatedDeltaNet, "mixer_pattern": ("mixer", "attention")}
+EXPERTS = {"feed_forward": partial(MixtureOfExperts, experts=5, chosen=2), "objective": LoadBalance}
 
 VARIANTS: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
     "baseline": (Baseline, {}),
@@ -53,6 +58,10 @@ VARIANTS: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
     "silu-gate": (CausalLM, {"attention_gate": partial(ActivatedGate, activation="silu")}),
     "gated-keys": (CausalLM, {"key_gate": GatedKeys}),
     "exclusive+gate": (CausalLM, {"exclusion": ExclusiveSelfAttention, "attention_gate": ElementwiseGate}),
+    "linear": (CausalLM, {"mixer": GatedDeltaNet}),
+    "hybrid": (CausalLM, HYBRID),
+    "hybrid-gated": (CausalLM, HYBRID | {"attention_gate": ElementwiseGate}),
+    "experts": (CausalLM, EXPERTS),
 }
 
 NORMS: dict[str, type[Norm]] = {
@@ -74,6 +83,7 @@ RESIDUAL_SIDE: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
     "norm-gate-alone": (CausalLM, {"norm": partial(GatedNorm, rank=3, norm=IdentityNorm)}),
 }
 VARIANTS |= RESIDUAL_SIDE
+ATTENTION = [name for name in VARIANTS if name != "linear"]  # in one layer at least
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     f"{position}{'+qk-norm' if qk_norm else ''}{'+tied' if tied else ''}": {

@@ -12,7 +12,7 @@ from sinks.observe import Reader, sites_of
 from sinks.observe.groups import GROUPS
 from sinks.observe.summary import SCALARS
 from sinks.stats import functional
-from tests.families.variants import VARIANTS, build
+from tests.families.variants import ATTENTION, VARIANTS, build
 
 
 def read(model: CausalLM, tokens: torch.Tensor, times: int = 1) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
@@ -30,7 +30,7 @@ def tokens() -> torch.Tensor:
     return torch.randint(0, 11, (3, 12), generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ATTENTION)
 def test_first_token_mass_agrees_with_the_attention_maps(name: str, tokens: torch.Tensor) -> None:
     model = build(name).eval()
     _, arrays = read(model, tokens)
@@ -50,12 +50,13 @@ def test_first_token_mass_agrees_with_the_attention_maps(name: str, tokens: torc
 def test_every_variant_reports_its_statistics(name: str, tokens: torch.Tensor) -> None:
     scalars, arrays = read(build(name).eval(), tokens)
     assert ("attention/gate_mean" in scalars) == (
-        (name.endswith("gate") and "norm-gate" not in name) or name == "gated"
+        (name.endswith("gate") and "norm-gate" not in name) or name in ("gated", "hybrid-gated")
     )
+    assert ("attention/first_token_mass" in scalars) == (name in ATTENTION)
     gated = name in ("gated", "gated-norm", "gate-dyt", "seednorm") or "norm-gate" in name
     assert ("norm/gate_mean" in scalars) == gated
     assert ("attention/contribution_share" in scalars) == (
-        name not in ("key-value-bias", "key-bias") and "exclusi" not in name
+        name in ATTENTION and name not in ("key-value-bias", "key-bias") and "exclusi" not in name
     )
     assert ("norm/bound" in scalars) is False  # no sink dimensions yet
     assert ("residual/clipped_share" in scalars) == name.startswith("clip-")

@@ -14,7 +14,7 @@ from sinks.models.exclusion import ExclusiveSelfAttention, LearnedExclusion, NoE
 from sinks.models.normalizers import KeyValueBias, Normalizer, Sigmoid, Softpick
 from sinks.observe import AttentionRecord, Reader, sites_of
 from sinks.stats import functional
-from tests.families.variants import SMALL, VARIANTS, build
+from tests.families.variants import ATTENTION, SMALL, VARIANTS, build
 
 # Every part that a route is about, at once.
 COMBINED: dict[str, dict[str, Any]] = {
@@ -30,7 +30,7 @@ COMBINED: dict[str, dict[str, Any]] = {
     },
     "exclusive+softpick": {"exclusion": ExclusiveSelfAttention, "normalizer": Softpick},
 }
-NAMES = [*VARIANTS, *COMBINED]
+NAMES = [*ATTENTION, *COMBINED]
 LEARNED_VALUE = ("key-value-bias", "key-bias", "exclusion+learned-value+gate")
 
 

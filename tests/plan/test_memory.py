@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from sinks.errors import UserError
-from sinks.families import Baseline, CausalLM
+from sinks.families import CausalLM
 from sinks.models.norms import RMSNorm
 from sinks.parallel.tensor_parallel import shard_plan
 from sinks.plan.activations import decoder_memory
@@ -99,20 +99,20 @@ def test_a_model_that_reads_values_is_refused_in_one_line() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) if x.max().item() > 0 else x
 
-    model = Baseline(VOCABULARY, TOKENS, architecture=WIDE)
-    model.components = dataclasses.replace(model.components, norm=ReadsValues)
+    model = CausalLM(VOCABULARY, TOKENS, architecture=WIDE, norm=ReadsValues)
     with pytest.raises(UserError, match="whose result depends on values"):
         decoder_memory(model.make_decoder, TOKENS, PRECISIONS["32-true"], "cpu")
 
 
-@pytest.mark.parametrize("name", ["gated", "headwise-gate", "unconditional-gate", "learnable-sink", "key-value-bias"])
+@pytest.mark.parametrize("name", ["gated", "headwise-gate", "unconditional-gate", "learnable-sink", "key-value-bias",
+                                  "hybrid-gated", "experts"])  # fmt: skip
 def test_a_tensor_parallel_share_is_what_the_split_leaves(name: str) -> None:
     architecture = dataclasses.replace(SMALL, bias=True, qk_norm=True)
     model = build(name, architecture=architecture)
     share = model.meta_decoder(on_one_device(architecture, 2))
     left = 0
     whole = model.meta_decoder()
-    divided = {name for name, split in shard_plan(whole.blocks[0]).items() if split.unit}  # type: ignore[arg-type]
+    divided = {name for block in whole.blocks for name, split in shard_plan(block).items() if split.unit}  # type: ignore[arg-type]
     for parameter, value in whole.named_parameters():
         inside = parameter.split(".", 2)[-1] if parameter.startswith("blocks.") else ""
         left += value.numel() // (2 if inside in divided else 1)

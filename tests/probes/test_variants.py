@@ -13,12 +13,12 @@ from sinks.probes.own_places import own_places
 from sinks.probes.probe import EDITS, Options, Results, Text, probe
 from sinks.probes.removals import EDITS as REMOVALS
 from sinks.probes.removals import RESCALING
-from tests.families.variants import VARIANTS
+from tests.families.variants import ATTENTION
 from tests.families.variants import build as build_variant
 from tests.interop.families import SUPPORTED, build, tokens
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ATTENTION)
 def test_every_edit_of_a_variant(name: str) -> None:
     decoder = build_variant(name).double().eval().decoder
     assert decoder is not None
@@ -30,8 +30,7 @@ def test_every_edit_of_a_variant(name: str) -> None:
         edits = results[side]["edits"]
         assert all(math.isfinite(each["change"]["mean"]) for each in edits.values())
         assert all(math.isfinite(effect["low"]) for effect in results[side]["roles"].popitem()[1]["effects"].values())
-    mixer = decoder.blocks[0].attention
-    assert isinstance(mixer, Attention)
+    mixer = next(module for module in decoder.modules() if isinstance(module, Attention))
     found = {key.split("|")[2]: each["change"]["mean"] for key, each in edits.items() if key.endswith("sink")}
     expected = {edit for edit in EDITS if edit in REMOVALS}
     expected |= {"learned-constant"} if mixer.normalizer.learned_sinks else set()

@@ -166,3 +166,13 @@ def test_a_damaged_file_is_named_in_one_line(name: str, content: str, tmp_path: 
     with pytest.raises(UserError, match=f"{name}.json is damaged") as error:
         getattr(RunFolder(tmp_path), name)()
     assert "\n" not in str(error.value)
+
+
+def test_arrays_by_layer_have_no_number_where_a_layer_has_no_attention() -> None:
+    sites = {"norm": ["blocks.0.attention.norm", "blocks.3.feed_forward.norm", "head.norm"]}
+    sites |= {"attention": ["blocks.1.attention", "blocks.3.attention"]}
+    values = np.arange(8.0, dtype=np.float32).reshape(2, 2, 2)
+    found = Statistics(np.arange(2), {"attention/entropy": values}, sites).by_layer("attention/entropy")
+    assert found.shape == (2, 4, 2)
+    assert np.array_equal(found[:, [1, 3]], values)
+    assert np.isnan(found[:, [0, 2]]).all()

@@ -157,6 +157,7 @@ LATER: dict[str, Any] = {
     "output_norm": IdentityNorm,
     "exclusion": NoExclusion,
     "key_gate": NoKeyGate,
+    "mixer_pattern": (),
 }
 
 

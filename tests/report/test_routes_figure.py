@@ -1,13 +1,17 @@
 """The bars of what a head uses of its attention: at the baseline's strongest head of the same seed."""
 
+import dataclasses
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sinks.record import RunFolder
+from sinks.record import RunFolder, Statistics
 from sinks.report import compare, load_ablation
+from sinks.report.ablation import Run
 from sinks.report.figures.routes import ROUTES, routes
+from sinks.report.figures.style import statistics_with
 from tests.report.synthetic import Levels, write_ablation
 
 
@@ -33,3 +37,24 @@ def test_bars_are_means_over_seeds_at_the_baselines_strongest_head(tmp_path: Pat
 def test_without_a_baseline_there_is_no_figure(tmp_path: Path) -> None:
     root = write_ablation(tmp_path, {"gate": Levels()}, described=False)
     assert routes(compare(load_ablation(root))) is None
+
+
+@pytest.mark.parametrize(("layer", "bars"), [(0, 1), (1, 2)])
+def test_a_variant_is_compared_at_the_same_layer(
+    layer: int, bars: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The baseline's strongest head is in layer 1; a hybrid with attention in one layer may have it there or not."""
+    root = write_ablation(tmp_path, {"baseline": Levels(first=0.9), "hybrid": Levels(first=0.1)}, heads=3)
+
+    def of_one_layer(run: Run, name: str) -> Statistics | None:
+        found = statistics_with(run, name)
+        if found is None or run.folder.path.parent.name != "hybrid":
+            return found
+        arrays = {n: array[:, [layer]] if n.startswith("attention/") else array for n, array in found.arrays.items()}
+        sites = found.sites | {"attention": [f"blocks.{layer}.attention"]}
+        return dataclasses.replace(found, arrays=arrays, sites=sites)
+
+    monkeypatch.setattr(import_module("sinks.report.figures.routes"), "statistics_with", of_one_layer)
+    figure = routes(compare(load_ablation(root)))
+    assert figure is not None
+    assert len(figure.axes[0].get_yticks()) == bars

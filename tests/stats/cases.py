@@ -119,6 +119,14 @@ def gated_outputs(batch: int, length: int, generator: torch.Generator) -> tuple[
     return torch.sigmoid(noise - y.abs()), y
 
 
+def router_logits(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    return (torch.randn(batch, length, 6, generator=generator),)
+
+
+def router_accumulators(logits: Tensor) -> Accumulators:
+    return functional.router_accumulators(logits, logits.float().topk(2).indices)
+
+
 GAIN = torch.linspace(0.2, 1.5, CHANNELS)
 SINKS = torch.tensor([3, 7])
 CASES = {
@@ -143,6 +151,7 @@ CASES = {
         functional.attention_gate_statistics,
         head_gates,
     ),
+    "router": Case(router_accumulators, functional.router_statistics, router_logits),
     "residual": Case(functional.residual_accumulators, functional.residual_statistics, residual),
     "massive": Case(functional.massive_accumulators, functional.massive_statistics, residual),
     "update": Case(functional.update_accumulators, functional.update_statistics, updates),

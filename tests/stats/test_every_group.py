@@ -106,6 +106,7 @@ UNTOUCHED = {
     ("routes", 7): ROUTES - {"lost_learned"},
     ("routes", 8): ROUTES - {"lost_learned"},
     ("attention_gate", 0): {"gate_first"},
+    ("router", 0): {"load", "load_max", "unused"},
     ("update", 0): {"ratio_first_token", "cosine_first_token"},
     ("update", 1): {"ratio_first_token", "cosine_first_token"},
 }

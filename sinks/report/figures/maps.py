@@ -19,7 +19,7 @@ MAP_COLORS = "Blues"
 
 
 def draw_map(axis: Axes, values: np.ndarray, numbers: bool) -> Any:
-    """First-token mass [layers, heads]; layer 0 at the bottom."""
+    """First-token mass [layers, heads]; layer 0 at the bottom; blank where a layer has no attention."""
     image = axis.imshow(values, cmap=MAP_COLORS, vmin=0, vmax=1, origin="lower", aspect="auto")
     axis.grid(False)
     axis.spines[:].set(visible=True, color="#c8c8c8")
@@ -51,7 +51,7 @@ def first_token_maps(comparison: Comparison) -> Figure | None:
     panels: list[tuple[Variant, list[tuple[int | None, np.ndarray]]]] = []
     for variant in comparison.ablation.variants:
         maps = [
-            (run.seed, statistics.arrays[FIRST_TOKEN_MASS_BY_HEAD][-1])
+            (run.seed, statistics.by_layer(FIRST_TOKEN_MASS_BY_HEAD)[-1])
             for run in variant.shown
             if (statistics := statistics_with(run, FIRST_TOKEN_MASS_BY_HEAD))
         ]
@@ -97,7 +97,7 @@ def first_token_map(statistics: Statistics, index: int = -1) -> Figure:
         statistics: of the validation or training stage.
         index: position on the step axis, -1 for the last.
     """
-    values = statistics.arrays[FIRST_TOKEN_MASS_BY_HEAD][index]
+    values = statistics.by_layer(FIRST_TOKEN_MASS_BY_HEAD)[index]
     layers, heads = values.shape
     figure, axes = new_figure(min(6.0, 1.1 + 0.55 * layers))
     figure.set_figwidth(min(WIDTH, 2.8 + 0.9 * heads))

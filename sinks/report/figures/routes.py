@@ -28,7 +28,7 @@ def _strongest(run: Run) -> tuple[int, int] | None:
     statistics = statistics_with(run, FIRST_TOKEN_MASS_BY_HEAD)
     if statistics is None:
         return None
-    mass = np.nan_to_num(statistics.arrays[FIRST_TOKEN_MASS_BY_HEAD][-1], nan=-1.0)
+    mass = np.nan_to_num(statistics.by_layer(FIRST_TOKEN_MASS_BY_HEAD)[-1], nan=-1.0)
     layer, head = np.unravel_index(int(mass.argmax()), mass.shape)
     return int(layer), int(head)
 
@@ -40,12 +40,12 @@ def _routes(runs: Sequence[Run], places: dict[int | None, tuple[int, int]]) -> d
         statistics, place = statistics_with(run, EFFECTIVE_WEIGHT), places.get(run.seed)
         if statistics is None or place is None:
             continue
-        shape = statistics.arrays[EFFECTIVE_WEIGHT].shape[1:]
+        shape = statistics.by_layer(EFFECTIVE_WEIGHT).shape[1:]
         if place[0] >= shape[0] or place[1] >= shape[1]:
             continue
         for name, *_ in ROUTES:
-            array = statistics.arrays.get(f"attention/{name}")
-            value = 0.0 if array is None else float(array[-1][place])
+            at = f"attention/{name}"
+            value = float(statistics.by_layer(at)[-1][place]) if at in statistics.arrays else 0.0
             found.setdefault(name, []).append(value if np.isfinite(value) or name == "effective_weight" else 0.0)
     return {name: float(np.mean(values)) for name, values in found.items()} if found else None
 

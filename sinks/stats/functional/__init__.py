@@ -64,6 +64,7 @@ from sinks.stats.functional.residual import (
     token_median_and_largest,
     top_permille_ratio,
 )
+from sinks.stats.functional.router import router_accumulators, router_statistics
 from sinks.stats.functional.routes import (
     RouteInputs,
     effective_scale,

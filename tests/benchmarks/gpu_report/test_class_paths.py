@@ -47,7 +47,7 @@ def test_a_mixer_by_path_is_built() -> None:
 
 def test_an_option_of_a_family_that_has_an_axis_name_is_left_to_it() -> None:
     model = build({"class_path": "Gated", "init_args": SIZE | {"attention_gate": "headwise", "norm_rank": 2}}, 11, 12)
-    assert isinstance(model.components.norm, functools.partial)
+    assert isinstance(model.layers[0].norm, functools.partial)
 
 
 def test_an_unknown_class_is_an_error_in_one_line() -> None:
