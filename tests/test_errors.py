@@ -13,9 +13,13 @@ from sinks.models.attention_config import AttentionConfig
 from sinks.models.attention_gates import ElementwiseGate
 from sinks.models.clips import Clamp, ClippedNorm
 from sinks.models.decoder import Architecture
-from sinks.models.gated_norm import GatedNorm
+from sinks.models.derf import Derf
+from sinks.models.gains import GainFreeRMSNorm
+from sinks.models.gated_norm import AmplifyingGatedNorm, GatedNorm
+from sinks.models.layer_norm import LayerNorm
 from sinks.models.normalizers import ClippedSoftmax, LearnableSink, SoftCap
 from sinks.models.norms import DyT, PreAffine, RMSNorm
+from sinks.models.seed_norm import SeeDNorm
 from sinks.runs.trainer_options import check_trainer_options
 
 
@@ -58,6 +62,12 @@ OUTSIDE: list[tuple[Any, str, list[float]]] = [
     (partial(RMSNorm, 8), "eps", [-1, math.nan]),
     (partial(PreAffine, 8), "eps", [-1, math.inf]),
     (partial(DyT, 8), "alpha", [0, -1, math.nan]),
+    (partial(GainFreeRMSNorm, 8), "eps", [-1, math.nan]),
+    (partial(LayerNorm, 8), "eps", [-1, math.nan]),
+    (partial(SeeDNorm, 8), "eps", [-1, math.nan]),
+    (partial(SeeDNorm, 8), "alpha", [0, -1, math.nan]),
+    (partial(Derf, 8), "alpha", [0, -1, math.nan]),
+    (partial(AmplifyingGatedNorm, 8, rank=2), "limit", [0, -1, math.nan]),
     (partial(GatedNorm, 8), "rank", [0, 9]),
     (partial(GatedNorm, 8, rank=2), "init_std", [-1, math.nan]),
     (partial(GatedNorm, 8, rank=2), "initial_gate", [0, 1, math.nan]),

@@ -23,12 +23,13 @@ EXPERIMENTS = ROOT / "experiments"
 Section = dict[str, Any]
 # Modules in which short names are looked up, and the class arguments of a model.
 MODELS = (
-    "norms", "gated_norm", "clips", "normalizers", "attention_gates", "exclusion", "key_gates", "attention",
-    "feed_forward",
+    "norms", "gains", "layer_norm", "seed_norm", "derf", "gated_norm", "clips", "normalizers", "attention_gates",
+    "exclusion", "key_gates", "attention", "feed_forward",
 )  # fmt: skip
 SUITE = ["sinks.families", "sinks.families.optimizers", *(f"sinks.models.{name}" for name in MODELS)]
 AXES = (
-    "optimizer", "mixer", "normalizer", "attention_gate", "exclusion", "key_gate", "norm", "head_norm",
+    "optimizer", "mixer", "normalizer", "attention_gate", "exclusion", "key_gate", "norm", "feed_forward_norm",
+    "head_norm", "output_norm",
     "residual_clip", "feed_forward",
 )  # fmt: skip
 

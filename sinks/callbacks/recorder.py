@@ -173,6 +173,8 @@ class RunRecorder(Callback):
         stability = next((c.latest for c in trainer.callbacks if isinstance(c, Stability)), {})
         summary |= {key.removeprefix("train/"): value for key, value in stability.items()}
         summary |= next((c.summary(trainer) for c in trainer.callbacks if isinstance(c, Throughput)), {})
+        if pl_module.averaging.description is not None:
+            summary["averaging"] = pl_module.averaging.description
         if trainer.is_global_zero:
             self.folder.finish(summary)
         return summary

@@ -17,8 +17,8 @@ from sinks.record.logger import RunFolderLogger, log_to_all
 
 GroupName = Literal[
     "residual", "massive", "kurtosis", "energy", "rescale", "bound", "gain", "scale", "norm_gate", "gate_magnitude",
-    "norm_clip", "stream_clip", "update", "mass", "rows", "keys", "values", "contribution", "neighbors", "routes",
-    "attention_gate",
+    "norm_clip", "stream_clip", "output_norm", "output_gain", "update", "mass", "rows", "keys", "values",
+    "contribution", "neighbors", "routes", "attention_gate",
 ]  # fmt: skip
 
 

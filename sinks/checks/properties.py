@@ -178,7 +178,7 @@ def _records(subject: Subject) -> tuple[list[tuple[Site, AttentionRecord | NormR
     """Records of one forward pass of every norm and attention site, in float64; and the attention layers."""
     model = subject.model(dtype=torch.float64)
     found: list[tuple[Site, AttentionRecord | NormRecord]] = []
-    sites = [site for site in sites_of(model) if site.kind in ("norm", "attention")]
+    sites = [site for site in sites_of(model) if site.kind in ("norm", "output_norm", "attention")]
     fields = (
         "first_token_mass", "learned_sink_mass", "key_mass", "entropy", "max_logit", "own_token_mass",
         "previous_token_mass", "row_mass", "used",

@@ -19,10 +19,12 @@ COMMANDS = {
     "quantize": ("sinks.cli.quantize", "measure what low-precision weights and activations cost a model"),
     "prepare": ("sinks.cli.prepare", "turn text into token chunks"),
     "grid": ("sinks.cli.grid", "train every run of an ablation, several at a time"),
+    "power": ("sinks.cli.power", "count the seeds that a loss difference needs"),
     "transfer": ("sinks.cli.transfer", "correlate runs token by token: is the sink's job done by other means?"),
     "value": ("sinks.cli.value", "print one number of a finished run"),
     "import": ("sinks.cli.import_model", "turn a Hugging Face checkpoint into a run folder to train from"),
     "export": ("sinks.cli.export", "turn a run into a folder that transformers opens"),
+    "record": ("sinks.cli.record", "copy what reports read of finished runs, small enough to commit"),
     "report": ("sinks.cli.report", "turn run folders into tables, figures and one HTML file"),
 }
 

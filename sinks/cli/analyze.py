@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 REPEATED = ("text", "bos")
 PAGE = "model.html"
+ANALYSES = Path("runs/analysis")
 
 
 def analyze(
@@ -30,7 +31,7 @@ def analyze(
     device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     stream: bool = False,
-    out: Path = Path("runs/analysis"),
+    out: Path = ANALYSES,
     cache: Path = Path("data"),
     trust_remote_code: bool = False,
     progress: bool = True,

@@ -9,7 +9,10 @@ from typing import Any
 
 import yaml
 
+from sinks.cli.axes import with_axes
 from sinks.cli.grid_progress import GridProgress, duration
+from sinks.cli.same_runs import take_over
+from sinks.cli.scales import at_scale
 from sinks.cli.schedule import PlannedRun, last_step, run_side_by_side
 from sinks.errors import UserError, require
 from sinks.record.folder import write_atomically
@@ -21,8 +24,8 @@ CPU_PRECISION = "${cpu_precision:}"
 QUIET = ("--progress.enabled=false", "--notes.enabled=false")
 
 
-def read_ablation(file: Path) -> dict[str, Any]:
-    """The content of an ablation file, validated."""
+def read_ablation(file: Path, scale: str | None = None) -> dict[str, Any]:
+    """The content of an ablation file at one of its scales, validated."""
     from sinks.report.ablation import read_ablation_file
 
     if not file.is_file():
@@ -30,6 +33,8 @@ def read_ablation(file: Path) -> dict[str, Any]:
             f"there is no ablation file {file}: the project's repository, not its package, has experiments/ablations/"
         )
     ablation = read_ablation_file(file)
+    if ablation.get("variants"):
+        ablation = at_scale(file, with_axes(file, ablation), scale)
     missing = [name for name in REQUIRED if not ablation.get(name)]
     if missing:
         raise UserError(f"{file} lacks {', '.join(missing)}: an ablation needs {', '.join(REQUIRED)}")
@@ -177,8 +182,12 @@ def grid(
     launch: str = "",
     commands: bool = False,
     minutes: float | None = None,
+    scale: str | None = None,
+    recorded: Path | None = None,
 ) -> None:
     """Train every run of an ablation that is not finished, several at a time, and print their folder.
+
+    A run that another ablation below `runs` has finished, with the same fingerprint, is copied and not trained.
 
     Args:
         ablation: a file of experiments/ablations/.
@@ -190,8 +199,10 @@ def grid(
         launch: command in front of each run's, e.g. "srun --gpus=1".
         commands: print the commands instead, in an order in which they can run.
         minutes: that all runs may take together, in place of steps; as many steps for each as were timed to fit.
+        scale: one of those that the file offers, if it does; by default its first.
+        recorded: folder of results of `sinks record`, whose runs count as finished too; they have no checkpoints.
     """
-    content = read_ablation(ablation)
+    content = read_ablation(ablation, scale)
     names = with_needed(content, chosen("variant", variants, list(content["variants"])))
     try:
         chosen_seeds = [int(seed) for seed in seeds.split(",")] if seeds else content["seeds"]
@@ -207,10 +218,16 @@ def grid(
     length: int = content["steps"] if steps is None else steps
     require("steps", length, at_least=1, remedy="give a positive number")
     root = runs / (content["name"] if length == content["steps"] else f"{content['name']}-{length}steps")
+    if content.get("equal_parameters"):
+        from sinks.cli.equal_parameters import with_equal_parameters
+
+        content = with_equal_parameters(content, names)
     plan = planned(content, root, names, chosen_seeds, length)
     if commands:
         print("\n".join(map(shell_command, plan)))
         return
+    for line in take_over(plan, [runs, *([recorded] if recorded else [])]):
+        print(line, file=sys.stderr)
     done = sum(run.done for run in plan)
     state = f", {done} of them finished" if done else ""
     print(

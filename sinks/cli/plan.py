@@ -87,6 +87,7 @@ def table(plan: Plan) -> str:
                 ("parameters", memory.parameters, ""),
                 ("gradients", memory.gradients, ""),
                 ("AdamW's moments", memory.optimizer, ""),
+                ("averaged weights", memory.averages, ""),
                 ("buckets of DDP", memory.buckets, "a second copy of the gradients"),
                 ("gathered parameters", memory.gathered, "two blocks, and what stands outside the blocks"),
                 ("gathered gradients", memory.gathered_gradients, ""),

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sinks.cli.analyze import collected
 from sinks.cli.parser import run_function
+from sinks.cli.subjects import ABOUT, each_model, load_subject
 from sinks.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ Tokens = Literal["ordinary", "all", "later", "first", "massive"]
 
 
 def probe(
-    model: str,
+    models: list[str] | None = None,
     *,
     side: Literal["residual", "attention", "both"] = "both",
     where: list[str] | None = None,
@@ -36,6 +38,7 @@ def probe(
     clamp: float = 8.0,
     controls: int = 1,
     sinks: Literal["detected", "first", "own"] = "detected",
+    checkpoint: Literal["last", "all"] = "last",
     text: str | None = None,
     rows: int = 8,
     tokens: int = 512,
@@ -52,7 +55,7 @@ def probe(
     """Measure what a model's loss owes to its sinks: each edit beside a random control, with intervals, and the role.
 
     Args:
-        model: a run folder, or "smollm2", a folder of a transformers model, a .gguf file, a name on the hub.
+        models: runs, folders of runs, "smollm2", folders of transformers models, .gguf files, names on the hub.
         side: sink dimensions of the residual stream, attention sinks, or both.
         where: norm sites, edited together: all, blocks (all but the head's), attention, feed_forward, head, a name or a
             pattern; or each, one at a time. May be repeated; none given: all.
@@ -65,6 +68,8 @@ def probe(
         clamp: limit of the edit clamp, in RMS of the other dimensions.
         controls: number of random controls of the residual side; 0 also leaves out those of the attention side.
         sinks: keys that are attention sinks: those that detection finds, the first one, or a query's own token.
+        checkpoint: of a run: the last one, or all that it kept, each with the sink dimensions of the last one, and with
+            the largest where none reaches the threshold.
         text: for a pretrained model, as for sinks analyze; a run is probed on its validation set.
         rows: number of rows that are scored.
         tokens: length of a row of text.
@@ -73,7 +78,8 @@ def probe(
         batch_size: rows at a time.
         seed: of the random controls and of the bootstrap.
         device: cpu, cuda, or auto: a GPU if there is one.
-        out: folder of the JSON file; by default probes/ in the run folder, or runs/probes/MODEL.
+        out: holds the JSON file in MODEL/probes/; by default it is in probes/ of the run folder, and of a pretrained
+            model in runs/analysis/MODEL/probes/, as sinks analyze writes there.
         cache: folder that holds converted .gguf files.
         trust_remote_code: whether code that a model brings may run.
         progress: show a progress line on a terminal.
@@ -87,48 +93,106 @@ def probe(
     if dimensions is not None and not dimensions:
         raise UserError("dimensions is empty: give at least one, or leave it out for those that reach --threshold")
 
-    from sinks.cli.analyze import device_of, slug
-    from sinks.cli.quantize import digest, identity
-    from sinks.probes.probe import Options, Results
-    from sinks.probes.probe import probe as run_probe
-    from sinks.quantize.subject import run_subject
-    from sinks.record import RunFolder
-    from sinks.record.folder import to_json, write_atomically
-    from sinks.record.provenance import provenance
+    from sinks.probes.probe import Options, dimensions_of_series
 
-    if RunFolder(model).has_provenance:
-        subject = run_subject(model, rows, calibration_rows, device_of(device))
-        folder = out or Path(model) / "probes"
-    else:
-        from sinks.interop.extra import require_extra
-
-        require_extra("transformers")
-        from sinks.quantize.pretrained import pretrained_subject
-
-        subject = pretrained_subject(
-            model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
-        )
-        folder = out or Path("runs/probes") / slug(model)
     options = Options(
         side, where or ["all"], layers or ["all"], edit or list(Options.edits), on or list(Options.tokens), threshold,
         dimensions, from_layer, sinks, controls, clamp, batch_size, seed,
     )  # fmt: skip
-    own = identity(subject)
+
+    def load(model: str, of: Path | None = None) -> tuple["Subject", Path]:
+        return load_subject(
+            model, "probes", text, rows, calibration_rows, tokens, bos, device, out, cache, trust_remote_code, of
+        )
+
+    def measure_series(model: str, alone: bool) -> str:
+        checkpoints = checkpoints_of(model)
+        subject, folder = load(model)
+        chosen = options
+        if dimensions is None and side != "attention":
+            found, without = dimensions_of_series(places_of(subject), text_of(subject), options)
+            chosen = replace(options, dimensions=found)
+            if without and alone:
+                print(f"below the threshold of {threshold:g}, where the largest dimension counts: {', '.join(without)}")
+        fresh = 0
+        for step, path in checkpoints.items():
+            _, unchanged = measure(load(model, path)[0], folder, chosen, progress, alone, step)
+            fresh += not unchanged
+        return f"{folder}: {fresh} of {len(checkpoints)} checkpoints measured"
+
+    def measure_model(model: str, alone: bool) -> str:
+        if checkpoint == "all":
+            return measure_series(model, alone)
+        file, unchanged = measure(*load(model), options, progress, alone)
+        return f"{file}{' (unchanged)' if unchanged else ''}"
+
+    each_model(models, "probe", measure_model)
+
+
+def checkpoints_of(model: str) -> dict[int, Path]:
+    """The complete checkpoints of a run, by step.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from sinks.record import RunFolder
+
+    found = RunFolder(model).complete_checkpoints()
+    if not found:
+        raise UserError(f"{model} has no complete checkpoint that names its step: leave --checkpoint out")
+    return found
+
+
+def measure(
+    subject: "Subject",
+    folder: Path,
+    options: "Options",
+    progress: bool,
+    shown: bool,
+    step: int | None = None,
+) -> tuple[Path, bool]:
+    """Probe a model and write what was found.
+
+    Args:
+        subject: the model and its text.
+        folder: of the JSON file.
+        options: what is probed.
+        progress: whether to show a line on a terminal.
+        shown: whether to print the results.
+        step: of a checkpoint of a series.
+
+    Returns:
+        The file, and whether it had all of it already.
+    """
+    from sinks.cli.quantize import digest, identity
+    from sinks.probes.probe import Results
+    from sinks.probes.probe import probe as run_probe
+    from sinks.record.folder import to_json, write_atomically
+    from sinks.record.provenance import provenance
+
     # Not what is asked for, but what its results depend on.
-    settings = {
-        "threshold": threshold, "dimensions": dimensions, "clamp": clamp, "seed": seed, "batch_size": batch_size,
-    }  # fmt: skip
-    file = folder / f"probe-{digest(own | settings)}.json"
+    depends = ("threshold", "dimensions", "clamp", "seed", "batch_size")
+    own = identity(subject) | {name: getattr(options, name) for name in depends}
+    own |= {} if step is None else {"step": step}
+    file = folder / f"probe-{digest(own)}.json"
     known = earlier(file) if file.is_file() else {}
+    before = measured_edits(known)
     places, found = places_of(subject), text_of(subject)
-    header = own | settings | {"units": found.units.name, "provenance": provenance("transformers")}
+    header = own | {"units": found.units.name, "provenance": provenance("transformers")}
 
     def save(content: Mapping[str, Any]) -> None:
         write_atomically(file, to_json(dict(content), indent=2) + "\n")
 
     results = Results(header | known, save)
     run_probe(places, found, options, results, progress)
-    show(file, results, options)
+    if shown:
+        show(file, results, options)
+    return file, measured_edits(results) == before
+
+
+def measured_edits(content: Mapping[str, Any]) -> int:
+    """Number of edits in a probe's results, of both sides."""
+    return sum(len(content.get(side, {}).get("edits", {})) for side in ("residual", "attention"))
 
 
 def earlier(file: Path) -> dict[str, Any]:
@@ -180,7 +244,7 @@ def text_of(subject: "Subject") -> "Text":
 
 def show(file: Path, content: Mapping[str, Any], options: "Options") -> None:
     """Print what was measured, of the sides that were asked for."""
-    print(file)
+    print(file if "step" not in content else f"step {content['step']}: {file}")
     for side in ("residual", "attention"):
         if options.side in (side, "both") and side in content:
             # Without a sink nothing was scored.
@@ -191,6 +255,8 @@ def show(file: Path, content: Mapping[str, Any], options: "Options") -> None:
 
 
 def _show_side(found: Mapping[str, Any]) -> None:
+    from sinks.stats.bootstrap import as_text
+
     rows: dict[str, dict[str, Any]] = {}
     for key, result in found["edits"].items():
         name, _, of = key.rpartition("|")
@@ -202,7 +268,7 @@ def _show_side(found: Mapping[str, Any]) -> None:
             continue
         change = results["sink"]["change"]
         others = "".join(f"  {of} {result['change']['mean']:+.4f}" for of, result in results.items() if of != "sink")
-        print(f"  {name:<{width}}  {change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]{others}")
+        print(f"  {name:<{width}}  {as_text(change, 4)}{others}")
         after = results["sink"].get("sinks_afterward")
         if after and after["positions"]:
             at = ", ".join(str(place["position"]) for place in after["positions"][:3])
@@ -217,4 +283,4 @@ def _show_side(found: Mapping[str, Any]) -> None:
 
 def main(command: str, arguments: list[str]) -> None:
     """Run `sinks probe`."""
-    run_function(probe, command, collected(arguments, REPEATED))
+    run_function(probe, command, collected(arguments, REPEATED), several=("models", ABOUT))

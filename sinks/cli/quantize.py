@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sinks.cli.analyze import collected
 from sinks.cli.parser import run_function
+from sinks.cli.subjects import ABOUT, each_model, load_subject
 from sinks.errors import UserError, require
 from sinks.quantize.rounding import Method
 from sinks.quantize.schemes import Only, Reach
@@ -17,17 +18,15 @@ from sinks.quantize.transforms import Name
 if TYPE_CHECKING:
     from sinks.quantize.subject import Subject
 
-# What is shown of a result.
-RESULTS = (
-    "loss", "accuracy", "quantized", "first_token_kept", "sink_tokens", "kinds_alone", "output_sqnr", "underflow",
-    "destroyed", "folds",
-)  # fmt: skip
+# What is shown of a result, and what of a breakdown.
+RESULTS = ("loss", "accuracy", "quantized", "folds")
+BREAKDOWN = ("first_token_kept", "sink_tokens", "kinds_alone", "output_sqnr", "underflow", "destroyed")
 REPEATED = ("scheme", "transform", "kind")
 DEFAULT_TRANSFORM: list[Name] = ["none"]
 
 
 def quantize(
-    model: str,
+    models: list[str] | None = None,
     *,
     scheme: list[str] | None = None,
     transform: list[Name] | None = None,
@@ -44,15 +43,17 @@ def quantize(
     bos: str = "auto",
     batch_size: int = 4,
     seed: int = 0,
+    breakdown: bool = True,
     device: str = "auto",
     out: Path | None = None,
     cache: Path = Path("data"),
     trust_remote_code: bool = False,
+    progress: bool = True,
 ) -> None:
     """Measure what simulated quantization costs a model: loss, accuracy and the noise of every linear map.
 
     Args:
-        model: a run folder, or "smollm2", a folder of a transformers model, a .gguf file, a name on the hub.
+        models: runs, folders of runs, "smollm2", folders of transformers models, .gguf files, names on the hub.
         scheme: w8a8, w4a16, int4, fp8, mxfp4 or nvfp4; may be repeated; none given: nvfp4.
         transform: of activations and weights before rounding; may be repeated.
         activation_scale: over what a scale of activations reaches: a token (row), a whole tensor, or a constant that
@@ -70,11 +71,15 @@ def quantize(
         bos: what a row of text begins with, as for sinks analyze.
         batch_size: rows at a time.
         seed: of the bootstrap over rows.
+        breakdown: whether more is measured than the change of loss and accuracy with all quantized: each kind of input
+            alone, sink tokens kept, the noise of every linear map; this takes nine tenths of the time.
         device: cpu, cuda, or auto: a GPU if there is one.
-        out: folder for one JSON file per scheme and transform; by default quantization/ in the run folder, or
-            runs/quantization/MODEL.
+        out: holds one JSON file per scheme and transform in MODEL/quantization/; by default they are in quantization/
+            of the run folder, and of a pretrained model in runs/analysis/MODEL/quantization/, as sinks analyze writes
+            there.
         cache: folder that holds converted .gguf files.
         trust_remote_code: whether code that a model brings may run.
+        progress: show a progress line on a terminal.
     """
     for name, value in (("rows", rows), ("calibration_rows", calibration_rows), ("batch_size", batch_size)):
         require(name, value, at_least=1, remedy="give e.g. 8")
@@ -96,58 +101,52 @@ def quantize(
         if kv == "quantize" and numbers.activations is None:
             raise UserError(f"scheme {name} has no format of activations, which keys and values get: leave --kv out")
 
-    from sinks.cli.analyze import device_of, slug
-    from sinks.quantize.measure import Options, measure, measure_original
-    from sinks.quantize.subject import run_subject
-    from sinks.record import RunFolder
+    from sinks.quantize.measure import Options, measure, measure_original, rows_read
+    from sinks.quantize.progress import counted
     from sinks.record.folder import to_json, write_atomically
     from sinks.record.provenance import provenance
 
-    if RunFolder(model).has_provenance:
-        subject = run_subject(model, rows, calibration_rows, device_of(device))
-        folder = out or Path(model) / "quantization"
-    else:
-        from sinks.interop.extra import require_extra
-
-        require_extra("transformers")
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        from sinks.quantize.pretrained import pretrained_subject
-
-        subject = pretrained_subject(
-            model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
+    def measure_model(model: str, alone: bool) -> str:
+        subject, folder = load_subject(
+            model, "quantization", text, rows, calibration_rows, tokens, bos, device, out, cache, trust_remote_code
         )
-        folder = out or Path("runs/quantization") / slug(model)
-    inputs = subject.inputs()
-    if gates == "quantize" and not any(each.kind == GATE for each in inputs):
-        raise UserError(f"{model} has no gate path that could be quantized: leave --gates out")
-    if kv == "quantize" and subject.rounding_kv is None:
-        raise UserError(f"{model} has no attention whose keys and values could be quantized: leave --kv out")
-    for changed in transform or DEFAULT_TRANSFORM:
-        require_rotations(changed, [each for each in inputs if each.kind in kinds])
-    skipped = left_out(inputs, subject.blocks)
-    if skipped:
-        print(f"left as they are, being no plain nn.Linear or not called: the weights of {', '.join(skipped)}")
-    own = identity(subject)
-    original = None
-    for (name, numbers), changed in product(schemes.items(), transform or DEFAULT_TRANSFORM):
-        settings = {
-            "scheme": name, "transform": changed, "activation_scale": activation_scale, "only": only,
-            "weight_rounding": weight_rounding, "kinds": kinds, "kv": kv, "batch_size": batch_size, "seed": seed,
-        }  # fmt: skip
-        file = folder / f"{name}-{changed}-{digest(own | settings)}.json"
-        if file.is_file():
-            show(file, read_result(file, own | settings), " (unchanged)")
-            continue
-        original = original or measure_original(subject, batch_size)
-        measured = measure(
-            subject, Options(numbers, changed, weight_rounding, kinds, batch_size, seed, kv == "quantize"), original
-        )
-        content = own | settings | measured | {"provenance": provenance("transformers")}
-        write_atomically(file, to_json(content, indent=2) + "\n")
-        show(file, content)
+        inputs = subject.inputs()
+        if gates == "quantize" and not any(each.kind == GATE for each in inputs):
+            raise UserError(f"{model} has no gate path that could be quantized: leave --gates out")
+        if kv == "quantize" and subject.rounding_kv is None:
+            raise UserError(f"{model} has no attention whose keys and values could be quantized: leave --kv out")
+        for changed in transform or DEFAULT_TRANSFORM:
+            require_rotations(changed, [each for each in inputs if each.kind in kinds])
+        skipped = left_out(inputs, subject.blocks)
+        if skipped and alone:
+            print(f"left as they are, being no plain nn.Linear or not called: the weights of {', '.join(skipped)}")
+        own, original, unchanged = identity(subject), None, 0
+        asked = list(product(schemes.items(), transform or DEFAULT_TRANSFORM))
+        for (name, numbers), changed in asked:
+            settings = {
+                "scheme": name, "transform": changed, "activation_scale": activation_scale, "only": only,
+                "weight_rounding": weight_rounding, "kinds": kinds, "kv": kv, "batch_size": batch_size, "seed": seed,
+            }  # fmt: skip
+            file = folder / f"{name}-{changed}-{digest(own | settings)}.json"
+            content = read_result(file, own | settings) if file.is_file() else {}
+            note = " (unchanged)" if content and (not breakdown or "kinds_alone" in content) else ""
+            if note:
+                unchanged += 1
+            else:
+                wanted = Options(
+                    numbers, changed, weight_rounding, kinds, batch_size, seed, kv == "quantize", breakdown
+                )
+                total = rows_read(subject, wanted, original is None)
+                with counted(subject, f"{name}, {changed}", total, progress) as followed:
+                    original = original or measure_original(followed, wanted)
+                    measured = measure(followed, wanted, original)
+                content = own | settings | measured | {"provenance": provenance("transformers")}
+                write_atomically(file, to_json(content, indent=2) + "\n")
+            if alone:
+                show(file, content, note)
+        return f"{folder}: {len(asked) - unchanged} measured, {unchanged} unchanged"
+
+    each_model(models, "quantize", measure_model)
 
 
 def identity(subject: "Subject") -> dict[str, Any]:
@@ -188,7 +187,8 @@ def read_result(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"holds {type(content).__name__}")
-        lost = [key for key in (*wanted, *RESULTS) if key not in content]
+        whole = (*RESULTS, *BREAKDOWN) if any(key in content for key in BREAKDOWN) else RESULTS
+        lost = [key for key in (*wanted, *whole) if key not in content]
         if lost:
             raise ValueError(f"has no {lost[0]}")
     except ValueError as error:  # that of JSON and of UTF-8 are such
@@ -198,19 +198,32 @@ def read_result(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
     """Print what was measured."""
+    from sinks.stats.bootstrap import as_text
+
     print(f"{file}{note}")
     print(f"  loss  {content['loss']:.4f} nats per token, accuracy {content['accuracy']:.4f}")
-    results = {"all": content["quantized"], "first token kept": content["first_token_kept"]}
-    sinks = content["sink_tokens"]
-    if sinks is not None:
-        print(f"  sinks {sinks['fraction']:.2%} of the tokens, {sinks['first_token_fraction']:.2%} of the first ones")
-        results["sink tokens kept"] = sinks["kept"]
-    results |= content["kinds_alone"] | {"destroyed ones kept": content["destroyed"]["rescued"]}
+    results = {"all": content["quantized"]}
+    if "kinds_alone" in content:
+        results |= {"first token kept": content["first_token_kept"]}
+        sinks = content["sink_tokens"]
+        if sinks is not None:
+            print(
+                f"  sinks {sinks['fraction']:.2%} of the tokens, {sinks['first_token_fraction']:.2%} of the first ones"
+            )
+            results["sink tokens kept"] = sinks["kept"]
+        results |= content["kinds_alone"] | {"destroyed ones kept": content["destroyed"]["rescued"]}
     for label, result in results.items():
         if result is not None:
             change, accuracy = result["change"], result["accuracy_change"]["mean"]
-            interval = f"[{change['low']:+.4f}, {change['high']:+.4f}]"
-            print(f"  {label:<19}  {change['mean']:+.4f} {interval:<18}  accuracy {accuracy:+.4f}", flush=True)
+            print(f"  {label:<19}  {as_text(change, 4):<26}  accuracy {accuracy:+.4f}", flush=True)
+    if "kinds_alone" in content:
+        _show_noise(content)
+    for kind, fold in content["folds"].items():
+        free = {True: "free in deployment", False: "not free in deployment", None: "may cost something in deployment"}
+        print(f"  {kind:<19}  {content['transform']} is {free[fold['exact']]}: {fold['how']}")
+
+
+def _show_noise(content: Mapping[str, Any]) -> None:
     for kind, ratio in content["output_sqnr"].items():
         print(f"  {kind:<19}  {'no noise' if ratio is None else f'{ratio:.2f} dB of the output over its noise'}")
     for kind, fractions in content["underflow"].items():
@@ -220,11 +233,8 @@ def show(file: Path, content: Mapping[str, Any], note: str = "") -> None:
     destroyed = content["destroyed"]
     if destroyed["inputs"]:
         print(f"  below {destroyed['below_db']:.0f} dB: {', '.join(destroyed['inputs'])}")
-    for kind, fold in content["folds"].items():
-        free = {True: "free in deployment", False: "not free in deployment", None: "may cost something in deployment"}
-        print(f"  {kind:<19}  {content['transform']} is {free[fold['exact']]}: {fold['how']}")
 
 
 def main(command: str, arguments: list[str]) -> None:
     """Run `sinks quantize`."""
-    run_function(quantize, command, collected(arguments, REPEATED))
+    run_function(quantize, command, collected(arguments, REPEATED), several=("models", ABOUT))

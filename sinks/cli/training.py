@@ -149,13 +149,14 @@ class TrainingCLI(NoCheckpointOptions, LightningCLI):
         """The parsed configuration of the command."""
         return self.config[self.subcommand] if self.subcommand else self.config
 
-    def _text(self, **options: Any) -> str:
+    def text(self, **options: Any) -> str:
+        """The resolved configuration as YAML."""
         return parser_of(self).dump(self.resolved, skip_unset=False, **options)
 
     def fit(self, model: CausalLM, datamodule: TokenData, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train into the run folder: start, resume an interrupted run, or report that it is finished."""
-        config = yaml.safe_load(self._text())
-        text = self._text(skip_link_targets=True)
+        config = yaml.safe_load(self.text())
+        text = self.text(skip_link_targets=True)
         if run(self.trainer, model, datamodule, config, text, ckpt_path, **kwargs) is None:
             raise SystemExit(UNFINISHED)
 
@@ -166,7 +167,7 @@ class TrainingCLI(NoCheckpointOptions, LightningCLI):
             missing = f"no checkpoint {path}" if path else f"no complete checkpoint in {self.folder.checkpoints}"
             raise UserError(f"there is {missing}: give --ckpt_path, or --run.dir of a finished run")
         datamodule.prepare_data()
-        identify(self.trainer, model, datamodule, yaml.safe_load(self._text()))
+        identify(self.trainer, model, datamodule, yaml.safe_load(self.text()))
         self.trainer.validate(model, datamodule=datamodule, ckpt_path=str(path), **kwargs)
         if "validation/loss" not in self.trainer.callback_metrics:
             raise UserError("no row was validated: give a --trainer.limit_val_batches above 0, or leave it out")

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from sinks.described import Described
 from sinks.errors import UserError
+from sinks.families.averaging import Averaging, NoAveraging
 from sinks.families.objectives import NextToken, Objective
 from sinks.families.optimizers import (
     AdamW,
@@ -38,7 +39,7 @@ from sinks.models.feed_forward import FeedForwardConfig, SwiGLU
 from sinks.models.key_gates import KeyGate, NoKeyGate
 from sinks.models.mixers import FeedForward, SequenceMixer
 from sinks.models.normalizers import Normalizer, Softmax
-from sinks.models.norms import Norm, RMSNorm
+from sinks.models.norms import IdentityNorm, Norm, RMSNorm
 from sinks.parallel.checkpoint_io import reject_another_architecture, sizes
 from sinks.parallel.sharding import shard
 
@@ -79,13 +80,16 @@ class CausalLM(Described, lightning.LightningModule):
         attention_gate: what scales each head's output.
         exclusion: what is taken out of each head's output before that, as by exclusive self-attention.
         key_gate: what scales the keys.
-        norm: norm at the two norms of each block.
+        norm: norm before attention and the feed-forward of each block.
+        feed_forward_norm: norm before the feed-forward, where it is another one than before attention.
         head_norm: norm before the head.
+        output_norm: norm of each sublayer's output, before it joins the residual stream (sandwich).
         residual_clip: applied to the residual stream after each addition.
         feed_forward: feed-forward sublayer.
         execution: compilation and activation checkpointing.
         start_from: run folder whose last weights a run starts from; parts that it lacks must leave the model as it is.
         objective: what training minimizes.
+        averaging: which weights are validated and remain at the end: those of the last step, or an average over steps.
     """
 
     def __init__(
@@ -101,12 +105,15 @@ class CausalLM(Described, lightning.LightningModule):
         exclusion: Callable[[AttentionConfig], Exclusion] = NoExclusion,
         key_gate: Callable[[AttentionConfig], KeyGate] = NoKeyGate,
         norm: Callable[[int], Norm] = RMSNorm,
+        feed_forward_norm: Callable[[int], Norm] | None = None,
         head_norm: Callable[[int], Norm] = RMSNorm,
+        output_norm: Callable[[int], Norm] = IdentityNorm,
         residual_clip: Callable[[str], ResidualClip] = NoClip,
         feed_forward: Callable[[FeedForwardConfig], FeedForward] = SwiGLU,
         execution: Execution = Execution(),
         start_from: str | None = None,
         objective: Callable[[], Objective] = NextToken,
+        averaging: Callable[[], Averaging] = NoAveraging,
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
@@ -117,6 +124,7 @@ class CausalLM(Described, lightning.LightningModule):
         self.optimizer_factory = optimizer
         self.start_from = start_from
         self.objective = objective()
+        self.averaging = averaging()
         self.objective.check(self)
         if mixer is not None:
             config = architecture.attention_config("mixer", context_length)
@@ -128,6 +136,8 @@ class CausalLM(Described, lightning.LightningModule):
             norm=norm,
             residual_clip=residual_clip,
             feed_forward=feed_forward,
+            output_norm=output_norm,
+            feed_forward_norm=feed_forward_norm,
         )
         self.head_norm = head_norm
         # An invalid option is an error at construction, before data is read or devices are used.
@@ -215,6 +225,12 @@ class CausalLM(Described, lightning.LightningModule):
         self.validation_loss.update(self.loss(batch), batch[:, 1:].numel())
         self.log("validation/loss", self.validation_loss, on_step=False, on_epoch=True, logger=False)
 
+    def on_validation_epoch_start(self) -> None:
+        self.averaging.exchange(self)
+
+    def on_validation_epoch_end(self) -> None:
+        self.averaging.exchange(self)
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -240,6 +256,7 @@ class CausalLM(Described, lightning.LightningModule):
         groups = parameter_groups(self, self.optimization)
         optimizer = make_optimizer(self.optimizer_factory, groups)
         self._guard = SkipGuard(optimizer)
+        self.averaging.follow(optimizer, self.trainer)  # after the guard: of the weights that it lets through
         max_steps = self.trainer.max_steps
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimization.factor(step, max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -8,7 +8,7 @@ from sinks.errors import UserError
 from sinks.families.causal_lm import CausalLM
 from sinks.models.attention_config import AttentionConfig
 from sinks.models.attention_gates import AttentionGate, ElementwiseGate, HeadwiseGate, NoGate, UnconditionalGate
-from sinks.models.clips import Clamp, ClippedNorm, NoClip, ResidualClip
+from sinks.models.clips import Clamp, ClippedNorm, FirstTokenClamp, NoClip, OtherTokensClamp, ResidualClip
 from sinks.models.gated_norm import Activation, GatedNorm, GateDyT
 from sinks.models.normalizers import (
     ClippedSoftmax,
@@ -85,9 +85,10 @@ class Clipped(CausalLM):
         attention: the attention side; softmax is the baseline's.
         softmax_alpha: clipped softmax: gamma is -softmax_alpha / context_length.
         soft_cap: soft cap: largest logit.
-        residual: the residual side: nothing, the stream after each addition, or the norms' input only.
-        residual_threshold: stream: largest |h|, e.g. half of the 99.9th percentile of a baseline (`residual_p999` of
-            its summary.json).
+        residual: the residual side: nothing; the stream after each addition, at all tokens, at token 0 alone or at all
+            others; or the norms' input only.
+        residual_threshold: of the stream: largest |h|, e.g. half of the 99.9th percentile of a baseline
+            (`residual_p999` of its summary.json).
         norm_medians: norm_input: threshold in units of each token's median |h|.
     """
 
@@ -98,7 +99,7 @@ class Clipped(CausalLM):
         attention: Literal["softmax", "clipped_softmax", "soft_cap"] = "softmax",
         softmax_alpha: float = 4.0,
         soft_cap: float = 20.0,
-        residual: Literal["none", "stream", "norm_input"] = "stream",
+        residual: Literal["none", "stream", "first_token", "other_tokens", "norm_input"] = "stream",
         residual_threshold: float | None = None,
         norm_medians: float = 4.0,
         **kwargs: Any,
@@ -110,15 +111,16 @@ class Clipped(CausalLM):
         }
         norm: Callable[[int], Norm] = RMSNorm
         residual_clip: Callable[[str], ResidualClip] = NoClip
+        clamps = {"stream": Clamp, "first_token": FirstTokenClamp, "other_tokens": OtherTokensClamp}
         if residual == "norm_input":
             norm = partial(ClippedNorm, medians=norm_medians)
-        if residual == "stream":
+        if residual in clamps:
             if residual_threshold is None:
                 raise UserError(
                     "residual clipping has no threshold: give --model.residual_threshold, e.g. half of residual_p999 "
                     "in a finished baseline's summary.json"
                 )
-            residual_clip = partial(Clamp, threshold=residual_threshold)
+            residual_clip = partial(clamps[residual], threshold=residual_threshold)
         super().__init__(
             vocab_size,
             context_length,

@@ -10,7 +10,7 @@ from torch import Tensor
 from sinks.errors import UserError, require
 from sinks.families.stored import stored_model
 from sinks.models.cross_entropy import cross_entropy
-from sinks.models.norms import NormSite
+from sinks.models.norms import NormSite, OutputNormSite
 from sinks.models.taps import editing
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 class OutlierPenalty(Objective):
     """Another objective plus weight * the largest |h| of each row at each norm's input, mean over rows and norms.
 
-    Blocks run uncompiled.
+    The norms are those that read the residual stream, not those of a sublayer's output: a sublayer can lower what such
+    a norm reads without changing the model. Blocks run uncompiled.
 
     Args:
         weight: of the penalty; |h| of outliers is in the thousands.
@@ -106,8 +107,8 @@ class OutlierPenalty(Objective):
             inputs.append(h)
             return h
 
-        norms = [module.input.site for module in model.modules() if isinstance(module, NormSite)]
-        with editing(model, dict.fromkeys(norms, keep)):
+        norms = [m for m in model.modules() if isinstance(m, NormSite) and not isinstance(m, OutputNormSite)]
+        with editing(model, dict.fromkeys((norm.input.site for norm in norms), keep)):
             loss = self.objective.loss(model, rows)
         # Outside the blocks: one that is checkpointed must save the same tensors when it is run again.
         peaks = [h.abs().amax(dim=(1, 2)).mean() for h in inputs]

@@ -29,8 +29,10 @@ class Optimization:
         scale_weight_decay: of gains, biases and sinks; decay on gains is a first-order confound.
         scale_lr_multiplier: factor on the learning rate of gains, biases and sinks.
         warmup_steps: steps of linear warm-up.
-        schedule: after the warm-up: constant, or a cosine or straight line down to `final_lr_ratio` at the last step.
+        schedule: after the warm-up: constant, or a cosine or straight line down to `final_lr_ratio` at the last step;
+            `wsd` (warmup-stable-decay, arXiv:2404.06395) is constant, and the straight line only at the end.
         final_lr_ratio: last learning rate over the peak.
+        decay_fraction: of all steps, the last ones in which `wsd` decays.
     """
 
     lr: float = 3e-3
@@ -40,8 +42,9 @@ class Optimization:
     scale_weight_decay: float = 0.0
     scale_lr_multiplier: float = 1.0
     warmup_steps: int = 100
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
     final_lr_ratio: float = 0.1
+    decay_fraction: float = 0.2
 
     def __post_init__(self) -> None:
         require("optimization.lr", self.lr, above=0, remedy="give e.g. 3e-3")
@@ -51,13 +54,19 @@ class Optimization:
         for name in ("weight_decay", "scale_weight_decay", "scale_lr_multiplier", "warmup_steps"):
             require(f"optimization.{name}", getattr(self, name), at_least=0, remedy="give 0 for none")
         require("optimization.final_lr_ratio", self.final_lr_ratio, at_least=0, at_most=1, remedy="give 1 for no decay")
+        require("optimization.decay_fraction", self.decay_fraction, above=0, at_most=1, remedy="give e.g. 0.2")
 
     def factor(self, step: int, max_steps: int) -> float:
         """Learning rate of optimizer step `step` (from 0) over the peak."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
-        decayed = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+        decayed = {
+            "constant": 1.0,
+            "linear": 1 - progress,
+            "cosine": (1 + math.cos(math.pi * progress)) / 2,
+            "wsd": min(1.0, max(0, max_steps - step) / max(1.0, self.decay_fraction * max_steps)),
+        }
         return self.final_lr_ratio + (1 - self.final_lr_ratio) * decayed[self.schedule]
 
 

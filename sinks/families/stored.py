@@ -1,4 +1,4 @@
-"""Models of run folders: as their configuration describes them, with the weights of the last checkpoint."""
+"""Models of run folders: as their configuration describes them, with the weights of a checkpoint."""
 
 import os
 from pathlib import Path
@@ -39,16 +39,22 @@ def last_checkpoint(path: str | os.PathLike[str]) -> Path:
     return folder.last_checkpoint
 
 
-def stored_model(path: str | os.PathLike[str]) -> tuple["CausalLM", lightning.LightningDataModule]:
+def stored_model(
+    path: str | os.PathLike[str], checkpoint: Path | None = None
+) -> tuple["CausalLM", lightning.LightningDataModule]:
     """The model of a run folder in evaluation mode, whatever strategy wrote its weights, and its own data module.
+
+    Args:
+        path: of the folder.
+        checkpoint: of the run; the last one if not given.
 
     Raises:
         UserError: if the folder holds no run, or no checkpoint that can be read, of the architecture it configures.
     """
-    config, last = RunFolder(path).config(), last_checkpoint(path)
+    config, chosen = RunFolder(path).config(), checkpoint or last_checkpoint(path)
     model, data = instantiate(config["model"], config["data"])
     model.configure_model()
-    checkpoint = read_checkpoint(last, weights_alone=True)
-    model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
+    content = read_checkpoint(chosen, weights_alone=True)
+    model.on_load_checkpoint(content)
+    model.load_state_dict(content["state_dict"])
     return model.eval(), data

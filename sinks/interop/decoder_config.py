@@ -143,8 +143,10 @@ def attention_of(block: Block) -> Any:
 
 def _require_known_parts(block: Block) -> None:
     attention = attention_of(block)
+    require_no_output_norm(block)
     known = {
         "norm": (block.attention_norm.norm, (RMSNorm,)),
+        "feed_forward_norm": (block.feed_forward_norm.norm, (RMSNorm,)),
         "normalizer": (attention.normalizer, (Softmax, LearnableSink)),
         "attention_gate": (attention.gate, (NoGate,)),
         "exclusion": (attention.exclusion, (NoExclusion,)),
@@ -157,6 +159,16 @@ def _require_known_parts(block: Block) -> None:
             raise NoCounterpart(f"{name} {type(part).__name__}")
     if isinstance(attention.normalizer, LearnableSink) and attention.normalizer.sink_scale != 1:
         raise NoCounterpart(f"LearnableSink of sink_scale {attention.normalizer.sink_scale} (gpt-oss has 1)")
+
+
+def require_no_output_norm(block: Block) -> None:
+    """Check that what a sublayer adds to the residual stream is not normed.
+
+    Raises:
+        UserError: if it is.
+    """
+    for norm in block.output_norms:
+        raise NoCounterpart(f"output_norm {type(norm).__name__}")
 
 
 def _family(attention: Any, feed_forward: Any, architecture: Architecture, windows: Sequence[int | None]) -> Family:

@@ -4,7 +4,15 @@ from typing import Any
 
 from torch import nn
 
-from sinks.interop.decoder_config import NoCounterpart, attention_of, blocks_of, layer_types, sizes_of, width_of
+from sinks.interop.decoder_config import (
+    NoCounterpart,
+    attention_of,
+    blocks_of,
+    layer_types,
+    require_no_output_norm,
+    sizes_of,
+    width_of,
+)
 from sinks.models.attention_gates import (
     AmplifyingElementwiseGate,
     AmplifyingHeadwiseGate,
@@ -20,7 +28,7 @@ from sinks.models.clips import NoClip
 from sinks.models.decoder import Architecture, Block, Decoder
 from sinks.models.exclusion import NoExclusion
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
-from sinks.models.gated_norm import ACTIVATIONS, GatedNorm, IdentityGatedNorm
+from sinks.models.gated_norm import ACTIVATIONS, AmplifyingGatedNorm, GatedNorm, IdentityGatedNorm
 from sinks.models.key_gates import NoKeyGate
 from sinks.models.normalizers import LearnableSink, Normalizer, OffByOne, SoftCap, Softmax
 from sinks.models.norms import PreAffine, RMSNorm
@@ -37,7 +45,7 @@ SINKS: dict[type[Normalizer], str | None] = {
     Softmax: None, SoftCap: None, LearnableSink: "learned", OffByOne: "zero",
 }  # fmt: skip
 MLPS = {SwiGLU: ("gated", "silu"), SigmoidGLU: ("gated", "sigmoid"), GELU: ("plain", "gelu")}
-GATE_FACTORS = {GatedNorm: 1.0, IdentityGatedNorm: 2.0}
+GATED_NORMS = {GatedNorm, AmplifyingGatedNorm, IdentityGatedNorm}
 
 
 def remote_config_of(decoder: Decoder, architecture: Architecture) -> dict[str, Any]:
@@ -71,14 +79,18 @@ def _parts(block: Block) -> dict[str, Any]:
     """What a block consists of; windows and positions apart."""
     attention, feed_forward = attention_of(block), block.feed_forward
     shape, normalizer, gate = attention.config, attention.normalizer, attention.gate
+    require_no_output_norm(block)
     _require("residual_clip", block.attention_clip, {NoClip})
     _require("normalizer", normalizer, SINKS)
     _require("exclusion", attention.exclusion, {NoExclusion})
     _require("key_gate", attention.key_gate, {NoKeyGate})
     _require("feed_forward", feed_forward, MLPS)
+    norm = _norm(block.attention_norm.norm)
+    if _norm(block.feed_forward_norm.norm) != norm:
+        raise NoCounterpart("a feed_forward_norm of its own")
     mlp, activation = MLPS[type(feed_forward)]  # type: ignore[index]
     return {
-        "norm": _norm(block.attention_norm.norm),
+        "norm": norm,
         "attention_gate": None if type(gate) is NoGate else _gate(gate),
         "attention_sink": SINKS[type(normalizer)],
         "attn_logit_softcapping": getattr(normalizer, "cap", None),
@@ -93,8 +105,8 @@ def _parts(block: Block) -> dict[str, Any]:
 
 
 def _norm(norm: Any) -> dict[str, Any]:
-    _require("norm", norm, {RMSNorm, PreAffine, *GATE_FACTORS})
-    if type(norm) not in GATE_FACTORS:
+    _require("norm", norm, {RMSNorm, PreAffine, *GATED_NORMS})
+    if type(norm) not in GATED_NORMS:
         return {"kind": "pre_affine" if type(norm) is PreAffine else "rms", "eps": norm.eps}
     activation = next(name for name, function in ACTIVATIONS.items() if function is norm.activation)
     return {
@@ -104,7 +116,7 @@ def _norm(norm: Any) -> dict[str, Any]:
         "granularity": "elementwise" if norm.up.out_features == norm.d_model else "tensorwise",
         "activation": "linear" if activation == "identity" else activation,
         "offset": norm.offset,
-        "factor": GATE_FACTORS[type(norm)],
+        "factor": norm.limit,
     }
 
 

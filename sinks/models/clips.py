@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from sinks.errors import require
@@ -53,6 +54,46 @@ class Clamp(ResidualClip):
         if self.report.listener is not None:
             self.report(clipped=x.abs() > self.threshold)
         return x.clamp(-self.threshold, self.threshold)
+
+
+class _ClampOfSomeTokens(Clamp):
+    def chosen(self, tokens: Tensor) -> Tensor:
+        """Which tokens are clamped, of their positions in the row [T]; bool [T]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.chosen(torch.arange(x.shape[1], device=x.device)).unsqueeze(-1)
+        if self.report.listener is not None:
+            self.report(clipped=chosen & (x.abs() > self.threshold))
+        return torch.where(chosen, x.clamp(-self.threshold, self.threshold), x)
+
+
+class FirstTokenClamp(_ClampOfSomeTokens):
+    """Token 0 of each row clamped to [-threshold, threshold]: where massive activations are (arXiv:2402.17762).
+
+    Residual sinks, which all tokens have, stay.
+
+    Args:
+        site: name under which the clipped fraction is reported.
+        threshold: largest |h| left at token 0.
+    """
+
+    def chosen(self, tokens: Tensor) -> Tensor:
+        return tokens == 0
+
+
+class OtherTokensClamp(_ClampOfSomeTokens):
+    """All tokens but token 0 of each row clamped to [-threshold, threshold]: no residual sink above it.
+
+    Massive activations of token 0 stay.
+
+    Args:
+        site: name under which the clipped fraction is reported.
+        threshold: largest |h| left at the other tokens.
+    """
+
+    def chosen(self, tokens: Tensor) -> Tensor:
+        return tokens > 0
 
 
 class ClippedNorm(Norm):

@@ -16,7 +16,7 @@ from sinks.models.counting import Flops, linear_flops
 from sinks.models.feed_forward import FeedForwardConfig
 from sinks.models.layers import Embedding, Linear
 from sinks.models.mixers import FeedForward, SequenceMixer
-from sinks.models.norms import Norm, NormSite
+from sinks.models.norms import IdentityNorm, Norm, NormSite, OutputNormSite, output_norm_site
 from sinks.models.positions import LearnedPositions, Position, Rope
 from sinks.models.residual import ResidualAdd
 from sinks.models.rope import Frequencies
@@ -152,15 +152,19 @@ class Components:
 
     Args:
         mixer: the sequence mixer, e.g. `Attention` with its normalizer and gate.
-        norm: between the residual stream and a sublayer, at both norms of the block.
+        norm: between the residual stream and a sublayer.
         residual_clip: applied to the residual stream after each addition.
         feed_forward: the feed-forward sublayer.
+        output_norm: of each sublayer's output, before it joins the residual stream (sandwich).
+        feed_forward_norm: between the residual stream and the feed-forward sublayer; `norm` if not given.
     """
 
     mixer: Callable[[AttentionConfig], SequenceMixer]
     norm: Callable[[int], Norm]
     residual_clip: Callable[[str], ResidualClip]
     feed_forward: Callable[[FeedForwardConfig], FeedForward]
+    output_norm: Callable[[int], Norm] = IdentityNorm
+    feed_forward_norm: Callable[[int], Norm] | None = None
 
 
 class Block(nn.Module):
@@ -179,25 +183,39 @@ class Block(nn.Module):
         config = architecture.attention_config(f"{site}.attention", context_length, layer)
         self.attention_norm = NormSite(f"{site}.attention.norm", components.norm(architecture.d_model))
         self.attention = components.mixer(config)
+        self.attention_output_norm = output_norm_site(
+            f"{site}.attention.output_norm", components.output_norm(architecture.d_model)
+        )
         self.attention_add = ResidualAdd(f"{site}.attention.update")
         self.attention_clip = components.residual_clip(f"{site}.residual.mid.clip")
         self.mid = Tap(f"{site}.residual.mid")
-        self.feed_forward_norm = NormSite(f"{site}.feed_forward.norm", components.norm(architecture.d_model))
+        feed_forward_norm = components.feed_forward_norm or components.norm
+        self.feed_forward_norm = NormSite(f"{site}.feed_forward.norm", feed_forward_norm(architecture.d_model))
         self.feed_forward = components.feed_forward(architecture.feed_forward_config(f"{site}.feed_forward"))
+        self.feed_forward_output_norm = output_norm_site(
+            f"{site}.feed_forward.output_norm", components.output_norm(architecture.d_model)
+        )
         self.feed_forward_add = ResidualAdd(f"{site}.feed_forward.update")
         self.feed_forward_clip = components.residual_clip(f"{site}.residual.out.clip")
         self.residual = Tap(f"{site}.residual.out")
 
+    @property
+    def output_norms(self) -> list[Norm]:
+        """Of attention's and the feed-forward's output; empty without them."""
+        sites = (self.attention_output_norm, self.feed_forward_output_norm)
+        return [site.norm for site in sites if isinstance(site, OutputNormSite)]
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D].
 
-        x --+--> attention_norm --> attention ---------------(+)--> clip --+--> feed_forward_norm --> ... --(+)--> clip
-            |                                                 |            |                                 |
-            +-------------------------------------------------+            +---------------------------------+
+        x --+--> attention_norm --> attention --> output_norm --(+)--> clip --+--> feed_forward_norm --> ... --> clip
+            |                                                    |            |
+            +----------------------------------------------------+            +-- ...
         """
-        x = self.mid(self.attention_clip(self.attention_add(x, self.attention(self.attention_norm(x)))))
-        x = self.feed_forward_clip(self.feed_forward_add(x, self.feed_forward(self.feed_forward_norm(x))))
-        return self.residual(x)
+        update = self.attention_output_norm(self.attention(self.attention_norm(x)))
+        x = self.mid(self.attention_clip(self.attention_add(x, update)))
+        update = self.feed_forward_output_norm(self.feed_forward(self.feed_forward_norm(x)))
+        return self.residual(self.feed_forward_clip(self.feed_forward_add(x, update)))
 
 
 class Head(Linear):

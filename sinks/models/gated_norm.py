@@ -55,6 +55,7 @@ class GatedNorm(Norm):
     kind = "norm gates"
     wraps = "norm"  # a model without the gate has this module in its place
     up_std = 1.0  # of the initial W_up, over that of W_down
+    limit = 1.0  # of a sigmoid gate
 
     def __init__(
         self,
@@ -108,7 +109,38 @@ class GatedNorm(Norm):
         return gated_norm(x, *weights, pre_affine=pre_affine, eps=norm.eps, offset=self.offset)
 
 
-class IdentityGatedNorm(GatedNorm):
+class AmplifyingGatedNorm(GatedNorm):
+    """y = norm(x); y * limit * sigmoid(W_up silu(W_down y)): what a gate amplifies needs no residual sink.
+
+    At limit 2 the gate starts at one, up to the noise of the initial weights, where the sigmoid is steepest: what it
+    does from there on is not due to a start that halves what the sublayer reads.
+
+    Args:
+        d_model: width D of the residual stream.
+        rank: width r of the bottleneck; 2 * r * D parameters.
+        granularity: one gate per channel, or one per token.
+        limit: largest value of the gate, which starts at half of it.
+        init_std: standard deviation of the initial W_down and W_up.
+        norm: the norm that is gated.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        rank: int = 16,
+        granularity: Literal["elementwise", "tensorwise"] = "elementwise",
+        limit: float = 2.0,
+        init_std: float = 0.02,
+        norm: Callable[[int], Norm] = RMSNorm,
+    ) -> None:
+        super().__init__(d_model, rank, granularity, init_std=init_std, norm=norm)
+        self.limit = require("norm gate limit", limit, above=0, remedy="give e.g. 2")
+
+    def gate(self, y: Tensor) -> Tensor:
+        return self.limit * super().gate(y)
+
+
+class IdentityGatedNorm(AmplifyingGatedNorm):
     """y = norm(x); y * 2 sigmoid(W_up silu(W_down y)), with W_up zero: the gate starts at exactly one.
 
     Put into a trained model, it leaves the model as it is, to the bit: the modules run, not the kernel, which rounds
@@ -134,9 +166,6 @@ class IdentityGatedNorm(GatedNorm):
         norm: Callable[[int], Norm] = RMSNorm,
     ) -> None:
         super().__init__(d_model, rank, granularity, init_std=init_std, norm=norm)
-
-    def gate(self, y: Tensor) -> Tensor:
-        return 2 * super().gate(y)
 
 
 class GateDyT(GatedNorm):

@@ -42,8 +42,8 @@ class Norm(nn.Module):
         """Initialize this module's own parameters."""
 
 
-class RMSNorm(Norm):
-    """y = weight * x / rms(x) (Zhang and Sennrich 2019, arXiv:1910.07467); the gain starts at one.
+class RootMeanSquareNorm(Norm):
+    """Base of the norms y = gain * x / rms(x); a subclass writes `gain`.
 
     Args:
         d_model: width D of the residual stream.
@@ -53,16 +53,36 @@ class RMSNorm(Norm):
     def __init__(self, d_model: int, eps: float = 1e-6) -> None:
         super().__init__(d_model)
         self.eps = require("norm eps", eps, at_least=0, remedy="give e.g. 1e-6")
+
+    def gain(self, x: Tensor) -> Tensor:
+        """The gain [D] with which x is normed."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = self.gain(x)
+        y = rms_norm(x, gain, self.eps)
+        if self.internals is not None:
+            self.internals |= {"gain": gain, "divided": x, "weight": gain, "normalized": y}
+        return y
+
+
+class RMSNorm(RootMeanSquareNorm):
+    """y = weight * x / rms(x) (Zhang and Sennrich 2019, arXiv:1910.07467); the gain starts at one.
+
+    Args:
+        d_model: width D of the residual stream.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, d_model: int, eps: float = 1e-6) -> None:
+        super().__init__(d_model, eps)
         self.weight = nn.Parameter(torch.ones(d_model))
 
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = rms_norm(x, self.weight, self.eps)
-        if self.internals is not None:
-            self.internals |= {"gain": self.weight, "divided": x, "weight": self.weight, "normalized": y}
-        return y
+    def gain(self, x: Tensor) -> Tensor:
+        return self.weight
 
 
 class PreAffine(RMSNorm):
@@ -166,3 +186,12 @@ class NormSite(nn.Module):
         finally:
             for norm in norms:
                 norm.internals = None
+
+
+class OutputNormSite(NormSite):
+    """A norm of a sublayer's output, before that joins the residual stream; not a reader of the stream."""
+
+
+def output_norm_site(site: str, norm: Norm) -> nn.Module:
+    """The site of an output norm; without one a module that has neither taps nor statistics."""
+    return nn.Identity() if type(norm) is IdentityNorm else OutputNormSite(site, norm)

@@ -20,8 +20,9 @@ class NormRecord:
     """Of a norm site.
 
     Args:
-        input: the residual stream that the norm reads [B, T, D].
-        output: what the sublayer reads [B, T, D]; None where the stream is read and no norm is there.
+        input: the residual stream that the norm reads [B, T, D]; at an output norm, the sublayer's output.
+        output: what the sublayer reads [B, T, D], or what joins the residual stream; None where the stream is read and
+            no norm is there.
         gain: what a channel is multiplied by, besides 1 / rms [D].
         divided: what is divided by its RMS [B, T, D].
         weight: the gain after that division [D].

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from sinks.errors import UserError
 from sinks.models.attention import Attention
 from sinks.models.clips import ResidualClip
-from sinks.models.norms import NormSite
+from sinks.models.norms import NormSite, OutputNormSite
 from sinks.models.residual import ResidualAdd
 from sinks.observe.key_numbers import KeyNumbers
 from sinks.observe.records import AttentionRecord, ClipRecord, NormRecord, UpdateRecord
 from sinks.stats.functional import gate_gain
 
-Kind = Literal["norm", "attention", "update", "clip"]
+Kind = Literal["norm", "attention", "output_norm", "update", "clip"]
 Listener = Callable[[Any], None]  # of a record of the site's kind
 # Statistics of `sink_kernels.attention`, by the field they fill.
 ROW_STATISTICS = {
@@ -135,7 +135,9 @@ def sites_of(model: nn.Module) -> list[Site]:
     """The sites of a model built from sinks.models, in order of definition."""
     found: list[Site] = []
     for module in model.modules():
-        if isinstance(module, NormSite):
+        if isinstance(module, OutputNormSite):
+            found.append(_ReportSite("output_norm", module, NormRecord))
+        elif isinstance(module, NormSite):
             found.append(_ReportSite("norm", module, NormRecord))
         elif isinstance(module, Attention):
             found.append(_AttentionSite(module))

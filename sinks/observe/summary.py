@@ -93,6 +93,8 @@ SCALARS = {
     "update/ratio_first_token": Scalar("update/ratio_first_token", "max"),
     "update/cosine": Scalar("update/cosine", "mean"),
     "update/cosine_first_token": Scalar("update/cosine_first_token", "mean"),
+    "output_norm/max_over_median": Scalar("output_norm/max_over_median", "max"),
+    "output_norm/kurtosis": Scalar("output_norm/kurtosis", "max"),
     "norm/bound": Scalar("norm/bound_max", "max"),
     "norm/effective_scale": Scalar("norm/effective_scale", "mean"),
     "norm/effective_scale_cv": Scalar("norm/effective_scale_cv", "mean"),
@@ -139,6 +141,7 @@ def summarize(
         "norm": sites["norm"],
         "attention": sites["attention"],
         "update": sites["update"],
+        **({"output_norm": sites["output_norm"]} if sites["output_norm"] else {}),
     }
     return (
         {name: float(value) for name, value in scalars.items()},

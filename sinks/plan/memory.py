@@ -34,6 +34,7 @@ class Memory:
         parameters: as stored.
         gradients: as many.
         optimizer: AdamW's two moments.
+        averages: of the weights, if the run keeps them.
         buckets: DDP's copy of the gradients, which it sends.
         gathered: parameters FSDP2 has unsharded: the two blocks at work, and what stands outside the blocks.
         gathered_gradients: their gradients before they are scattered.
@@ -47,6 +48,7 @@ class Memory:
     parameters: int
     gradients: int
     optimizer: int
+    averages: int
     buckets: int
     gathered: int
     gathered_gradients: int
@@ -58,7 +60,7 @@ class Memory:
 
     @property
     def always(self) -> int:
-        return self.parameters + self.optimizer + self.buckets + self.buffers
+        return self.parameters + self.optimizer + self.averages + self.buckets + self.buffers
 
     @property
     def at_the_loss(self) -> int:
@@ -85,6 +87,7 @@ def device_memory(
     activations: int,
     logits: int,
     accumulates: bool,
+    averages: int = 0,
 ) -> Memory:
     """Memory of one device.
 
@@ -97,6 +100,7 @@ def device_memory(
         activations: bytes of a micro-batch.
         logits: number of logits of a micro-batch.
         accumulates: whether gradients outlive a micro-batch.
+        averages: copies of the weights that are averaged over steps.
     """
     stored = precision.stored.itemsize
     held = -(-pieces.total // layout.shards) * stored
@@ -105,6 +109,7 @@ def device_memory(
         parameters=held,
         gradients=held,
         optimizer=2 * held,
+        averages=averages * held,
         buckets=held if layout.strategy == "ddp" else 0,
         gathered=at_work,
         gathered_gradients=at_work,

@@ -136,6 +136,7 @@ def plan_model(model: CausalLM, layout: Layout, precision: Precision, batch: Bat
         memory=device_memory(
             pieces, layout, precision, held.buffers, held.weight_copies, activations[checkpointing],
             logits=batch.rows * batch.tokens * batch.vocab_size, accumulates=batch.accumulated > 1,
+            averages=model.averaging.copies,
         ),
         activations=activations,
         checkpointing=checkpointing,

@@ -85,7 +85,8 @@ def role(
         seed: of the bootstrap.
 
     Returns:
-        effects: role -> mean, low, high. named: roles, or "nothing". None where an edit that the rule needs is missing.
+        effects: role -> mean, low, high. named: roles, or "nothing". None where an edit that the rule needs is missing,
+            or where a single unit gives no interval.
     """
     needed = {edit for pair in rule.values() for edit in pair if edit is not None}
     if not all(changes.keys() >= {edit} and controls.get(edit) for edit in needed):
@@ -95,6 +96,9 @@ def role(
         name: interval(net[edit] if other is None else net[edit] - net[other], sizes, seed)
         for name, (edit, other) in rule.items()
     }
+    lows = {name: low for name, effect in effects.items() if (low := effect["low"]) is not None}
+    if len(lows) < len(effects):
+        return None
     largest = max(effect["mean"] for effect in effects.values())
-    named = [n for n, e in effects.items() if e["low"] > 0 and e["mean"] >= SMALLEST_PART * largest]
+    named = [n for n, e in effects.items() if lows[n] > 0 and e["mean"] >= SMALLEST_PART * largest]
     return {"effects": effects, "named": sorted(named, key=lambda n: -effects[n]["mean"]) or [NOTHING]}

@@ -1,6 +1,6 @@
 """Runs the probes of a model one after the other, each once: a finished one is in the results and not run again."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -37,7 +37,7 @@ class Options:
         edits: by name, of both sides.
         tokens: on which those of the residual side act.
         threshold: score from which on a dimension is a sink of a site.
-        dimensions: in place of those that reach the threshold.
+        dimensions: in place of those that reach the threshold: the same at every site, or by site.
         from_layer: the first block that is edited.
         sinks: keys that count as sinks: detected, first or own.
         controls: number of random controls of the residual side; on the attention side any number but 0 stands for one
@@ -53,7 +53,7 @@ class Options:
     edits: Sequence[str] = EDITS
     tokens: Sequence[str] = ("ordinary", "all")
     threshold: float = 10.0
-    dimensions: Sequence[int] | None = None
+    dimensions: Sequence[int] | Mapping[str, Sequence[int]] | None = None
     from_layer: int = 0
     sinks: str = "detected"
     controls: int = 1
@@ -140,6 +140,26 @@ def probe(places: Places, text: Text, options: Options, results: Results, progre
                 run(places, text, replace(options, edits=chosen), results, progress)
             elif options.side == side:
                 raise UserError(f"edit is {', '.join(options.edits)}, none of the {side} side: give {', '.join(known)}")
+
+
+def dimensions_of_series(places: Places, text: Text, options: Options) -> tuple[dict[str, list[int]], list[str]]:
+    """The sink dimensions of every norm site with which a series of checkpoints is probed.
+
+    Args:
+        places: of the last checkpoint's model.
+        text: to calibrate on.
+        options: what is probed.
+
+    Returns:
+        By name those that reach the threshold; where none does, the one with the largest mean |h_j|. And the names of
+        these sites.
+    """
+    moments = calibrate(places.norms, lambda: _run(text, options.batch_size))
+    found = {name: own.sink_dimensions(options.threshold) for name, own in moments.items()}
+    return (
+        {name: own or [int(moments[name].scores.argmax())] for name, own in found.items()},
+        [name for name, own in found.items() if not own],
+    )
 
 
 # -- the residual side ---------------------------------------------------------------------------------------------
@@ -309,7 +329,8 @@ def _run_jobs(
             detecting.start_batch(batches[batch][:, :-1])
 
     total = len(text.rows) * (1 + len(missing))
-    with tqdm(desc=f"probing the {name} side", total=total, unit="row", disable=None if progress else True) as bar:
+    hidden = None if progress else True
+    with tqdm(desc=f"probing the {name} side", total=total, unit="row", leave=False, disable=hidden) as bar:
         with side.finding(detecting) if side is not None else nullcontext():
             scorer = Scorer(
                 text.logits, places.blocks, text.rows, options.batch_size, [job.start for job in missing], watch

@@ -94,7 +94,7 @@ def residual(
     norms: Sequence[NormPlace],
     moments: Mapping[str, Moments],
     threshold: float,
-    dimensions: Sequence[int] | None,
+    dimensions: Sequence[int] | Mapping[str, Sequence[int]] | None,
     controls: int,
     seed: int,
     limit: float,
@@ -105,7 +105,7 @@ def residual(
         norms: the sites.
         moments: of each.
         threshold: m_j / median m_j from which on a dimension is a sink of a site.
-        dimensions: in place of those that reach the threshold, at every site.
+        dimensions: in place of those that reach the threshold: the same at every site, or by site.
         controls: number of random controls.
         seed: of these.
         limit: of `clamp`.
@@ -113,9 +113,12 @@ def residual(
     Raises:
         UserError: if a dimension is none of the model, or given twice, or there are too many for a control.
     """
-    if dimensions is not None:
-        _check(dimensions, len(next(iter(moments.values())).scores))
-    found = {name: list(dimensions or own.sink_dimensions(threshold)) for name, own in moments.items()}
+    if isinstance(dimensions, Mapping):
+        found = {name: list(dimensions[name]) for name in moments}
+    else:
+        if dimensions is not None:
+            _check(dimensions, len(next(iter(moments.values())).scores))
+        found = {name: list(dimensions or own.sink_dimensions(threshold)) for name, own in moments.items()}
     sinks = {name: own for name, own in found.items() if own}
     generator = torch.Generator().manual_seed(seed)
     random = {

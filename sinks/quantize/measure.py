@@ -22,7 +22,7 @@ from sinks.quantize.schemes import Scheme
 from sinks.quantize.sink_tokens import sink_tokens
 from sinks.quantize.subject import Subject
 from sinks.quantize.transforms import Name
-from sinks.stats.bootstrap import interval
+from sinks.stats.bootstrap import Interval, interval
 
 DESTROYED = 0.25  # noise-to-signal ratio: the error is half as large as the output, 6 dB
 Logits = Callable[[Tensor], Tensor]  # token ids [B, T] -> [B, T, V]
@@ -57,7 +57,7 @@ def score(logits: Logits, batches: Sequence[Tensor], kept: Kept | None = None, m
     return Scores(torch.cat(losses), torch.cat(correct))
 
 
-def paired_change(before: Tensor, after: Tensor, seed: int, where: Tensor | None = None) -> dict[str, float]:
+def paired_change(before: Tensor, after: Tensor, seed: int, where: Tensor | None = None) -> Interval:
     """Mean change over tokens, with the 95 % interval of a bootstrap over the rows.
 
     Args:
@@ -82,6 +82,7 @@ class Options:
         batch_size: rows at a time.
         seed: of the bootstrap.
         kv: whether keys and values are rounded as activations are.
+        breakdown: whether more is measured than the cost of all at once, which takes a tenth of the time.
     """
 
     scheme: Scheme
@@ -91,6 +92,7 @@ class Options:
     batch_size: int = 4
     seed: int = 0
     kv: bool = False
+    breakdown: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,23 +101,44 @@ class Original:
 
     Args:
         scores: of it.
-        sinks: tokens that are attention sinks, [B, T - 1] bool of every batch; None if its attention cannot be read.
+        sinks: tokens that are attention sinks, [B, T - 1] bool of every batch; None if its attention cannot be read, or
+            was not.
     """
 
     scores: Scores
     sinks: Sequence[Tensor] | None
 
 
-def measure_original(subject: Subject, batch_size: int) -> Original:
+def measure_original(subject: Subject, options: Options) -> Original:
     """What every scheme is compared with.
 
     Args:
         subject: model and text.
-        batch_size: rows at a time.
+        options: of these `batch_size` and `breakdown`.
     """
-    rows = subject.rows.split(batch_size)
-    sinks = sink_tokens(subject.sites, subject.logits, [row[:, :-1] for row in rows]) if subject.sites else None
+    rows, looked_for = subject.rows.split(options.batch_size), options.breakdown and subject.sites
+    sinks = sink_tokens(subject.sites, subject.logits, [row[:, :-1] for row in rows]) if looked_for else None
     return Original(score(subject.logits, rows), sinks)
+
+
+def rows_read(subject: Subject, options: Options, original: bool) -> int:
+    """Rows over which `measure` runs the model, those of inputs that turn out to be destroyed left out.
+
+    Args:
+        subject: model and text.
+        options: what is quantized, and how.
+        original: whether the model as it is is measured as well.
+    """
+    activations = options.scheme.activations
+    static = activations is not None and activations.reach == "static"
+    readings = options.transform.startswith("smooth") + static + (options.method == "gptq")
+    passes = 1 + original
+    if options.breakdown:
+        parts = len({each.kind for each in subject.inputs()} & {*options.kinds}) + options.kv
+        kept = activations is not None and activations.reach == "row"
+        sinks = bool(subject.sites)
+        passes += 1 + parts * (parts > 1) + kept * (1 + sinks) + original * sinks
+    return passes * len(subject.rows) + readings * len(subject.calibration)
 
 
 def measure(subject: Subject, options: Options, original: Original | None = None) -> dict[str, Any]:
@@ -125,7 +148,7 @@ def measure(subject: Subject, options: Options, original: Original | None = None
     Args:
         subject: model and text.
         options: what is quantized, and how.
-        original: the model as it is on rows of this batch size, if that is known.
+        original: the model as it is, measured with the same `batch_size` and `breakdown`, if that is known.
 
     Raises:
         UserError: if there is no input of these kinds, a transform has no matrix, or an activation is not finite.
@@ -135,25 +158,35 @@ def measure(subject: Subject, options: Options, original: Original | None = None
     if not chosen:
         there = ", ".join(dict.fromkeys(each.kind for each in inputs))
         raise UserError(f"{subject.name} has no input of kind {', '.join(options.kinds)}: give one of {there}")
-    original = original or measure_original(subject, options.batch_size)
+    original = original or measure_original(subject, options)
     calibration = subject.calibration.split(options.batch_size)
     replaced = replacements_of(chosen, options.scheme, options.transform, subject.logits, calibration, options.method)
-    kinds = {kind: those for kind in options.kinds if (those := [each for each in replaced if each.input.kind == kind])}
     trials = _Trials(subject, options, original)
-    read = [row[:, :-1] for row in trials.rows]
-    noise = noise_of(replaced, subject.logits, read)
     after = trials.score(replaced, options.kv)
-    quantizer = options.scheme.activations
-    # Where a scale spans tokens, those that are kept would still set it.
-    can_keep = quantizer is not None and quantizer.reach == "row" and all(each.per_token for each in chosen)
-    first = [torch.arange(row.shape[1], device=row.device).expand_as(row) == 0 for row in read]
-    parts = kinds | ({KV: []} if options.kv else {})
-    alone = {part: trials.cost(those, kv=part == KV) for part, those in parts.items()} if len(parts) > 1 else {}
-    sinks, folds = original.sinks, folds_of(options.transform, inputs, subject.around)
-    return {
+    kinds, folds = {each.kind for each in chosen}, folds_of(options.transform, inputs, subject.around)
+    found = {
         "loss": original.scores.loss.mean().item(),
         "accuracy": original.scores.correct.mean().item(),
         "quantized": trials.compared(after),
+        "folds": {kind: asdict(fold) for kind, fold in folds.items() if kind in kinds},
+    }
+    return found | (_breakdown(trials, replaced, after) if options.breakdown else {})
+
+
+def _breakdown(trials: "_Trials", replaced: Sequence[Replacement], after: Scores) -> dict[str, Any]:
+    """Where the cost comes from."""
+    subject, options, original = trials.subject, trials.options, trials.original
+    kinds = {kind: those for kind in options.kinds if (those := [each for each in replaced if each.input.kind == kind])}
+    read = [row[:, :-1] for row in trials.rows]
+    noise = noise_of(replaced, subject.logits, read)
+    quantizer = options.scheme.activations
+    # Where a scale spans tokens, those that are kept would still set it.
+    can_keep = quantizer is not None and quantizer.reach == "row" and all(each.input.per_token for each in replaced)
+    first = [torch.arange(row.shape[1], device=row.device).expand_as(row) == 0 for row in read]
+    parts = kinds | ({KV: []} if options.kv else {})
+    alone = {part: trials.cost(those, kv=part == KV) for part, those in parts.items()} if len(parts) > 1 else {}
+    sinks = original.sinks
+    return {
         "first_token_kept": trials.cost(replaced, options.kv, first) if can_keep else None,
         "sink_tokens": None
         if sinks is None
@@ -162,7 +195,6 @@ def measure(subject: Subject, options: Options, original: Original | None = None
         "kinds_alone": alone,
         **_described(noise, kinds),
         "destroyed": _destroyed(noise, replaced, trials, options.kv),
-        "folds": {kind: asdict(fold) for kind, fold in folds.items() if kind in kinds},
     }
 
 
@@ -170,12 +202,12 @@ class _Trials:
     """The model with parts of it quantized, each time compared with the model as it is."""
 
     def __init__(self, subject: Subject, options: Options, original: Original) -> None:
-        self._subject, self._options, self._original = subject, options, original
+        self.subject, self.options, self.original = subject, options, original
         self.rows = subject.rows.split(options.batch_size)
 
     def score(self, replaced: Sequence[Replacement], kv: bool, masks: Sequence[Tensor] = ()) -> Scores:
         """With some inputs, and keys and values, quantized; of every batch, the masks say which tokens are kept."""
-        subject, quantizer = self._subject, self._options.scheme.activations
+        subject, quantizer = self.subject, self.options.scheme.activations
         with quantized(subject.model, replaced) as kept, ExitStack() as stack:
             if kv:
                 assert subject.rounding_kv is not None and quantizer is not None, "the command checks both"  # noqa: PT018
@@ -188,7 +220,7 @@ class _Trials:
 
     def compared(self, after: Scores) -> dict[str, Any]:
         """Scores beside those of the model as it is, as JSON."""
-        before, seed = self._original.scores, self._options.seed
+        before, seed = self.original.scores, self.options.seed
         return {
             "loss": after.loss.mean().item(),
             "change": paired_change(before.loss, after.loss, seed),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -56,15 +57,17 @@ class Subject:
         return inputs_of(self.model, self.blocks, self.logits, self.rows[:1, :PROBE])
 
 
-def run_subject(path: str, rows: int, calibration_rows: int, device: torch.device) -> Subject:
-    """A run's last checkpoint, on rows of its validation set: the first ones are scored, the next ones calibrate.
+def run_subject(
+    path: str, rows: int, calibration_rows: int, device: torch.device, checkpoint: Path | None = None
+) -> Subject:
+    """A checkpoint of a run, by default the last, on its validation set: its first rows are scored, the next calibrate.
 
     Raises:
         UserError: if it is no training run, has no checkpoint, or the set has fewer rows.
     """
     if RunFolder(path).analyzed:
         raise UserError(f"{path} is an analysis of a pretrained model, no training run: give the model itself")
-    run = load_run(path)
+    run = load_run(path, checkpoint)
     data = run.data
     data.prepare_data()
     data.setup("validate")
@@ -103,7 +106,9 @@ def decoder_subject(
             for m in block.modules()
         ),
         exclusive=any(mixer is not None and not isinstance(mixer.exclusion, NoExclusion) for mixer in mixers),
-        clamped=any(block.attention_clip.cuts or block.feed_forward_clip.cuts for block in blocks),
+        clamped=any(
+            bool(block.output_norms) or block.attention_clip.cuts or block.feed_forward_clip.cuts for block in blocks
+        ),
     )
     sites = [mixer.config.site for mixer in mixers if mixer is not None]
     rounding = decoder_rounding(decoder, sites) if sites else None

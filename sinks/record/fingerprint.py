@@ -36,13 +36,17 @@ ADDED_TO_ARCHITECTURE = {
     "attention_scale": None,
     "qk_norm_eps": 1e-6,
 }
-# The same of `model` itself, of its normalizer and of its output gate.
+# The same of `model` itself, of its optimization, of its normalizer and of its output gate.
 ADDED_TO_MODEL = {
     "start_from": None,
     "objective": {"class_path": "sinks.families.objectives.NextToken"},
+    "averaging": {"class_path": "sinks.families.averaging.NoAveraging"},
+    "feed_forward_norm": None,
+    "output_norm": {"class_path": "sinks.models.norms.IdentityNorm"},
     "exclusion": {"class_path": "sinks.models.exclusion.NoExclusion"},
     "key_gate": {"class_path": "sinks.models.key_gates.NoKeyGate"},
 }
+ADDED_TO_OPTIMIZATION = {"decay_fraction": 0.2}
 ADDED_TO_NORMALIZER = {"initial": 0.0}
 ADDED_TO_GATE = {"dimensions": None}
 
@@ -64,12 +68,13 @@ def _as_before(model: Any) -> Any:
     if not isinstance(model, Mapping) or not isinstance(model.get("init_args"), Mapping):
         return model
     options = _kept(model["init_args"], ADDED_TO_MODEL)
-    if isinstance(options.get("architecture"), Mapping):
-        options["architecture"] = _kept(options["architecture"], ADDED_TO_ARCHITECTURE)
-    for name, added in (("normalizer", ADDED_TO_NORMALIZER), ("attention_gate", ADDED_TO_GATE)):
+    for section, added in (("architecture", ADDED_TO_ARCHITECTURE), ("optimization", ADDED_TO_OPTIMIZATION)):
+        if isinstance(options.get(section), Mapping):
+            options[section] = _kept(options[section], added)
+    for name, later in (("normalizer", ADDED_TO_NORMALIZER), ("attention_gate", ADDED_TO_GATE)):
         part = options.get(name)
         if isinstance(part, Mapping) and isinstance(part.get("init_args"), Mapping):
-            options[name] = {**part, "init_args": _kept(part["init_args"], added)}
+            options[name] = {**part, "init_args": _kept(part["init_args"], later)}
     return {**model, "init_args": options}
 
 

@@ -129,9 +129,15 @@ class RunFolder:
         It is the newest by name. Only without any such is it `last.ckpt`, as another callback writes it: after a copy
         without links or a restored backup, that file may be older.
         """
+        complete = self.complete_checkpoints()
+        if complete:
+            return complete[max(complete)]
+        return self.last_link if is_complete(self.last_link) else None
+
+    def complete_checkpoints(self) -> dict[int, Path]:
+        """Complete checkpoints by the step that their names state, in order."""
         numbered = {step: path for path in self.checkpoint_files() if (step := checkpoint_step(path)) is not None}
-        newest_first = [numbered[step] for step in sorted(numbered, reverse=True)]
-        return next(filter(is_complete, [*newest_first, self.last_link]), None)
+        return {step: numbered[step] for step in sorted(numbered) if is_complete(numbered[step])}
 
     def checkpoint_files(self) -> list[Path]:
         """Checkpoints of any name, complete or not."""

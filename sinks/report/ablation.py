@@ -35,6 +35,11 @@ SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "variants": (dict, (dict, type(None))),
     "commands": (list, str),
     "run_seconds": (dict, (int, float)),
+    "scales": (dict, dict),
+    "axes": (dict, dict),
+    "factors": (dict, str),
+    "tokens_curve": (list, str),
+    "equal_parameters": (bool, object),
 }
 VARIANT_SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "config": (str, object),
@@ -42,6 +47,10 @@ VARIANT_SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "arguments": (dict, object),
     "measured": (dict, dict),
     "recipe": (dict, (int, float, type(None))),
+    "scaled": (dict, (int, float)),
+    "published": (dict, object),
+    "without": (list, str),
+    "has": (list, str),
 }
 
 
@@ -75,6 +84,12 @@ class Run:
         return "unseeded" if self.seed is None else str(self.seed)
 
     @cached_property
+    def precision(self) -> str | None:
+        """The trainer's; None where the configuration states none."""
+        precision = (self.folder.config().get("trainer") or {}).get("precision")
+        return None if precision is None else str(precision)
+
+    @cached_property
     def provenance(self) -> Mapping[str, Any]:
         try:
             return self.folder.provenance()
@@ -99,6 +114,7 @@ class Variant:
         recipe: numbers from earlier scratch runs.
         mechanisms: how it handles sinks.
         steps: optimizer steps that its own arguments request; None where they are the ablation's.
+        has: the ablation's factors that it combines; None if the ablation file does not say.
     """
 
     name: str
@@ -113,6 +129,7 @@ class Variant:
     recipe: Mapping[str, float] = field(default_factory=dict)
     mechanisms: frozenset[Mechanism] = frozenset({"unknown"})
     steps: int | None = None
+    has: frozenset[str] | None = None
 
     @property
     def shown(self) -> list[Run]:
@@ -135,6 +152,8 @@ class Ablation:
         recipe_source: where the `recipe` numbers come from.
         file: the ablation file that `sinks grid` read.
         commands: how to repeat the ablation, if the ablation file states it.
+        factors: names of what its variants combine, if the ablation file states them.
+        tokens_curve: names of the baseline's variants on more and more tokens, if the ablation file states them.
     """
 
     root: Path
@@ -147,6 +166,8 @@ class Ablation:
     recipe_source: str | None = None
     file: str | None = None
     commands: list[str] = field(default_factory=list)
+    factors: Mapping[str, str] = field(default_factory=dict)
+    tokens_curve: list[str] = field(default_factory=list)
 
     @property
     def runs(self) -> list[Run]:
@@ -207,6 +228,10 @@ def read_ablation_file(file: Path) -> dict[str, Any]:
     for name, description in (content.get("variants") or {}).items():
         _check_shapes(f"{file}: variant {name}", {} if description is None else description, VARIANT_SHAPES)
         stated(file, name, description or {})
+        if unknown := set((description or {}).get("has", [])) - set(content.get("factors") or {}):
+            raise UserError(
+                f"{file}: variant {name} has {unknown.pop()!r}, which is none of its factors: name it there"
+            )
     return content
 
 
@@ -262,6 +287,8 @@ def load_ablation(root: str | Path) -> Ablation:
         recipe_source=content.get("recipe_source"),
         file=content.get("file"),
         commands=[str(command) for command in content.get("commands") or []],
+        factors=content.get("factors") or {},
+        tokens_curve=content.get("tokens_curve") or [],
     )
 
 
@@ -289,6 +316,7 @@ def _variant(
         recipe=description.get("recipe") or {},
         mechanisms=mechanisms or _revealed(finished),
         steps=(description.get("arguments") or {}).get("trainer.max_steps"),
+        has=frozenset(description["has"]) if "has" in description else None,
     )
 
 

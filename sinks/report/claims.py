@@ -1,24 +1,47 @@
-"""The paper's claims against the available numbers: supports, contradicts, or cannot show."""
+"""The paper's claims against the available numbers: supported, contradicted, or cannot tell below some difference."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from sinks.report import causes
 from sinks.report.ablation import Ablation, Mechanism, Side
-from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, Outcome, VariantResult
-from sinks.report.tables import MEASURES
+from sinks.report.measured import QUANTIZATION, results
+from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, Outcome, VariantResult, cannot_tell
+from sinks.report.tables import MEASURES, with_interval
 
-Verdict = Literal["supports", "contradicts", "mixed", "cannot show"]
-Result = tuple[Verdict, str]
+Verdict = Literal["supported", "supported in part", "contradicted", "no effect", "cannot tell"]
+
+
+class Result(NamedTuple):
+    """A verdict and its reason.
+
+    Args:
+        verdict: on a claim.
+        text: the numbers that it comes from.
+        below: of "cannot tell": the loss difference below which these runs see nothing, if losses decide.
+    """
+
+    verdict: Verdict
+    text: str
+    below: float | None = None
+
+
 Judge = Callable[[VariantResult], Result]
 
-VERDICTS: dict[Outcome, Verdict] = {"as the paper expects": "supports", "in part": "mixed", "contrary": "contradicts"}
+VERDICTS: dict[Outcome, Verdict] = {
+    "as the paper expects": "supported",
+    "in part": "supported in part",
+    "contrary": "contradicted",
+    "no effect": "no effect",
+}
 
 FIRST_TOKEN, SCORE = (column for column in MEASURES if column.key in (ATTENTION, RESIDUAL))
 SMALL = 0.5
 TINY = 1e7
+# Controls on Bigram-Backcopy: with the input of gated attention halved by a constant, the sink stays without any norm
+# gate; with that input doubled under GatedNorm, most of it goes.
+START_SCALE = "controls elsewhere trace this to the norm gate's start at one half, which halves attention's input"
 AT_THIS_SCALE = "at this scale the sink dimension is mostly a constant bias channel"
 # Sinks replaced by parameters or gates, with the normalizer kept and nothing clipped.
 REPLACING: tuple[frozenset[Mechanism], ...] = (
@@ -30,11 +53,11 @@ REPLACING: tuple[frozenset[Mechanism], ...] = (
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of the paper and its verdict."""
+    """One claim of the paper, numbered as in its list of claims, and its verdict as it is printed."""
 
     key: str
     claim: str
-    verdict: Verdict
+    verdict: str
     evidence: str
 
 
@@ -48,10 +71,16 @@ def _levels(result: VariantResult) -> str:
     return f"first-token mass {FIRST_TOKEN.mean(result)}, R {SCORE.mean(result)}"
 
 
-def _combine(verdicts: Iterable[Verdict]) -> Verdict:
-    """Combine verdicts: "mixed" if they disagree; "cannot show" does not count."""
-    known = set(verdicts) - {"cannot show"}
-    return "mixed" if len(known) > 1 else next(iter(known), "cannot show")
+def _combine(results: Iterable[Result]) -> tuple[Verdict, float | None]:
+    """One verdict of several: "supported in part" if they disagree; what decides nothing does not count."""
+    found = list(results)
+    known = {result.verdict for result in found} - {"cannot tell", "no effect"}
+    if known:
+        return ("supported in part" if len(known) > 1 else known.pop()), None
+    undecided = [result for result in found if result.verdict == "cannot tell"]
+    if found and not undecided:
+        return "no effect", None
+    return "cannot tell", max((result.below for result in undecided if result.below is not None), default=None)
 
 
 def _cost(result: VariantResult) -> Result:
@@ -59,30 +88,31 @@ def _cost(result: VariantResult) -> Result:
     label, diverged, call = result.variant.label, len(result.variant.diverged), result.changes[LOSS]
     if not result.variant.runs:
         if diverged:
-            return "supports", f"{label} diverged ({diverged} of {diverged} runs)"
-        return "cannot show", f"{label} is unfinished"
+            return Result("supported", f"{label} diverged ({diverged} of {diverged} runs)")
+        return Result("cannot tell", f"{label} is unfinished")
     if result.no_effect:
-        return "cannot show", f"{label} clipped nothing"
-    if result.loss_difference is None:
-        return "cannot show", f"{label} has no paired baseline"
+        return Result("no effect", f"{label} changed nothing")
+    if result.loss is None:
+        return Result("cannot tell", f"{label} has no paired baseline")
+    words = cannot_tell(result).removeprefix("loss: ") if call == "cannot tell" else call
     some = f", {diverged} more diverged" if diverged else ""
-    text = f"{label}: loss {result.loss_difference.mean:+.3f} ({call}{some}), {_levels(result)}"
+    text = f"{label}: loss {with_interval(result.loss.difference, 4)} ({words}{some}), {_levels(result)}"
     if diverged or call == "higher":
-        return "supports", text
-    return ("cannot show" if call == "one seed" else "contradicts"), text
+        return Result("supported", text)
+    return Result("contradicted", text) if call == "lower" else Result("cannot tell", text, result.loss.visible)
 
 
 def _takes_over(result: VariantResult) -> Result:
     """Whether a variant changes its side's sink as the paper expects."""
-    verdict = VERDICTS.get(result.outcome, "cannot show")
-    return verdict, f"{result.variant.label}: {_levels(result)} ({result.reason or 'no side stated'})"
+    verdict = VERDICTS.get(result.outcome, "cannot tell")
+    return Result(verdict, f"{result.variant.label}: {_levels(result)} ({result.reason or 'no side stated'})")
 
 
 def _none_of(results: list[VariantResult]) -> Result:
     """Why no variant among these can be judged."""
     unknown = ", ".join(r.variant.label for r in results if "unknown" in r.variant.mechanisms)
-    return (
-        "cannot show",
+    return Result(
+        "cannot tell",
         f"Mechanism unknown: {unknown}; state it in ablation.yaml." if unknown else "No such variant was run.",
     )
 
@@ -96,48 +126,44 @@ def _over(
     if not chosen:
         return _none_of(on_side)
     results = [judge(result) for result in chosen]
-    return _combine(verdict for verdict, _ in results), "; ".join(text for _, text in results) + "."
+    verdict, below = _combine(results)
+    return Result(verdict, "; ".join(result.text for result in results) + ".", below)
 
 
-def _rescale(comparison: Comparison) -> Result:
-    """Small value norm of the first token, small gain at the sink dimension."""
+def _small(comparison: Comparison, sink: str, key: str, name: str) -> Result:
+    """Whether a measure of the baseline's sink is below `SMALL`, in all seeds alike."""
     baseline = comparison.baseline
     if baseline is None:
-        return "cannot show", "There is no baseline."
-    limit = " Whether sinks rescale by context, these runs cannot show"
+        return Result("cannot tell", "There is no baseline.")
+    spread = baseline.spreads.get(key)
+    if spread is None or sink not in baseline.sinks:
+        return Result("cannot tell", "The baseline formed no sink that could be measured.")
+    limit = "Whether sinks rescale by context, these runs cannot tell"
     limit += f": {AT_THIS_SCALE}." if tiny(comparison.ablation) else "."
-    verdicts: list[Verdict] = []
-    parts = []
-    for sink, key, name in (
-        (ATTENTION, "value_norm_ratio_max_head", "value norm of the first token / median, in the strongest head"),
-        (RESIDUAL, "gain_at_sink", "norm gain at the sink dimension / median"),
-    ):
-        spread = baseline.spreads.get(key)
-        if spread is None or sink not in baseline.sinks:
-            continue
-        small = spread.mean + spread.half_range < SMALL
-        verdicts.append("supports" if small else "contradicts")
-        parts.append(f"{name} {spread.mean:.2f}, {'below' if small else 'not below'} {SMALL}")
-    if not parts:
-        return "cannot show", "The baseline formed no sink that could be measured."
-    return _combine(verdicts), f"Baseline: {'; '.join(parts)}.{limit}"
+    text = f"Baseline: {name} {spread.low:.2f} to {spread.high:.2f}, {{}} {SMALL}. {limit}"
+    if spread.high < SMALL:
+        return Result("supported", text.format("below"))
+    if spread.low >= SMALL:
+        return Result("contradicted", text.format("not below"))
+    return Result("cannot tell", text.format("on both sides of"))
 
 
 def _double_dissociation(comparison: Comparison) -> Result:
     """Each side's absorbing and gating fixes change their own sink only."""
     texts: list[str] = []
-    verdicts: list[Verdict] = []
+    judged: list[Result] = []
     for side, expectation in (
         ("attention", "empty the attention sink and leave R"),
         ("residual", "lower R and leave the sink"),
     ):
         fixes = [r for r in comparison.results if r.variant.side == side and r.variant.mechanisms in REPLACING]
-        judged = [VERDICTS[r.outcome] for r in fixes if r.outcome in VERDICTS]
-        if not judged:
-            return "cannot show", f"No {side}-side fix could be judged."
-        verdicts.append(_combine(judged))
-        texts.append(f"{judged.count('supports')} of {len(judged)} {side}-side fixes {expectation}")
-    return _combine(verdicts), "; ".join(texts) + "."
+        own = [_takes_over(r) for r in fixes if r.outcome in VERDICTS]
+        if not own:
+            return Result("cannot tell", f"No {side}-side fix could be judged.")
+        judged += own
+        supporting = sum(result.verdict == "supported" for result in own)
+        texts.append(f"{supporting} of {len(own)} {side}-side fixes {expectation}")
+    return Result(_combine(judged)[0], "; ".join(texts) + ".")
 
 
 def _beyond(more: VariantResult, less: VariantResult) -> bool:
@@ -153,23 +179,24 @@ def _gates_together(comparison: Comparison) -> Result:
     alone = [r for r in comparison.results if r.variant.side == "attention" and "gated" in r.variant.mechanisms]
     if not both:
         return _none_of(on_side)
-    texts, verdicts = [], []
+    found = []
     for result in both:
-        verdict, text = _takes_over(result)
+        judged = _takes_over(result)
         emptier = [r for r in alone if r.changes[ATTENTION] == "falls" and _beyond(result, r)]
-        if emptier and verdict != "cannot show":
+        if emptier and judged.verdict != "cannot tell":
             names = ", ".join(f"{r.variant.label} alone reduces it to {FIRST_TOKEN.mean(r)}" for r in emptier)
-            text += f". Unexpectedly, first-token mass is {FIRST_TOKEN.mean(result)} here, although {names}"
-            text += "; unexplained"
-            verdict = "mixed" if verdict == "supports" else verdict
-        verdicts.append(verdict)
-        texts.append(text)
-    return _combine(verdicts), "; ".join(texts) + "."
+            text = f"{judged.text}. Unexpectedly, first-token mass is {FIRST_TOKEN.mean(result)} here, although {names}"
+            verdict: Verdict = "supported in part" if judged.verdict == "supported" else judged.verdict
+            judged = Result(verdict, f"{text}; {START_SCALE}")
+        found.append(judged)
+    return Result(_combine(found)[0], "; ".join(result.text for result in found) + ".")
 
 
 def claims(comparison: Comparison) -> list[Claim]:
     """The paper's claims, each with a verdict based on these numbers only."""
     over = partial(_over, comparison)
+    gain = (RESIDUAL, "gain_at_sink", "norm gain at the sink dimension / median")
+    value = (ATTENTION, "value_norm_ratio_max_head", "value norm of the first token / median, in the strongest head")
     rows: list[tuple[str, str, Result]] = [
         (
             "C1",
@@ -181,36 +208,46 @@ def claims(comparison: Comparison) -> list[Claim]:
             "Without the attention's normalizer the model is worse (softmax replaced)",
             over(_cost, "unnormalized", "attention"),
         ),
-        ("C1b", "Clipping the outliers hurts", over(_cost, "clipped", "residual", "both", "attention")),
-        ("C2", "Sinks rescale more than they contribute", _rescale(comparison)),
+        ("C2", "Clipping the outliers hurts", over(_cost, "clipped", "residual", "both", "attention")),
+        ("C3", "The norm's gain at the sink dimension is small", _small(comparison, *gain)),
         (
-            "C3",
-            "A parameter can absorb the attention sink (learnable sink)",
-            over(_takes_over, "absorbed", "attention", "both", without="gated"),
-        ),
-        (
-            "C3",
+            "C4",
             "A parameter can absorb the residual sink (PreAffine)",
             over(_takes_over, "absorbed", "residual", "both", without="gated"),
         ),
-        ("C4", "An output gate replaces the attention sink", over(_takes_over, "gated", "attention")),
         (
-            "C4",
+            "C5",
             "A norm gate replaces the residual sink (GatedNorm)",
             over(_takes_over, "gated", "residual", without="unnormalized"),
         ),
-        ("C4", "Each side's fixes act on their own sink only (double dissociation)", _double_dissociation(comparison)),
-        ("C4", "Both gates together replace both sinks", _gates_together(comparison)),
-        ("C5", "Without outliers, quantization to few bits costs less", _quantization(comparison)),
+        ("C6", "With a gate, GLU is as good as SwiGLU", Result("cannot tell", "There is no rule for these runs.")),
+        ("C7", "Without outliers, quantization to few bits costs less", _quantization(comparison)),
+        ("C8", "The sink itself contributes little: the first token's value is small", _small(comparison, *value)),
+        (
+            "unifying",
+            "A parameter can absorb the attention sink (learnable sink)",
+            over(_takes_over, "absorbed", "attention", "both", without="gated"),
+        ),
+        ("unifying", "An output gate replaces the attention sink", over(_takes_over, "gated", "attention")),
+        (
+            "unifying",
+            "Each side's fixes act on their own sink only (double dissociation)",
+            _double_dissociation(comparison),
+        ),
+        ("unifying", "Both gates together replace both sinks", _gates_together(comparison)),
     ]
-    return [Claim(key, claim, *result) for key, claim, result in rows]
+    return [Claim(key, claim, _printed(result), result.text) for key, claim, result in rows]
+
+
+def _printed(result: Result) -> str:
+    return result.verdict if result.below is None else f"{result.verdict} below {result.below:.2g}"
 
 
 def _quantization(comparison: Comparison) -> Result:
     runs = [run for result in comparison.results for run in result.variant.runs]
-    if any(causes.results(run, causes.QUANTIZATION) for run in runs):
-        return (
-            "cannot show",
+    if any(results(run.folder.path, QUANTIZATION) for run in runs):
+        return Result(
+            "cannot tell",
             "Simulated quantization is in its table; there is no rule for a verdict on it.",
         )
-    return "cannot show", "Not measured in these runs."
+    return Result("cannot tell", "Not measured in these runs.")

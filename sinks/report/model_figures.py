@@ -201,14 +201,36 @@ def _lines(
     fixed: Axis | None = None,
 ) -> Figure:
     """A panel of lines over the layers for each analysis."""
-    found = [lines(one) for one in analyses]
-    every = [series for one in found for series in one]
+    return lines_over_layers(name, title, caption, [lines(one) for one in analyses], label, log, reference, fixed)
+
+
+def lines_over_layers(
+    name: str,
+    title: str,
+    caption: str,
+    panels: Sequence[list[Series]],
+    label: str,
+    log: bool = False,
+    reference: float | None = None,
+    fixed: Axis | None = None,
+) -> Figure:
+    """Panels of lines over the layers, on the same axes.
+
+    Args:
+        name, title, caption: of the figure.
+        panels: lines of each analysis; none where it has no numbers.
+        label: of the vertical axis.
+        log: whether that is logarithmic.
+        reference: value that is marked by a dashed line.
+        fixed: vertical axis in place of one over the values.
+    """
+    every = [series for one in panels for series in one]
     values = [v for s in every for v in (s.y, s.low, s.high) if v is not None]
     ends = [] if reference is None or fixed is not None else [np.array([reference])]
     y = fixed or axis_over(label, [*values, *ends], log=log)
     last = max((float(s.x.max()) for s in every), default=1.0)
     x = Axis(LAYER, -0.02 * max(last, 1.0), 1.02 * max(last, 1.0), whole=True)
-    return Figure(name, title, caption, [line_chart(title, one, x, y, reference) if one else None for one in found])
+    return Figure(name, title, caption, [line_chart(title, one, x, y, reference) if one else None for one in panels])
 
 
 def _layer_names(one: Analysis) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sinks.errors import UserError
 from sinks.record.atomic import replacing
+from sinks.report import model_causes
 from sinks.report.analysis import Analysis, bos_of, names_of, read_analysis
 from sinks.report.model_figures import FIGURES
 from sinks.report.model_words import what_stands_out
@@ -66,7 +67,7 @@ def write_model_page(folders: Sequence[Path], path: Path) -> None:
 def contents(analyses: list[Analysis]) -> dict[str, Any]:
     """Everything that the template shows."""
     names = names_of(analyses)
-    figures = [figure(analyses) for figure in FIGURES]
+    figures = [*(figure(analyses) for figure in FIGURES), *model_causes.figures(analyses)]
     return {
         "title": "Sinks in " + (names[0] if len(names) == 1 else f"{len(names)} analyses"),
         "analyses": [
@@ -105,7 +106,7 @@ def described(one: Analysis) -> str:
 
 
 def tables(names: list[str], analyses: list[Analysis]) -> list[Table]:
-    """All numbers, and what was detected."""
+    """All numbers, what was detected, and what was measured besides."""
     keys = list(dict.fromkeys(key for one in analyses for key in one.scalars))
     rows: list[list[Any]] = [[key, *(one.scalars.get(key) for one in analyses)] for key in keys]
     found = [Table("numbers", "All numbers", ["statistic", *names], rows)]
@@ -131,6 +132,12 @@ def tables(names: list[str], analyses: list[Analysis]) -> list[Table]:
         ]
         found.append(Table(f"massive-tokens{suffix}", f"Massive tokens by site{beside}",
                            ["site", "position", "token", "id", "rows", "largest |h|"], massive))  # fmt: skip
+    for place in model_causes.first_of_each_model(analyses):
+        one = analyses[place]
+        name = f", {one.content['model']['name']}" if len(names) > 1 else ""
+        for title, table in model_causes.tables(one):
+            rows = [[*row] for row in table.rows]
+            found.append(Table(f"causes-{len(found)}", title + name, table.headings, rows, open=True))
     return found
 
 

@@ -5,17 +5,21 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from sinks.report.ablation import Ablation, Side, Variant
-from sinks.report.spread import LossCall, Move, Spread, loss_call, move
+from sinks.report.loss import LossCall, LossResult, Noise, judge_losses
+from sinks.report.measured import masked_change
+from sinks.report.spread import Move, Spread, move
+from sinks.stats.paired import Paired
 
 ATTENTION = "first_token_mass_max_head"
 RESIDUAL = "residual_sink_score"
 LOSS = "val_loss"
+MASKED = "first_token_masked"  # of `sinks probe`, beside the keys of summary.json
 MEASURES = {ATTENTION: "first-token mass", RESIDUAL: "R", LOSS: "loss"}
 # A mean of at least this much counts as a sink.
 SINK_FROM = {ATTENTION: 0.1, RESIDUAL: 3.0}
 NOTHING_CLIPPED = 1e-6
 
-Outcome = Literal["as the paper expects", "in part", "contrary", "not shown", ""]
+Outcome = Literal["as the paper expects", "in part", "contrary", "not shown", "no effect", ""]
 Change = Move | LossCall | Literal["no sink", "not measured"]
 Expectation = Mapping[str, Change]
 
@@ -35,8 +39,8 @@ class VariantResult:
     Args:
         variant: its runs and description.
         baseline: what it is compared with; None for the baseline itself, or if none is available.
-        spreads: summary key -> spread over the seeds that did not diverge.
-        loss_difference: loss minus that of the baseline's run of the same seed, data and steps.
+        spreads: summary key, or `MASKED` -> spread over the seeds that did not diverge.
+        loss: what its loss differences to the baseline's runs of the same seed, data and steps show.
         changes: how each of `MEASURES` differs from the baseline.
         expected: the changes that the paper expects; empty if it expects none.
         outcome: the verdict.
@@ -46,7 +50,7 @@ class VariantResult:
     variant: Variant
     baseline: "VariantResult | None" = None
     spreads: Mapping[str, Spread] = field(default_factory=dict)
-    loss_difference: Spread | None = None
+    loss: LossResult | None = None
     changes: Mapping[str, Change] = field(default_factory=dict)
     expected: Expectation = field(default_factory=dict)
     outcome: Outcome = ""
@@ -54,9 +58,10 @@ class VariantResult:
 
     @property
     def no_effect(self) -> bool:
-        """Whether it is a clip that clipped nothing, and so equals the baseline."""
+        """Whether it equals the baseline: a clip that clipped nothing, or losses equal to the last digit."""
         clipped = self.spreads.get("clipped_share")
-        return clipped is not None and clipped.high < NOTHING_CLIPPED
+        unclipped = clipped is not None and clipped.high < NOTHING_CLIPPED
+        return unclipped or self.changes.get(LOSS) == "no effect"
 
     @property
     def sinks(self) -> frozenset[str]:
@@ -82,7 +87,7 @@ RULES = (
     Rule("not shown", "unfinished", lambda r: not r.variant.runs and not r.variant.diverged),
     Rule("as the paper expects", "every run diverged", lambda r: not r.variant.runs and LOSS in r.expected),
     Rule("not shown", "every run diverged", lambda r: not r.variant.runs),
-    Rule("not shown", "nothing was clipped", lambda r: r.no_effect),
+    Rule("no effect", "the intervention changed nothing", lambda r: r.no_effect),
     Rule("not shown", "no baseline", lambda r: r.baseline is None),
     Rule("not shown", "one seed has no spread", lambda r: r.seeds < 2),
     # On the attention side every mechanism is a fix; elsewhere the expectation depends on it.
@@ -98,7 +103,7 @@ OUTCOME_BY_MARK: dict[Mark, Outcome] = {
     "a little": "in part",
     "as expected": "as the paper expects",
 }
-NO_ANSWER = ("unclear", "one seed", "no sink", "not measured")
+NO_ANSWER = ("unclear", "cannot tell", "one seed", "no sink", "not measured")
 WORDS: dict[Change, str] = {"one seed": "{} unclear", "no sink": "no {} to lose"}
 
 
@@ -119,8 +124,21 @@ def judge(result: VariantResult) -> tuple[Outcome, str]:
     marks = {key: mark(result.changes[key], expected) for key, expected in result.expected.items()}
     worst = next(found for found in OUTCOME_BY_MARK if found in marks.values())
     named = [key for key in marks if marks[key] == worst or worst in ("a little", "as expected")]
-    texts = [WORDS.get(result.changes[key], f"{{}} {result.changes[key]}").format(MEASURES[key]) for key in named]
-    return OUTCOME_BY_MARK[worst], ", ".join(texts)
+    return OUTCOME_BY_MARK[worst], ", ".join(_words(result, key) for key in named)
+
+
+def _words(result: VariantResult, key: str) -> str:
+    change = result.changes[key]
+    if change == "cannot tell":
+        return cannot_tell(result)
+    return WORDS.get(change, f"{{}} {change}").format(MEASURES[key])
+
+
+def cannot_tell(result: VariantResult) -> str:
+    """Which differences of the loss the seeds of a variant cannot tell from none."""
+    assert result.loss is not None
+    assert result.loss.visible is not None
+    return f"loss: cannot tell below {result.loss.visible:.2g}"
 
 
 @dataclass(frozen=True)
@@ -131,21 +149,28 @@ class Comparison:
         ablation: the runs.
         results: one per variant, in row order.
         baseline: the result of the baseline, if there is one.
+        noise: of paired loss differences; None without two seeds of the baseline and of another variant.
     """
 
     ablation: Ablation
     results: list[VariantResult]
     baseline: VariantResult | None
+    noise: Noise | None = None
 
 
 def compare(ablation: Ablation) -> Comparison:
     """Compare every variant with the baseline."""
-    baseline = _result(ablation.baseline, {}, None) if ablation.baseline else None
+    baseline = _result(ablation.baseline, {}, None, None) if ablation.baseline else None
+    others = [variant for variant in ablation.variants if variant is not ablation.baseline]
+    differences = {v.name: found for v in others if baseline and (found := paired(v, baseline.variant))}
+    noise, losses = judge_losses(differences)
     results = [
-        baseline if baseline and variant is baseline.variant else _result(variant, expectation(variant), baseline)
+        baseline
+        if baseline and variant is baseline.variant
+        else _result(variant, expectation(variant), baseline, losses.get(variant.name))
         for variant in ablation.variants
     ]
-    return Comparison(ablation, results, baseline)
+    return Comparison(ablation, results, baseline, noise)
 
 
 def expectation(variant: Variant) -> Expectation:
@@ -154,15 +179,18 @@ def expectation(variant: Variant) -> Expectation:
     return HARM if harms and variant.side in ("residual", "both") else FIX.get(variant.side, {})
 
 
-def _result(variant: Variant, expected: Expectation, baseline: VariantResult | None) -> VariantResult:
+def _result(
+    variant: Variant, expected: Expectation, baseline: VariantResult | None, loss: LossResult | None
+) -> VariantResult:
     keys = sorted({key for run in variant.runs for key in run.summary})
     spreads = {key: found for key in keys if (found := Spread.of(run.value(key) for run in variant.runs))}
+    if masked := Spread.of(masked_change(run.folder.path) for run in variant.runs):
+        spreads[MASKED] = masked
     base = baseline.spreads if baseline else {}
-    difference = paired(variant, baseline.variant) if baseline else None
     changes: dict[str, Change] = {key: _sink_change(key, base.get(key), spreads.get(key)) for key in SINK_FROM}
     measured: Change = "one seed" if LOSS in spreads or not variant.runs else "not measured"
-    changes[LOSS] = loss_call(difference, base[LOSS], spreads[LOSS]) if difference else measured
-    result = VariantResult(variant, baseline, spreads, difference, changes, expected)
+    changes[LOSS] = loss.call if loss else measured
+    result = VariantResult(variant, baseline, spreads, loss, changes, expected)
     outcome, reason = judge(result)
     return replace(result, outcome=outcome, reason=reason)
 
@@ -175,17 +203,19 @@ def _sink_change(key: str, baseline: Spread | None, variant: Spread | None) -> C
     return "one seed" if min(baseline.n, variant.n) < 2 else move(baseline, variant)
 
 
-def paired(variant: Variant, baseline: Variant) -> Spread | None:
+def paired(variant: Variant, baseline: Variant) -> Paired | None:
     """Loss minus that of the baseline's run of the same seed, data and steps, over the seeds."""
     partners = {run.seed: run for run in baseline.runs}
-    return Spread.of(
-        loss - reference
-        for run in variant.runs
-        if run.seed is not None
-        and (partner := partners.get(run.seed))
-        and (loss := run.value(LOSS)) is not None
-        and (reference := partner.value(LOSS)) is not None
-        and all(run.summary.get(key) == partner.summary.get(key) for key in ("steps", "data_fingerprint"))
+    return Paired.of(
+        [
+            loss - reference
+            for run in variant.runs
+            if run.seed is not None
+            and (partner := partners.get(run.seed))
+            and (loss := run.value(LOSS)) is not None
+            and (reference := partner.value(LOSS)) is not None
+            and all(run.summary.get(key) == partner.summary.get(key) for key in ("steps", "data_fingerprint"))
+        ]
     )
 
 

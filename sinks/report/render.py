@@ -11,11 +11,13 @@ import markupsafe
 from matplotlib.figure import Figure
 
 from sinks.record.folder import write_atomically
-from sinks.report import causes, figures, outcomes, reproduction, tables, transfer
+from sinks.report import births, causes, factorial, figures, outcomes, reproduction, tables, tokens_saved, transfer
 from sinks.report.ablation import Ablation, load_ablation
 from sinks.report.claims import claims, tiny
+from sinks.report.loss import TESTED_FROM
 from sinks.report.outcomes import Comparison, compare
 from sinks.report.spread import MATERIAL
+from sinks.stats.paired import smallest_effect
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,33 @@ def _lead(ablation: Ablation) -> str:
     shown = sum(1 for variant in ablation.variants if variant.runs or variant.diverged)
     count = f"{len(runs)} finished run{'s' * (len(runs) != 1)} of {shown} variant{'s' * (shown != 1)}"
     seeded = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
-    return f"{count}, {seeded}{f', {unseeded} unseeded' * bool(unseeded)}."
+    return " ".join([f"{count}, {seeded}{f', {unseeded} unseeded' * bool(unseeded)}.", *_mixed(ablation)])
+
+
+def _mixed(ablation: Ablation) -> list[str]:
+    """That the runs are of several devices or precisions, whose numbers differ by rounding; empty if they are not."""
+    devices = {str(device) for run in ablation.runs if (device := run.provenance.get("device"))}
+    precisions = {run.precision for run in ablation.runs if run.precision is not None}
+    found = [
+        f"of {len(values)} {name} ({', '.join(sorted(values))})"
+        for name, values in (("devices", devices), ("precisions", precisions))
+        if len(values) > 1
+    ]
+    return [f"The runs are {' and '.join(found)}, which by itself changes their numbers."] if found else []
+
+
+def _sees(comparison: Comparison) -> list[str]:
+    """Which loss differences the runs can tell from none, in a sentence; empty without noise to compare with."""
+    noise = comparison.noise
+    if noise is None:
+        return []
+    seeds = max(result.loss.difference.n for result in comparison.results if result.loss)
+    visible = smallest_effect(noise.sd, seeds)
+    return [
+        f"A paired loss difference varies by {noise.sd:.2g} over seeds (standard deviation, {noise.rows} variants, "
+        f"{noise.degrees} degrees of freedom): {seeds} seeds can see a difference of {visible:.2g} (power 80 %), and "
+        "no smaller one."
+    ]
 
 
 def _unfinished(ablation: Ablation) -> list[str]:
@@ -121,23 +149,33 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     signs = {"plus_minus": tables.PLUS_MINUS, "delta": tables.DELTA}
     largest = comparison.baseline.spreads.get("residual_max_over_median") if comparison.baseline else None
     limits = {"tiny": tiny(ablation), "largest": largest, "big_activation": BIG_ACTIVATION}
+    masked = any(outcomes.MASKED in result.spreads for result in results)
     least = {"first_token_mass": outcomes.SINK_FROM[outcomes.ATTENTION], "score": outcomes.SINK_FROM[outcomes.RESIDUAL]}
     return {
         "title": ablation.title,
-        "lead": _lead(ablation),
+        "lead": " ".join([_lead(ablation), *_sees(comparison)]),
         "alert": outcomes.no_sink(comparison),
         "results": tables.results(comparison),
         "further": tables.further(comparison),
-        "notes": _sentences("notes.j2", baseline=comparison.baseline, results=results, **signs),
+        "births": births.table(ablation),
+        "factorial": factorial.table(ablation),
+        "tokens_saved": tokens_saved.table(ablation),
+        "notes": _sentences("notes.j2", baseline=comparison.baseline, results=results, masked=masked, **signs),
         "diverged": tables.diverged(comparison),
-        "notes_of": {"causes": causes.NOTE, "transfer": transfer.NOTE},
+        "notes_of": {
+            "causes": causes.NOTE,
+            "tokens_saved": tokens_saved.NOTE,
+            "transfer": transfer.NOTE,
+            "births": births.NOTE,
+            "factorial": factorial.NOTE,
+        },
         "causes": causes.tables(ablation),
         "transfer": _transfer(ablation),
         "unfinished": _unfinished(ablation),
         "against": tables.against(comparison),
         "recipe_source": ablation.recipe_source,
         "has_recipe": any(variant.recipe for variant in ablation.variants),
-        "rules": _sentences("rules.j2", material=MATERIAL, **least),
+        "rules": _sentences("rules.j2", material=MATERIAL, tested_from=TESTED_FROM, **least),
         "claims": claims(comparison),
         "limits": _sentences("limits.j2", **limits),
         "provenance": reproduction.lines(ablation),

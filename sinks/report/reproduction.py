@@ -60,6 +60,8 @@ def lines(ablation: Ablation) -> list[str]:
     ]
     if other:
         found.append(f"not the steps that ablation.yaml requests: {', '.join(other)}: run the ablation again")
+    if any("averaging" in run.summary for run in runs):
+        found.append(_one_or_many("weights", (run.summary.get("averaging", "of the last step") for run in runs)))
     tokens = {count for run in runs if not run.diverged and (count := run.value("tokens")) is not None}
     if tokens:
         found.append("tokens per run: " + ", ".join(f"{count:,.0f}" for count in sorted(tokens)))

@@ -10,7 +10,6 @@ import numpy as np
 MATERIAL = 1 / 3
 
 Move = Literal["falls", "falls a little", "rises", "rises a little", "stays", "unclear"]
-LossCall = Literal["higher", "lower", "within noise", "one seed"]
 
 
 @dataclass(frozen=True)
@@ -56,17 +55,3 @@ def move(baseline: Spread, variant: Spread) -> Move:
     if change < 0:
         return "falls" if large else "falls a little"
     return "rises" if large else "rises a little"
-
-
-def loss_call(difference: Spread, baseline: Spread, variant: Spread) -> LossCall:
-    """Whether a loss difference to the paired baseline exceeds the noise over seeds.
-
-    "within noise": the paired differences have both signs, or their mean is no larger than the larger half range of
-    the two losses. One seed has no spread, so there is no verdict.
-    """
-    if min(difference.n, baseline.n, variant.n) < 2:
-        return "one seed"
-    noise = max(baseline.half_range, variant.half_range)
-    if difference.low <= 0 <= difference.high or abs(difference.mean) <= noise:
-        return "within noise"
-    return "higher" if difference.mean > 0 else "lower"

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, VariantResult
+from sinks.report.outcomes import ATTENTION, LOSS, MASKED, RESIDUAL, Comparison, VariantResult, cannot_tell
 from sinks.report.spread import Spread
+from sinks.stats.bootstrap import as_text
+from sinks.stats.paired import Paired
 
 PLUS_MINUS = "\u00b1"
 DELTA = "\u0394"
@@ -13,10 +15,10 @@ NONE = "-"
 
 @dataclass(frozen=True)
 class Column:
-    """A measure of summary.json as a column.
+    """A measure of the runs as a column.
 
     Args:
-        key: summary key.
+        key: of `VariantResult.spreads`.
         heading: in the report.
         short: in the terminal.
         digits: after the point.
@@ -52,6 +54,8 @@ MEASURES = [
     Column(RESIDUAL, "R", "R", 1),
     Column("gain_at_sink", "gain at sink", "gain@sink", 2),
 ]
+# Beside first-token mass, where `sinks probe` measured it.
+MASKED_COLUMN = Column(MASKED, f"{DELTA} loss, token 0 masked", "masked", 3)
 # Columns of the second table, shown only if a variant has them.
 FURTHER = [
     Column("residual_max_over_median", "max / median of the residual", "max/med", 1),
@@ -80,8 +84,15 @@ def with_range(spread: Spread | None, digits: int) -> str:
     return mean if spread.n == 1 else f"{mean} [{spread.low:+.{digits}f}, {spread.high:+.{digits}f}]"
 
 
+def with_interval(difference: Paired | None, digits: int) -> str:
+    """Mean and 95 % interval of a difference, such as `+0.002 [-0.001, +0.004]`; only the mean of one seed."""
+    if difference is None:
+        return NONE
+    return as_text({"mean": difference.mean, "low": difference.low, "high": difference.high}, digits)
+
+
 def remark(result: VariantResult, loss: bool = True) -> str:
-    """Caveats on the numbers: no effect, diverged, unfinished, no validation, loss within noise."""
+    """Caveats on the numbers: no effect, diverged, unfinished, no validation, and what the losses show."""
     variant, remarks = result.variant, []
     if result.no_effect:
         remarks.append("no effect")
@@ -93,25 +104,36 @@ def remark(result: VariantResult, loss: bool = True) -> str:
         remarks.append(f"{len(variant.missing)} not run")
     if result.changes[LOSS] == "not measured":
         remarks.append("no validation")
-    elif loss and result.changes[LOSS] != "one seed":
+    elif loss and result.changes[LOSS] in ("higher", "lower"):
         remarks.append(f"loss {result.changes[LOSS]}")
+    elif loss and result.changes[LOSS] == "cannot tell":
+        remarks.append(cannot_tell(result))
     return ", ".join(remarks)
 
 
+def measures(comparison: Comparison) -> list[Column]:
+    """`MEASURES`, and beside first-token mass what the loss owes to it, if any variant has that."""
+    known = any(MASKED in result.spreads for result in comparison.results)
+    return [MEASURES[0], *([MASKED_COLUMN] if known else []), *MEASURES[1:]]
+
+
 def results(comparison: Comparison) -> Table:
-    """One row per variant: loss and the four measures of its sinks, over the seeds that did not diverge."""
+    """One row per variant: loss and the measures of its sinks, over the seeds that did not diverge."""
+    shown = measures(comparison)
     rows = [
         [
             result.variant.label,
             str(len(result.variant.runs)),
             LOSS_COLUMN.cell(result),
-            with_range(result.loss_difference, 3),
-            *(column.cell(result) for column in MEASURES),
+            with_interval(result.loss.difference if result.loss else None, 4),
+            NONE if result.loss is None or result.loss.visible is None else f"{result.loss.visible:.2g}",
+            *(column.cell(result) for column in shown),
             remark(result),
         ]
         for result in comparison.results
     ]
-    columns = [LOSS_COLUMN.heading, f"{DELTA} loss, paired", *(column.heading for column in MEASURES)]
+    paired = [f"{DELTA} loss, paired", f"smallest visible {DELTA} loss"]
+    columns = [LOSS_COLUMN.heading, *paired, *(column.heading for column in shown)]
     return Table(["variant", "seeds", *columns, "remark"], rows, frozenset({0, len(columns) + 2}))
 
 
@@ -177,11 +199,11 @@ def terminal(comparison: Comparison, width: int = 120) -> str:
         ("seeds", lambda r: str(len(r.variant.runs))),
         (LOSS_COLUMN.short, LOSS_COLUMN.cell),
         ("d loss ", _starred),
-        *((column.short, column.cell) for column in MEASURES),
+        *((column.short, column.cell) for column in measures(comparison)),
         ("verdict", lambda r: r.outcome.replace("as the paper expects", "as expected")),
         ("remark", lambda r: remark(r, loss=False)),
     ]
-    droppable = ["value norm", "gain@sink", "seeds", "verdict", "d loss ", "remark"]
+    droppable = ["value norm", "gain@sink", "seeds", "verdict", "d loss ", "masked", "remark"]
     filled = {heading for heading, cell in cells if any(cell(r).strip(" -") for r in comparison.results)}
     cells = [cell for cell in cells if cell[0] in filled or cell[0] == "variant"]
     while True:
@@ -195,10 +217,10 @@ def terminal(comparison: Comparison, width: int = 120) -> str:
 
 
 def _starred(result: VariantResult) -> str:
-    """The paired loss difference, with a star if it exceeds the noise."""
-    if result.loss_difference is None:
+    """The paired loss difference, with a star if its sign is stated."""
+    if result.loss is None:
         return NONE + " "
-    return f"{result.loss_difference.mean:+.3f}" + ("*" if result.changes[LOSS] in ("higher", "lower") else " ")
+    return f"{result.loss.difference.mean:+.3f}" + ("*" if result.loss.call in ("higher", "lower") else " ")
 
 
 def aligned(rows: Sequence[Sequence[str]], left: set[int]) -> list[str]:

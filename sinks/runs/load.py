@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import lightning
 
@@ -19,11 +20,15 @@ class LoadedRun:
     data: lightning.LightningDataModule
 
 
-def load_run(path: str | os.PathLike[str]) -> LoadedRun:
-    """Build the model and data of a run folder and load its last checkpoint, whatever strategy wrote it.
+def load_run(path: str | os.PathLike[str], checkpoint: Path | None = None) -> LoadedRun:
+    """Build the model and data of a run folder and load a checkpoint, whatever strategy wrote it.
+
+    Args:
+        path: of the folder.
+        checkpoint: of the run; the last one if not given.
 
     Raises:
         UserError: if the folder holds no run, or no checkpoint that can be read, of the architecture it configures.
     """
-    model, data = stored_model(path)
+    model, data = stored_model(path, checkpoint)
     return LoadedRun(RunFolder(path), model, data)

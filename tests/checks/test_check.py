@@ -15,6 +15,7 @@ from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.families.optimizers import MuonAdamW
 from tests.checks import user_parts as user
+from tests.cli.small import NEEDS_THRESHOLD
 from tests.cli.small import VARIANTS as FILES
 from tests.families.variants import ARCHITECTURES, FEED_FORWARDS, SMALL, VARIANTS
 
@@ -60,9 +61,7 @@ RIGHT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_users_write_has_every_property(name: str) -> None:
-    # Muon needs unsharded matrices, and raises an error under a sharded strategy.
-    names = PROPERTIES if name == "muon" else NAMES
-    assert failures(lambda: user.small(**RIGHT[name]), *names) == {}
+    assert failures(lambda: user.small(**RIGHT[name])) == {}
 
 
 # Fault: the options, and every property that fails with part of the reason.
@@ -122,7 +121,7 @@ def test_not_tried_is_reported() -> None:
 @pytest.mark.parametrize("variant", [FILES[0], "clip-residual"])
 def test_the_command_prints_one_line_per_property(variant: str, capsys: pytest.CaptureFixture[str]) -> None:
     file = f"{ROOT}/experiments/variants/{variant}.yaml"
-    more = ["--model.residual_threshold=0.7"] if variant == "clip-residual" else []
+    more = ["--model.residual_threshold=0.7"] if variant in NEEDS_THRESHOLD else []
     assert main(["check", file, *more]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"{len(NAMES)} passed, 0 failed, 0 not tried"
@@ -132,7 +131,7 @@ def test_the_command_prints_one_line_per_property(variant: str, capsys: pytest.C
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", FILES)
 def test_every_shipped_file_passes(variant: str) -> None:
-    more = ["--model.residual_threshold=0.7"] if variant == "clip-residual" else []
+    more = ["--model.residual_threshold=0.7"] if variant in NEEDS_THRESHOLD else []
     assert main(["check", f"{ROOT}/experiments/variants/{variant}.yaml", *more]) == 0
 
 

@@ -13,10 +13,14 @@ VARIANTS = sorted(p.stem for p in (ROOT / "experiments/variants").glob("*.yaml")
 
 # Like another variant but for one part, whose own tests are quick: their runs are slow tests.
 ALIKE = (
+    "clip-first-token", "clip-other-tokens", "decayed-gains", "derf", "gain-free-norm", "gated-both-muon",
+    "gated-norm-alone", "gated-norm-attention", "gated-norm-feed-forward", "gated-norm-head", "gated-norm-tensorwise",
     "gated-attention-from-one", "gated-attention-silu", "gated-attention-tensorwise", "gated-attention-truncated",
     "gated-keys", "softpick", "xsa", "xsa-learned", "xsa-learned-from-zero",
+    "layer-norm", "single-scalar-norm", "zero-centered-norm", "zero-centered-norm-decayed",
 )  # fmt: skip
 EVERY_VARIANT = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in VARIANTS]
+NEEDS_THRESHOLD = ("clip-residual", "clip-first-token", "clip-other-tokens")
 
 
 def small(variant: str = "baseline") -> list[str]:
@@ -28,7 +32,7 @@ def small(variant: str = "baseline") -> list[str]:
         *("--data.context_length", "12", "--data.batch_size", "4", "--data.validation_rows", "10"),
         *("--trainer.max_steps", "6", "--trainer.val_check_interval", "3", "--trainer.log_every_n_steps", "2"),
         *("--statistics.interval", "2", "--progress.enabled", "false"),
-        *(["--model.residual_threshold", "0.05"] if variant == "clip-residual" else []),
+        *(["--model.residual_threshold", "0.05"] if variant in NEEDS_THRESHOLD else []),
     ]
 
 

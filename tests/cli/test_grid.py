@@ -23,12 +23,12 @@ def in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def make(tmp_path: Path, *arguments: str) -> tuple[int, str, list[str]]:
+def make(tmp_path: Path, *arguments: str, stub: str = STUB) -> tuple[int, str, list[str]]:
     """Exit code, error, and the calls of `sinks` of `make ablation`."""
     (tmp_path / "venv/bin").mkdir(parents=True)
-    stub, calls = tmp_path / "venv/bin/sinks", tmp_path / "calls"
-    stub.write_text(STUB)
-    stub.chmod(0o755)
+    program, calls = tmp_path / "venv/bin/sinks", tmp_path / "calls"
+    program.write_text(stub)
+    program.chmod(0o755)
     command = ["make", "--no-print-directory", f"--old-file={tmp_path}/venv/.installed", "ablation"]
     environment = {"PATH": "/usr/bin:/bin", "CALLS": str(calls)}
     done = subprocess.run(
@@ -46,8 +46,16 @@ def test_make_passes_values_on_as_they_are(tmp_path: Path) -> None:
     assert calls == [
         f"[grid][experiments/ablations/backcopy.yaml][--seeds=0, 1][--variants=a, b][--runs={runs}]"
         '[--jobs=0][--launch=srun --comment="a b"]',
+        "[probe][--side=attention][--sinks=first][--rows=96][--calibration_rows=32][--batch_size=32][--edit=masked]"
+        "[--controls=0][the folder]",
         "[report][the folder]",
     ]
+
+
+def test_make_reports_what_is_there_if_a_run_cannot_be_measured(tmp_path: Path) -> None:
+    code, _, calls = make(tmp_path, "VARIANTS=a", stub=STUB + '[ "$1" != probe ]\n')
+    assert code == 2
+    assert [call.split("]")[0] for call in calls] == ["[grid", "[probe", "[report"]
 
 
 @pytest.mark.usefixtures("in_the_root")

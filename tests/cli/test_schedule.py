@@ -171,7 +171,7 @@ def test_without_bfloat16_instructions_a_cpu_run_is_in_float32(monkeypatch: pyte
     monkeypatch.setattr("sinks.cli.training.cpu_precision", lambda: "32-true")
     built = command_line(arguments, run=False)
     assert built.trainer.precision == built.config.trainer.precision == "32-true"
-    assert yaml.safe_load(built._text())["trainer"]["precision"] == "32-true"
+    assert yaml.safe_load(built.text())["trainer"]["precision"] == "32-true"
     built = command_line([*arguments, "--trainer.precision=bf16-mixed"], run=False)
     assert built.trainer.precision == "bf16-mixed"
 

@@ -58,14 +58,30 @@ def test_every_strategy_trains_the_same_run(strategy: str, one: RunFolder, tmp_p
 WITHOUT_BIAS = {"gate-dyt"}
 
 
+# Muon rejects sharded parameters, in tests/families/test_optimizers.py.
+SHARDED = [name for name in VARIANTS if "muon" not in name]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SHARDED)
 def test_every_variant_trains_the_same_run_sharded_and_split(variant: str, tmp_path: Path) -> None:
     more = ["--model.architecture.bias=false"] if variant in WITHOUT_BIAS else []
     assert_same(
         whole(tmp_path / "split", "fsdp2 x tensor-parallel", *more, variant=variant),
         whole(tmp_path / "one", "one", *more, variant=variant),
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "tolerance"),
+    [("outlier-penalty", TOLERANCE), ("gated-both-muon-gates", 1e-4)],  # Muon orthogonalizes in bfloat16
+)
+def test_an_objective_and_an_optimizer_train_the_same_run_under_ddp(
+    variant: str, tolerance: float, tmp_path: Path
+) -> None:
+    ddp, one = (whole(tmp_path / strategy, strategy, variant=variant) for strategy in ("ddp", "one"))
+    assert_same(ddp, one, tolerance)
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from torch import nn
 from sinks.errors import UserError
 from sinks.families import CausalLM, Optimization
 from sinks.families.optimizers import AdamW, MuonAdamW, SkipGuard, check_coverage, parameter_groups
+from sinks.models.gains import ZeroCenteredRMSNorm
+from sinks.models.norms import RMSNorm
 from tests.checks.user_parts import ForgetfulAdamW, TemperedNorm
 from tests.families.variants import SMALL, VARIANTS, build
 
@@ -58,6 +60,22 @@ def test_groups_have_their_own_learning_rate_and_decay() -> None:
     assert (groups["scales"]["weight_decay"], groups["gates"]["weight_decay"]) == (0.1, 0.3)
 
 
+@pytest.mark.parametrize(("norm", "end"), [(RMSNorm, 0.0), (ZeroCenteredRMSNorm, 1.0)])
+def test_decay_pulls_a_gain_to_zero_and_a_zero_centered_one_to_one(norm: Any, end: float) -> None:
+    model = CausalLM(11, 12, architecture=SMALL, norm=norm)
+    model.configure_model()
+    optimizer = AdamW(parameter_groups(model, Optimization(lr=1.0, scale_weight_decay=0.5)))
+    norms = [m for m in model.modules() if type(m) is norm]
+    for each in norms[:4]:
+        each.weight.data.fill_(3.0)
+        each.weight.grad = torch.zeros_like(each.weight)
+    optimizer.step()
+    assert len(norms) >= 4
+    for each in norms[:4]:
+        gain = each.gain(torch.zeros(16))
+        assert torch.equal(gain, torch.full((16,), end + 1.5))
+
+
 def test_an_unknown_no_decay_name_is_rejected_at_construction() -> None:
     class Misspelled(TemperedNorm):
         no_decay = ("temprature",)
@@ -85,6 +103,16 @@ def train(model: CausalLM, steps: int, callback: lightning.Callback | None = Non
     torch.manual_seed(0)
     trainer.fit(model, torch.utils.data.DataLoader(rows, batch_size=4))  # type: ignore[arg-type]
     return trainer
+
+
+def test_wsd_is_constant_and_falls_in_a_straight_line_over_the_last_steps() -> None:
+    options = Optimization(schedule="wsd", warmup_steps=2, decay_fraction=0.4, final_lr_ratio=0.0)
+    assert [options.factor(step, 10) for step in range(11)] == pytest.approx(
+        [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
+    )
+    assert Optimization(schedule="wsd", warmup_steps=2, final_lr_ratio=0.5).factor(9, 10) == pytest.approx(0.75)
+    with pytest.raises(UserError, match=r"optimization.decay_fraction is 0"):
+        Optimization(decay_fraction=0.0)
 
 
 @pytest.mark.parametrize("gates", ["adamw", "muon"])
@@ -163,5 +191,5 @@ def test_muon_rejects_sharded_parameters_in_one_line(tmp_path: Path, capsys: pyt
     from sinks.checks.check import SHARDED
 
     (line,) = check(lambda: CausalLM(11, 12, architecture=SMALL, optimizer=MuonAdamW), [SHARDED])
-    assert line.result == "failed"
+    assert line.result == "not tried"
     assert "MuonAdamW needs unsharded matrices, but the strategy shards them: use ddp, or AdamW" in line.reason

@@ -285,6 +285,33 @@ def test_the_penalty_is_on_each_rows_largest_value_at_each_norm(checkpointed: bo
     assert all(torch.allclose(one, two, rtol=1e-9, atol=1e-12) for one, two in zip(*gradients, strict=True))
 
 
+def test_the_penalty_of_a_batch_is_the_mean_of_its_parts() -> None:
+    """As micro-batches are accumulated, and as processes are averaged."""
+    built, objective, batch = model(), OutlierPenalty(0.5), rows()
+    built.configure_model()
+    built.double()
+    parameters = list(built.parameters())
+    whole = objective.loss(built, batch)
+    parts = torch.stack([objective.loss(built, row[None]) for row in batch]).mean()
+    torch.testing.assert_close(whole, parts, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(loss, parameters) for loss in (whole, parts)]
+    assert all(torch.allclose(one, two, rtol=1e-9, atol=1e-12) for one, two in zip(*gradients, strict=True))
+
+
+def test_the_penalty_leaves_output_norms_out() -> None:
+    """A sublayer before its output norm may be of any size: the penalty stays what it was."""
+    built, batch = model(output_norm=partial(RMSNorm, eps=0.0)), rows()
+    built.configure_model()
+    built.double()
+    found = []
+    for _ in range(2):
+        found.append(OutlierPenalty(0.5).loss(built, batch))
+        with torch.no_grad():
+            for block in built.decoder.blocks:  # type: ignore[union-attr]
+                block.attention.out.weight.mul_(100.0)
+    torch.testing.assert_close(*found, rtol=1e-10, atol=0)
+
+
 def test_the_penalty_adds_to_any_objective(source: Path) -> None:
     torch.manual_seed(1)
     both = losses(source, OutlierPenalty(0.5, partial(Distillation, 0.3)))[3]

@@ -8,10 +8,16 @@ from typing import Any
 from sinks.families import Baseline, CausalLM, Clipped, Gated, NoNorm, SinkAbsorbed
 from sinks.models.attention_gates import ActivatedGate, AmplifyingHeadwiseGate, ElementwiseGate, TensorwiseGate
 from sinks.models.decoder import Architecture
+from sinks.models.derf import Derf
 from sinks.models.exclusion import ExclusiveSelfAttention, LearnedExclusion
 from sinks.models.feed_forward import GELU, SigmoidGLU, SwiGLU
+from sinks.models.gains import GainFreeRMSNorm, ScalarGainRMSNorm, ZeroCenteredRMSNorm
+from sinks.models.gated_norm import AmplifyingGatedNorm, GatedNorm
 from sinks.models.key_gates import GatedKeys
+from sinks.models.layer_norm import LayerNorm
 from sinks.models.normalizers import Softpick
+from sinks.models.norms import IdentityNorm, Norm, RMSNorm
+from sinks.models.seed_norm import SeeDNorm
 
 SMALL = Architecture(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, ffn_hidden=24, init_std=0.3)
 
@@ -48,6 +54,26 @@ VARIANTS: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
     "gated-keys": (CausalLM, {"key_gate": GatedKeys}),
     "exclusive+gate": (CausalLM, {"exclusion": ExclusiveSelfAttention, "attention_gate": ElementwiseGate}),
 }
+
+NORMS: dict[str, type[Norm]] = {
+    "derf": Derf,
+    "layer-norm": LayerNorm,
+    "gain-free-norm": GainFreeRMSNorm,
+    "single-scalar-norm": ScalarGainRMSNorm,
+    "zero-centered-norm": ZeroCenteredRMSNorm,
+    "seednorm": SeeDNorm,
+}
+# Whose attention is the baseline's.
+RESIDUAL_SIDE: dict[str, tuple[type[CausalLM], dict[str, Any]]] = {
+    **{name: (CausalLM, {"norm": norm, "head_norm": norm}) for name, norm in NORMS.items()},
+    "clip-first-token": (Clipped, {"residual": "first_token", "residual_threshold": 0.7}),
+    "clip-other-tokens": (Clipped, {"residual": "other_tokens", "residual_threshold": 0.7}),
+    "sandwich": (CausalLM, {"output_norm": RMSNorm}),
+    "feed-forward-norm-gate": (CausalLM, {"feed_forward_norm": partial(GatedNorm, rank=3)}),
+    "amplifying-norm-gate": (CausalLM, {"norm": partial(AmplifyingGatedNorm, rank=3)}),
+    "norm-gate-alone": (CausalLM, {"norm": partial(GatedNorm, rank=3, norm=IdentityNorm)}),
+}
+VARIANTS |= RESIDUAL_SIDE
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     f"{position}{'+qk-norm' if qk_norm else ''}{'+tied' if tied else ''}": {

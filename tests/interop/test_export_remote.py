@@ -38,7 +38,7 @@ from tests.interop.shapes import assert_same_logits, transformers
 LENGTH = 12
 SHIPPED = ("soft-cap", "learnable-sink", "off-by-one", "pre-affine", "headwise-gate", "elementwise-gate",
            "unconditional-gate", "gated-norm", "tensorwise-norm-gate", "tanh-norm-gate", "silu-norm-gate",
-           "identity-norm-gate", "gated", "truncated-gate")  # fmt: skip
+           "identity-norm-gate", "amplifying-norm-gate", "gated", "truncated-gate")  # fmt: skip
 WIDE = partial(Architecture, d_model=16, n_layers=3, n_heads=4, n_kv_heads=2, ffn_hidden=24, init_std=0.3)
 WINDOWS = (LayerOptions(3), LayerOptions(), LayerOptions(rope=False))
 OWN: dict[str, dict[str, Any]] = {

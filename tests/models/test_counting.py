@@ -80,8 +80,12 @@ def test_every_parameter_is_of_one_kind(name: str, tied: bool) -> None:
 
 
 GATED = ("gated-norm", "gate-dyt", "gated")
-GATES = dict.fromkeys([*GATED, "tanh-norm-gate", "silu-norm-gate", "identity-norm-gate"], 2 * 2 * (16 * 3 + 3 * 16)) | {
-    "tensorwise-norm-gate": 2 * 2 * (16 * 3 + 3)
+GATES = dict.fromkeys(
+    [*GATED, "tanh-norm-gate", "silu-norm-gate", "identity-norm-gate", "amplifying-norm-gate", "norm-gate-alone"],
+    2 * 2 * (16 * 3 + 3 * 16),
+) | {
+    "tensorwise-norm-gate": 2 * 2 * (16 * 3 + 3),
+    "feed-forward-norm-gate": 2 * (16 * 3 + 3 * 16),
 }
 ATTENTION_GATES = {
     "headwise-gate": 2 * 16 * 4,

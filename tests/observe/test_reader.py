@@ -52,14 +52,18 @@ def test_every_variant_reports_its_statistics(name: str, tokens: torch.Tensor) -
     assert ("attention/gate_mean" in scalars) == (
         (name.endswith("gate") and "norm-gate" not in name) or name == "gated"
     )
-    assert ("norm/gate_mean" in scalars) == (name in ("gated", "gated-norm", "gate-dyt") or "norm-gate" in name)
+    gated = name in ("gated", "gated-norm", "gate-dyt", "seednorm") or "norm-gate" in name
+    assert ("norm/gate_mean" in scalars) == gated
     assert ("attention/contribution_share" in scalars) == (
         name not in ("key-value-bias", "key-bias") and "exclusi" not in name
     )
     assert ("norm/bound" in scalars) is False  # no sink dimensions yet
-    assert ("residual/clipped_share" in scalars) == (name in ("clip-stream", "clip-norm-input"))
-    assert ("norm/gain_at_sink" in scalars) == (name != "no-norm")
-    assert all(math.isfinite(value) for value in scalars.values())
+    assert ("residual/clipped_share" in scalars) == name.startswith("clip-")
+    assert ("norm/gain_at_sink" in scalars) == (name not in ("no-norm", "seednorm"))
+    assert ("output_norm/kurtosis" in scalars) == (name == "sandwich")
+    # SeeDNorm's gain starts at exactly one, which correlates with nothing.
+    undefined = {"norm/gate_correlation"} if name == "seednorm" else set()
+    assert {key for key, value in scalars.items() if not math.isfinite(value)} == undefined
     assert arrays["residual/mean_abs"].shape == (5, 16)
 
 

@@ -132,6 +132,8 @@ def test_shards_are_divided_and_replicas_are_not() -> None:
     sharded = device_memory(pieces, Layout(8, "sharded", replicas=2), mixed, **options)
     assert (sharded.parameters, sharded.optimizer) == (1000, 2000)
     assert sharded.gathered == (200 + 2 * 500) * 4
+    averaged = device_memory(pieces, Layout(8, "sharded", replicas=2), mixed, **options, averages=1)
+    assert averaged.peak == sharded.peak + 1000
     accumulating = device_memory(pieces, Layout(1, "one device"), mixed, **options | {"accumulates": True})
     assert accumulating.at_the_loss == one.at_the_loss + 4000
     true = device_memory(pieces, Layout(1, "one device"), PRECISIONS["bf16-true"], **options)

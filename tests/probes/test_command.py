@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    (file,) = folder.glob("*.json")
+    (file,) = folder.rglob("*.json")
     return json.loads(file.read_text())
 
 
@@ -136,10 +137,92 @@ def test_where_no_site_has_a_sink_dimension_the_other_side_is_probed(
     assert re.search(r"^  all +none$", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_several_are_probed_in_one_command_and_a_broken_one_ends_no_other(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    for name in ("a", "b", "c"):
+        shutil.copytree(folder / "run", runs / name, symlinks=True, ignore=shutil.ignore_patterns("probes"))
+    shutil.rmtree(runs / "b/checkpoints")
+    (runs / "c/summary.json").unlink()  # not finished: a folder does not stand for it
+    command = ["--side=attention", "--sinks=first", "--edit=masked", "--controls=0", *SHORT]
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main(["probe", str(runs / "b"), str(runs / "a"), str(runs / "c"), *command])
+    out, error = capsys.readouterr()
+    assert error.startswith(f"sinks: error: {runs / 'b'} has no complete checkpoint")
+    assert error.count("\n") == 1
+    lines = out.splitlines()
+    assert [line[:6] for line in lines] == ["2 of 3", "3 of 3"]
+    assert {name: "all|first|masked|sink" in result(runs / name / "probes")["attention"]["edits"] for name in "ac"}
+    files = {file: file.stat().st_mtime_ns for file in runs.rglob("probes/*.json")}
+    with pytest.raises(SystemExit, match="2"):
+        main(["probe", str(runs), *command])
+    out, error = capsys.readouterr()
+    assert out == f"1 of 2  {next(iter((runs / 'a/probes').iterdir()))} (unchanged)\n"
+    assert set(files) == set(runs.rglob("probes/*.json"))
+
+
+def test_a_folder_without_a_finished_run_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs/a").mkdir(parents=True)
+    shutil.copy(folder / "run/config.yaml", tmp_path / "runs/a")
+    capsys.readouterr()
+    assert main(["probe", str(tmp_path / "runs"), *SHORT]) == 2
+    assert "runs has 1 runs, but none is finished: finish one, or name it itself" in capsys.readouterr().err
+
+
+def test_a_series_of_checkpoints_is_probed_with_the_sink_dimensions_of_the_last_one(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dimension that is large in the last checkpoint alone is the one that is edited in all."""
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run, symlinks=True, ignore=shutil.ignore_patterns("probes"))
+    last = run / "checkpoints/step00000001.ckpt"
+    content = torch.load(last, weights_only=False)
+    shutil.copy(last, run / "checkpoints/step00000003.ckpt")
+    embedding = next(value for name, value in content["state_dict"].items() if "embedding" in name)
+    embedding[:, 5] = 60.0
+    torch.save(content, run / "checkpoints/step00000007.ckpt")
+    command = ["probe", str(run), "--checkpoint=all", "--side=residual", "--edit=direct", "--on=all", *SHORT]
+    capsys.readouterr()
+    assert main(command) == 0
+    files = {json.loads(file.read_text())["step"]: file for file in (run / "probes").iterdir()}
+    assert sorted(files) == [1, 3, 7]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("step")] == ["step 1", "step 3", "step 7"]
+    found = {step: json.loads(file.read_text())["residual"] for step, file in files.items()}
+    chosen = {
+        step: {name: site["dimensions"]["sink"] for name, site in each["sites"].items()} for step, each in found.items()
+    }
+    assert chosen[1] == chosen[3] == chosen[7]
+    assert chosen[7]["blocks.0.attention.norm"] == [5]
+    below = [name for name, site in found[7]["sites"].items() if site["score"] < 10]
+    assert all(len(chosen[7][name]) == 1 for name in below)
+    said = "below the threshold of 10, where the largest dimension counts: " + ", ".join(below)
+    assert [line for line in lines if line.startswith("below")] == ([said] if below else [])
+    assert found[1]["sites"]["blocks.0.attention.norm"]["score"] < 10
+    assert found[1]["edits"] == found[3]["edits"] != found[7]["edits"]
+    assert main([*command, "--controls=0"]) == 0
+    assert {file.name for file in (run / "probes").iterdir()} == {file.name for file in files.values()}
+
+
+def test_a_series_needs_checkpoints(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["probe", str(folder / "model"), "--checkpoint=all", *SHORT]) == 2
+    assert "has no complete checkpoint that names its step: leave --checkpoint out" in capsys.readouterr().err
+
+
+def test_nothing_to_probe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe"]) == 2
+    assert capsys.readouterr().err.startswith("sinks: error: what is to be measured is missing: give a run or a model")
+
+
 def test_a_damaged_file_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["probe", str(folder / "run"), *RESIDUAL, "--edit=direct", *SHORT, "--out", str(tmp_path)]
     assert main(command) == 0
-    (file,) = tmp_path.glob("*.json")
+    (file,) = tmp_path.rglob("*.json")
     file.write_text(file.read_text()[:100])
     capsys.readouterr()
     assert main(command) == 2

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    return [json.loads(file.read_text()) for file in sorted(folder.rglob("*.json"))]
 
 
 def test_a_run_is_quantized_into_its_folder_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,6 +46,26 @@ def test_a_run_is_quantized_into_its_folder_once(folder: Path, capsys: pytest.Ca
     assert main(command) == 0
     assert capsys.readouterr().out.count("(unchanged)") == 2
     assert {file: file.stat().st_mtime_ns for file in (folder / "run/quantization").iterdir()} == files
+
+
+def test_several_are_quantized_in_one_command_and_a_broken_one_ends_no_other(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    for name in ("a", "b", "c"):
+        shutil.copytree(folder / "run", runs / name, symlinks=True, ignore=shutil.ignore_patterns("quantization"))
+    shutil.rmtree(runs / "b/checkpoints")
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main(["quantize", str(runs), "--scheme=int4", "--scheme=fp8", *SHORT])
+    out, error = capsys.readouterr()
+    assert error.startswith(f"sinks: error: {runs / 'b'} has no complete checkpoint")
+    assert error.count("\n") == 1
+    assert out.splitlines() == [
+        f"{number} of 3  {runs / name}/quantization: 2 measured, 0 unchanged" for number, name in ((1, "a"), (3, "c"))
+    ]
+    assert main(["quantize", str(runs / "a"), str(runs / "c"), "--scheme=int4", "--scheme=w8a8", *SHORT]) == 0
+    assert capsys.readouterr().out.count("quantization: 1 measured, 1 unchanged") == 2
 
 
 def test_a_pretrained_model_is_quantized(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,6 +83,25 @@ def test_a_pretrained_model_is_quantized(folder: Path, tmp_path: Path, capsys: p
     }
     assert found[0]["sink_tokens"]["fraction"] >= 0
     assert "smooth is free in deployment: weight / s" in capsys.readouterr().out
+
+
+def test_a_breakdown_is_measured_when_it_is_asked_for(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["quantize", str(folder / "run"), "--scheme=int4", *SHORT, "--out", str(tmp_path)]
+    assert main([*command, "--breakdown=false"]) == 0
+    (short,) = results(tmp_path)
+    assert "kinds_alone" not in short
+    assert main(command) == 0
+    (whole,) = results(tmp_path)
+    assert short["quantized"] == whole["quantized"]
+    assert "kinds_alone" in whole
+    capsys.readouterr()
+    assert main([*command, "--breakdown=false"]) == 0
+    out, error = capsys.readouterr()
+    assert "(unchanged)" in out
+    assert "row/s" not in error  # no line without a terminal
+    assert results(tmp_path) == [whole]
 
 
 def test_weights_are_rounded_as_asked_for_and_keys_and_values_too(folder: Path, tmp_path: Path) -> None:
@@ -91,7 +131,7 @@ def test_a_damaged_result_is_one_line(
 ) -> None:
     command = ["quantize", str(folder / "run"), "--scheme=int4", "--kind=attention.out", *SHORT, "--out", str(tmp_path)]
     assert main(command) == 0
-    (file,) = tmp_path.glob("*.json")
+    (file,) = tmp_path.rglob("*.json")
     file.write_bytes(content)
     capsys.readouterr()
     assert main(command) == 2

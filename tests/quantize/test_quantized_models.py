@@ -1,5 +1,7 @@
 """Linear maps in place of a model's own: exact without rounding, the same model afterward, right scores."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from sinks.quantize.formats import Integer, e2m1, e4m3
 from sinks.quantize.hadamard import hadamard
 from sinks.quantize.inputs import GATE, KINDS, SharedInput
 from sinks.quantize.linear import QuantizedLinear, Replacement, quantized, rounded_weights
-from sinks.quantize.measure import Options, measure, paired_change, score
+from sinks.quantize.measure import Options, measure, paired_change, rows_read, score
 from sinks.quantize.noise import decibels, noise_of
 from sinks.quantize.replacements import replacements_of
 from sinks.quantize.schemes import SCHEMES, Quantizer, Scheme, scheme_of
@@ -374,3 +376,33 @@ def test_a_matrix_that_is_not_there_is_one_line() -> None:
         transform_of("hadamard", other, None)
     with pytest.raises(UserError, match="has 12 channels, which 16 does not divide"):
         transform_of("hadamard-16", SharedInput(each.name, each.kind, {"down": nn.Linear(12, 3)}), None)
+
+
+@pytest.mark.parametrize("breakdown", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(SCHEMES["w8a8"], batch_size=3),
+        Options(SCHEMES["w8a8"], "smooth", "gptq", ("attention.in",), kv=True),
+        Options(scheme_of("w8a8", "static"), kinds=("feed_forward.in",)),
+        Options(SCHEMES["w4a16"]),
+    ],
+    ids=["plain", "calibrated", "static", "weights"],
+)
+def test_the_rows_that_are_read_are_known_beforehand(options: Options, breakdown: bool) -> None:
+    of, wanted, lengths = subject(), replace(options, breakdown=breakdown), list[int]()
+
+    def logits(batch: Tensor) -> Tensor:
+        lengths.append(len(batch))
+        return of.logits(batch)
+
+    assert of.sites
+    found = measure(replace(of, logits=logits), wanted)
+    assert not (breakdown and found["destroyed"]["inputs"])
+    assert sum(lengths) == rows_read(of, wanted, original=True) + 1  # and a row that finds the inputs
+
+
+def test_without_a_breakdown_the_cost_is_the_same() -> None:
+    whole, short = (measure(subject(), Options(SCHEMES["int4"], "smooth", breakdown=b)) for b in (True, False))
+    assert short == {key: whole[key] for key in ("loss", "accuracy", "quantized", "folds")}
+    assert {"kinds_alone", "sink_tokens", "output_sqnr"} <= whole.keys()

@@ -50,8 +50,9 @@ def test_where_the_mass_of_a_key_is_not_defined_there_are_none() -> None:
 
 def test_the_cost_at_sink_tokens_and_elsewhere_and_without_them() -> None:
     of = with_sinks()
-    found = measure(of, Options(scheme_of("int4", only="activations"), batch_size=3))
-    original = measure_original(of, 3)
+    options = Options(scheme_of("int4", only="activations"), batch_size=3)
+    found = measure(of, options)
+    original = measure_original(of, options)
     assert original.sinks is not None
     sinks = torch.cat(list(original.sinks))
     made = replacements_of(inputs(of), scheme_of("int4", only="activations"), "none", of.logits, [])

@@ -8,18 +8,21 @@ from typing import Any
 import pytest
 
 from sinks.described import section_of
-from sinks.families import CausalLM
+from sinks.families import CausalLM, Optimization
+from sinks.families.averaging import NoAveraging
 from sinks.families.objectives import NextToken
 from sinks.models.attention_gates import HeadwiseGate
 from sinks.models.exclusion import NoExclusion
 from sinks.models.key_gates import NoKeyGate
 from sinks.models.normalizers import LearnableSink
+from sinks.models.norms import IdentityNorm
 from sinks.record import provenance as module
 from sinks.record.fingerprint import (
     ADDED_TO_ARCHITECTURE,
     ADDED_TO_GATE,
     ADDED_TO_MODEL,
     ADDED_TO_NORMALIZER,
+    ADDED_TO_OPTIMIZATION,
     DataIdentity,
     config_fingerprint,
     identity,
@@ -146,20 +149,25 @@ def test_options_that_were_added_later_do_not_change_a_run_that_leaves_them_out(
     assert fingerprint() != fingerprint(rope_fraction=0.5)
 
 
+LATER: dict[str, Any] = {
+    "start_from": None,
+    "objective": NextToken,
+    "averaging": NoAveraging,
+    "feed_forward_norm": None,
+    "output_norm": IdentityNorm,
+    "exclusion": NoExclusion,
+    "key_gate": NoKeyGate,
+}
+
+
 def test_options_of_the_model_that_were_added_later_do_not_either() -> None:
-    built = CausalLM(
-        11,
-        12,
-        architecture=SMALL,
-        start_from=None,
-        objective=NextToken,
-        normalizer=LearnableSink,
-        exclusion=NoExclusion,
-        key_gate=NoKeyGate,
-        attention_gate=HeadwiseGate,
-    )
+    parts = {**LATER, "normalizer": LearnableSink, "attention_gate": HeadwiseGate}
+    built = CausalLM(11, 12, architecture=SMALL, optimization=Optimization(), **parts)
     section = section_of(built, "vocab_size", "context_length")
     assert {key: section["init_args"][key] for key in ADDED_TO_MODEL} == ADDED_TO_MODEL
+    optimization = section["init_args"].pop("optimization")
+    assert {key: optimization[key] for key in ADDED_TO_OPTIMIZATION} == ADDED_TO_OPTIMIZATION
+    first = {key: value for key, value in optimization.items() if key not in ADDED_TO_OPTIMIZATION}
     before = {key: value for key, value in section["init_args"].items() if key not in ADDED_TO_MODEL}
     sink = {"class_path": before["normalizer"]["class_path"]}
     gated = {"class_path": before["attention_gate"]["class_path"]}
@@ -171,6 +179,8 @@ def test_options_of_the_model_that_were_added_later_do_not_either() -> None:
 
     assert fingerprint({}) == fingerprint(ADDED_TO_NORMALIZER, ADDED_TO_GATE, **ADDED_TO_MODEL)
     assert fingerprint({}) != fingerprint({}, {"dimensions": 4})
+    assert fingerprint({}, optimization=first) == fingerprint({}, optimization=optimization)
+    assert fingerprint({}, optimization=first) != fingerprint({}, optimization=first | {"decay_fraction": 0.1})
     assert fingerprint({}) != fingerprint({"initial": -5.0})
     assert fingerprint({}) != fingerprint({}, start_from="runs/imported")
 

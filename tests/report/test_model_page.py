@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sinks.cli import main
 from sinks.errors import UserError
 from sinks.record import RunFolder, Statistics
 from sinks.report.analysis import read_analysis
@@ -240,3 +241,76 @@ def test_the_sentences_follow_the_numbers(tmp_path: Path) -> None:
     assert "norms before feed-forward amplify it (gain 8 of the median)" in sentences(
         tmp_path / "b", **{"norm/gain": gain}
     )
+
+
+def change(mean: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 0.125, "high": mean + 0.125}
+
+
+def write_causes(folder: Path, model: str = "tiny") -> None:
+    """A probe of all norms and one by one, and a quantization, as the commands write them."""
+    edits: dict[str, Any] = {f"{NORMS[0]}|none": None, "blocks|ordinary|mean|sink": {"change": change(9.0)}}
+    for place, site in enumerate(NORMS[1:], 1):
+        edits[f"{site}|ordinary|direct|sink"] = {"change": change(place / 4)}
+        edits[f"{site}|ordinary|direct|0"] = {"change": change(0.0)}
+        edits[f"{site}|ordinary|mean|sink"] = {"change": change(-1.0 if place == 2 else 0.5)}
+    effects = {name: change(0.1 * i) for i, name in enumerate(("bias", "contributes", "constant scale", "rescales"))}
+    roles = {"blocks|ordinary": {"effects": effects, "named": ["rescales", "contributes"]}}
+    sites = {site: {"score": 12.5, "dimensions": {"sink": [5]}} for site in NORMS}
+    common = {"model": model, "text": "some.txt", "rows": [2, 13]}
+    probe = common | {"residual": {"sites": sites, "edits": edits, "roles": roles}}
+    quantized = common | {
+        "scheme": "int4", "transform": "smooth", "quantized": {"change": change(3.25)},
+        "first_token_kept": None, "sink_tokens": {"kept": {"change": change(1.625)}},
+        "kinds_alone": {"attention.in": {"change": change(0.75)}},
+    }  # fmt: skip
+    for kind, content in (("probes", probe), ("quantization", quantized)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        (folder / kind / f"{model}.json").write_text(json.dumps(content))
+
+
+def test_what_was_probed_and_quantized_beside_the_analyses_is_shown_once(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "tiny/a"), write(tmp_path / "tiny/b", bos=3)
+    write_causes(tmp_path / "tiny")
+    write_causes(tmp_path / "tiny", model="another")  # in a folder of the same name
+    found, text = page(tmp_path, one, other, write(tmp_path / "third/c", "third"))
+    for said in (
+        "Residual side, norms: blocks, tokens: ordinary",
+        "12.50",
+        "+9.000 [+8.875, +9.125]",
+        "+0.300 [+0.175, +0.425]",
+        "rescales, contributes",
+        "What the loss owes to each site: residual side, ordinary tokens",
+        "one place at a time: residual side, ordinary tokens, 2 rows of some.txt",
+        "-1.000 [-1.125, -0.875]",
+        "int4, smooth (2 rows)",
+        "+3.250 [+3.125, +3.375]",
+        "+1.625 [+1.500, +1.750]",
+        "attention.in alone",
+    ):
+        assert found.text.count(said) == 1, said
+    assert text.count('id="residual-ordinary-by-site"') == 1
+    chart = re.search(r'<svg role="img" aria-label="What the loss owes.*?</svg>', text, flags=re.DOTALL)
+    assert chart is not None
+    assert chart[0].count('class="mark s0"') == len(NORMS) - 1  # direct
+    assert chart[0].count('class="mark s1"') == len(NORMS) - 2  # mean, of which one is below zero
+
+
+def test_a_damaged_probe_of_a_model_is_one_line(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tiny/a")
+    write_causes(tmp_path / "tiny")
+    (tmp_path / "tiny/probes/tiny.json").write_text("{")
+    with pytest.raises(UserError, match=r"tiny.json is damaged: delete it, and measure again"):
+        write_model_page([folder], tmp_path / "model.html")
+    assert not (tmp_path / "model.html").exists()
+
+
+def test_a_report_of_analyses_is_their_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (write(tmp_path / "tiny/a"), write(tmp_path / "tiny/b", bos=3)):
+        RunFolder(folder).write_config("model: tiny\n")
+    write_causes(tmp_path / "tiny")
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"page: {tmp_path / 'model.html'}\n"
+    text = (tmp_path / "model.html").read_text()
+    assert "tiny, BOS 3" in text
+    assert "rescales, contributes" in text

@@ -10,7 +10,7 @@ from sinks.errors import UserError
 from sinks.record import RunFolder
 from sinks.report import compare, load_ablation, reproduction, tables, terminal
 from sinks.report.render import contents
-from sinks.report.spread import Spread, loss_call, move
+from sinks.report.spread import Spread, move
 from tests.report.synthetic import BACKCOPY, STEPS, Levels, write_ablation, write_run
 
 
@@ -45,11 +45,12 @@ def test_means_half_ranges_and_paired_differences_by_hand(tmp_path: Path) -> Non
     gate = row(two_variants(tmp_path), "gate")
     assert gate["seeds"] == "3"
     assert gate["validation loss"] == "1.540 \u00b1 0.040"  # (1.51 + 1.52 + 1.59) / 3; (1.59 - 1.51) / 2
-    assert gate["\u0394 loss, paired"] == "+0.010 [-0.010, +0.030]"
+    assert gate["\u0394 loss, paired"] == "+0.0100 [-0.0397, +0.0597]"
     assert gate["first-token mass"] == "0.10 \u00b1 0.10"
     assert gate["R"] == "13.0 \u00b1 1.0"
     assert gate["attention gate, mean"] == "0.40 \u00b1 0.00"
-    assert gate["remark"] == "loss within noise"
+    assert gate["smallest visible \u0394 loss"] == "0.065"  # 3.26 standard deviations of 0.02
+    assert gate["remark"] == "loss: cannot tell below 0.065"
     baseline = row(tmp_path, "baseline")
     assert baseline["\u0394 loss, paired"] == "-"
     assert baseline["attention gate, mean"] == "-"
@@ -61,7 +62,7 @@ def test_differences_are_paired_by_seed_data_and_steps(tmp_path: Path) -> None:
     root = two_variants(tmp_path)
     write_run(root / "gate/seed3", "gate", 3, Levels(), statistics=False, val_loss=9.0)  # no such baseline
     write_run(root / "gate/seed2", "gate", 2, Levels(), statistics=False, val_loss=1.59, data_fingerprint="other")
-    assert row(root, "gate")["\u0394 loss, paired"] == "+0.000 [-0.010, +0.010]"
+    assert row(root, "gate")["\u0394 loss, paired"] == "+0.0000 [-0.1271, +0.1271]"
 
 
 def test_a_diverged_run_is_reported_but_not_averaged(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_an_unfinished_run_and_a_missing_seed_are_named(tmp_path: Path) -> None:
     RunFolder(root / "gate/seed3").write_config("{}")
     variants = {"baseline": {}, "gate": {"label": "Gate"}, "dyt": {"label": "DyT"}}
     (root / "ablation.yaml").write_text(yaml.safe_dump({"seeds": [0, 1, 2, 3, 4], "variants": variants}))
-    assert row(root, "Gate")["remark"] == "1 unfinished, 1 not run, loss within noise"
+    assert row(root, "Gate")["remark"] == "1 unfinished, 1 not run, loss: cannot tell below 0.065"
     ablation = load_ablation(root)
     assert [v.name for v in ablation.variants] == ["baseline", "gate"]
     lines = contents(compare(ablation))["unfinished"]
@@ -241,21 +242,6 @@ BASE = Spread(0.8, 0.75, 0.85, 3)
 )
 def test_move(variant: Spread, expected: str) -> None:
     assert move(BASE, variant) == expected
-
-
-@pytest.mark.parametrize(
-    ("difference", "expected"),
-    [
-        (Spread(0.02, 0.01, 0.03, 3), "higher"),  # noise is 0.015
-        (Spread(-0.02, -0.03, -0.01, 3), "lower"),
-        (Spread(0.012, 0.01, 0.014, 3), "within noise"),  # smaller than the half range
-        (Spread(0.02, -0.01, 0.05, 3), "within noise"),  # both signs
-        (Spread(0.02, 0.02, 0.02, 1), "one seed"),
-    ],
-)
-def test_loss_call(difference: Spread, expected: str) -> None:
-    baseline, variant = Spread(1.50, 1.49, 1.51, 3), Spread(1.52, 1.505, 1.535, 3)
-    assert loss_call(difference, baseline, variant) == expected
 
 
 def test_spread_of_no_values_and_of_nonfinite_values() -> None:

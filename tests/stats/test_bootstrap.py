@@ -1,12 +1,10 @@
 """Intervals of a bootstrap over units."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 
-from sinks.stats.bootstrap import interval
+from sinks.stats.bootstrap import as_text, interval
 
 
 def test_an_interval_of_units_of_different_sizes() -> None:
@@ -28,5 +26,11 @@ def test_an_interval_of_units_of_different_sizes() -> None:
 def test_units_without_a_token_count_nothing() -> None:
     sums, counts = torch.tensor([4.0, 0.0, 0.0], dtype=torch.float64), torch.tensor([2.0, 0.0, 0.0])
     found = interval(sums, counts.double(), 0)
-    assert found == {"mean": 2.0, "low": 2.0, "high": 2.0}
-    assert all(map(math.isfinite, found.values()))
+    assert found == {"mean": 2.0, "low": None, "high": None}  # of a single unit there is no interval
+    two = interval(torch.tensor([4.0, 0.0, 9.0]).double(), torch.tensor([2.0, 0.0, 3.0]).double(), 0)
+    assert two == {"mean": pytest.approx(2.6), "low": 2.0, "high": 3.0}
+
+
+def test_text_of_an_interval() -> None:
+    assert as_text({"mean": 0.12345, "low": -0.1, "high": 0.3}, 3) == "+0.123 [-0.100, +0.300]"
+    assert as_text({"mean": 0.12345, "low": None, "high": None}, 2) == "+0.12"

@@ -1,0 +1,48 @@
+"""An ablation whose file has axes: each of its variants with each value of each axis."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from sinks.errors import UserError
+
+
+def with_axes(file: Path, ablation: dict[str, Any]) -> dict[str, Any]:
+    """The ablation with a variant for every combination, named e.g. `baseline-lr-x2`.
+
+    `axes` maps the name of an axis to `values`: a label to the options it sets, e.g. `{x2: {model.optimization.lr:
+    6e-3}}`. Factors of numbers in the configurations are `scaled`: `{x2: {scaled: {model.optimization.lr: 2}}}`. A
+    variant may leave an axis out: `without: [alpha]`.
+
+    Raises:
+        UserError: if an axis has no values, or a variant leaves out one that is not there.
+    """
+    axes: dict[str, Any] = ablation.get("axes") or {}
+    for axis, values in axes.items():
+        if not values or not all(isinstance(options, dict) and options for options in values.values()):
+            raise UserError(f"{file}: axis {axis} is {values!r}, but must map labels to options: see lr-sweep.yaml")
+    variants: dict[str, Any] = {}
+    for name, about in ablation["variants"].items():
+        about = about or {}
+        without = about.get("without", [])
+        if unknown := set(without) - set(axes):
+            raise UserError(f"{file}: variant {name} is without {unknown.pop()!r}: choose among {', '.join(axes)}")
+        own = [[(axis, *item) for item in values.items()] for axis, values in axes.items() if axis not in without]
+        for point in itertools.product(*own):
+            variants["-".join([name, *(f"{axis}-{label}" for axis, label, _ in point)])] = _at(name, about, point)
+    rest = {key: value for key, value in ablation.items() if key != "axes"}
+    return rest | {"variants": variants}
+
+
+def _at(name: str, about: dict[str, Any], point: tuple[tuple[str, str, dict[str, Any]], ...]) -> dict[str, Any]:
+    """A variant at one point of its axes."""
+    found = {key: value for key, value in about.items() if key != "without"}
+    for axis, label, options in point:
+        plain = {option: value for option, value in options.items() if option != "scaled"}
+        for key, added in (("arguments", plain), ("scaled", options.get("scaled", {}))):
+            if added:
+                found[key] = found.get(key, {}) | added
+        for key in ("label", "short"):
+            if key == "label" or key in found:
+                found[key] = f"{found.get(key, name)}, {axis} {label}"
+    return found
