@@ -1,5 +1,6 @@
 """Every shipped YAML file is usable."""
 
+import inspect
 import itertools
 import random
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 from sinks.cli import main
 from sinks.cli.grid import planned, read_ablation
-from sinks.cli.training import command_line
+from sinks.cli.training import TrainingCLI, command_line
 from sinks.data.module import TokenData
 from sinks.errors import UserError
 from sinks.families import CausalLM
@@ -48,8 +49,12 @@ def _in_the_projects_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+def parsed(*arguments: str) -> TrainingCLI:
+    return command_line(["--run.dir=runs/test", *arguments, "--trainer.max_steps=1"], run=False)
+
+
 def built(*arguments: str) -> tuple[CausalLM, TokenData]:
-    cli = command_line(["--run.dir=runs/test", *arguments, "--trainer.max_steps=1"], run=False)
+    cli = parsed(*arguments)
     return cli.model, cli.datamodule
 
 
@@ -131,6 +136,19 @@ def scales(file: str) -> list[str | None]:
     return list(read_yaml(EXPERIMENTS / file).get("scales", [None]))
 
 
+def names_of_parts(variant: Path) -> dict[str, str]:
+    """The parts that a variant's file names, which the files of sizes after it may not replace."""
+    options = read_yaml(variant)["model"].get("init_args", {})
+    named = {key: value.get("class_path") if isinstance(value, dict) else value for key, value in options.items()}
+    parts = inspect.signature(CausalLM).parameters
+    return {key: name for key, name in named.items() if key in parts and isinstance(name, str)}
+
+
+def names_of_parts_built(cli: TrainingCLI) -> dict[str, str]:
+    options = vars(cli.config["model"]["init_args"]).items()  # its own items() are those of all levels
+    return {key: str(getattr(value, "class_path", value)).split(".")[-1] for key, value in options}
+
+
 @pytest.mark.parametrize(("file", "scale"), [(file, scale) for file in names("ablations") for scale in scales(file)])
 def test_every_run_of_every_ablation_is_built(file: str, scale: str | None) -> None:
     ablation = read_ablation(EXPERIMENTS / file, scale)
@@ -140,7 +158,8 @@ def test_every_run_of_every_ablation_is_built(file: str, scale: str | None) -> N
     assert len(runs) == len(ablation["variants"])
     whole = scale not in ON_GPUS and "axes" not in read_yaml(EXPERIMENTS / file)
     for run in runs if whole else random.Random(0).sample(runs, 6):  # scaled numbers differ, not what is built
-        built(*run.arguments, *(f"--{option}=10" for option in run.measured))
+        cli = parsed(*run.arguments, *(f"--{option}=10" for option in run.measured))
+        assert names_of_parts(run.configs[0]).items() <= names_of_parts_built(cli).items(), run.name
 
 
 @pytest.mark.parametrize("file", names("trainers"))
