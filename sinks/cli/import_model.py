@@ -47,14 +47,14 @@ class ImportCLI(TrainingCLI):
         if folder.begun or folder.finished:
             raise UserError(f"{folder.path} holds a run: choose another --run.dir")
         data.prepare_data()
-        identify(self.trainer, model, data, yaml.safe_load(self._text()))
+        identify(self.trainer, model, data, yaml.safe_load(self.text()))
         load_weights(model, source)
         path = folder.checkpoints / checkpoint_name(0)
         with run_lock(folder.path):
             folder.write_provenance(
                 provenance() | recorder_of(self.trainer).identity | {"imported_from": str(source.resolve())}
             )
-            folder.write_config(self._text(skip_link_targets=True))
+            folder.write_config(self.text(skip_link_targets=True))
             RunCheckpointIO().save_checkpoint(untrained(model), path)
             os.symlink(path.name, folder.last_link)
         return path

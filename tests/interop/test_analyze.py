@@ -13,9 +13,11 @@ pytest.importorskip("transformers")
 
 from sinks.cli import main
 from sinks.cli.analyze import collected
+from sinks.errors import UserError
 from sinks.interop.load import load_pretrained
 from sinks.interop.rows import read_rows
 from sinks.record import RunFolder, find_runs
+from sinks.report import load_ablation
 from sinks.stats.functional import uniform_first_token_mass
 from tests.cli.test_mistakes import one_line
 from tests.interop import tiny
@@ -109,10 +111,15 @@ def test_an_interrupted_analysis_starts_again(run: RunFolder, place: Path, tmp_p
     assert len(again.statistics("analysis").steps) == 1
 
 
-def test_a_report_of_training_runs_leaves_analyses_out(
-    run: RunFolder, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "contains no run" in one_line(["report", str(place / "out")], capsys)
+def test_a_report_of_training_runs_leaves_analyses_out(run: RunFolder, place: Path) -> None:
+    with pytest.raises(UserError, match="contains no run"):
+        load_ablation(place / "out")
+
+
+def test_a_report_of_analyses_is_their_page(run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "runs/tiny/words")
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "page")]) == 0
+    assert "words" in (tmp_path / "page/model.html").read_text()
 
 
 def test_several_models_texts_and_bos_give_a_folder_each_and_one_page(place: Path, tmp_path: Path) -> None:
