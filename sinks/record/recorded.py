@@ -1,7 +1,8 @@
 """Small copies of finished runs, to commit: what reports read, without checkpoints.
 
-summary.json, and the JSON files of probes/, quantization/ and validation/, are copied as they are. config.yaml and
-provenance.json name the run's folder as it was below `runs/`. Of the last validation everything is kept; of the others
+summary.json is copied as it is. Numbers in the JSON files of probes/, quantization/ and validation/ have six digits,
+and of each edit of a probe the change of loss is kept, without its sums over units and its course over rows.
+config.yaml and provenance.json name the run's folder as it was below `runs/`. Of the last validation everything is kept; of the others
 only what figures over training read, and the first-token mass of every head. Numbers in metrics.jsonl have six digits.
 What was logged between validations is left out. Of more than 50 validations 50 are kept, evenly spaced, the first and
 the last among them.
@@ -56,9 +57,31 @@ def record(source: RunFolder, target: RunFolder, name: str) -> int:
     for folder in COPIED:
         for file in (source.path / folder).glob("*.json"):
             (target.path / folder).mkdir(exist_ok=True)
-            shutil.copy(file, target.path / folder)
+            content = _without_units(json.loads(file.read_text(encoding="utf-8")))
+            text = json.dumps(_rounded(content), ensure_ascii=False, separators=(",", ":"))
+            (target.path / folder / file.name).write_text(text + "\n", encoding="utf-8")
     target.finish(summary)
     return sum(file.stat().st_size for file in target.path.rglob("*") if file.is_file())
+
+
+def _without_units(content: Any) -> Any:
+    """Of a probe's edits only the change of loss; anything else as it is."""
+    if not isinstance(content, dict):
+        return content
+    return {
+        side: found | {"edits": {key: each and {"change": each["change"]} for key, each in found["edits"].items()}}
+        if isinstance(found, dict) and "edits" in found
+        else found
+        for side, found in content.items()
+    }
+
+
+def _rounded(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _rounded(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_rounded(value) for value in content]
+    return float(f"{content:.6g}") if isinstance(content, float) else content
 
 
 def _kept_steps(steps: list[int]) -> set[int]:
@@ -70,9 +93,9 @@ def _renamed(text: str, written: str, name: str) -> str:
     return text.replace(written, name).replace(f"{Path.cwd()}/", "")
 
 
-def _thinned(line: dict[str, Any], whole: bool) -> dict[str, Any]:
+def _thinned(line: dict[str, Any], whole: bool) -> Any:
     kept = {k: v for k, v in line.items() if k in OF_METRICS or (whole and k.startswith("validation/"))}
-    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in kept.items()}
+    return _rounded(kept)
 
 
 def _record_statistics(found: Statistics, steps: set[int], target: RunFolder) -> None:

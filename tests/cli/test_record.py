@@ -24,13 +24,28 @@ from tests.report.synthetic import BACKCOPY, Levels, write_ablation, write_run
 CONFIGS = [f"experiments/{file}" for file in ("models/backcopy.yaml", "data/backcopy.yaml", "trainers/cpu.yaml")]
 
 
+PROBE = {
+    "text": "validation set",
+    "residual": {
+        "loss": 1.23456789,
+        "roles": {"all|ordinary": None},
+        "edits": {
+            "all|ordinary|direct|sink": {
+                "loss": 2.0, "sums": [0.1] * 99, "change": {"mean": 0.123456789, "low": None, "high": None},
+            },
+            "head|none": None,
+        },
+    },
+}  # fmt: skip
+
+
 @pytest.fixture
 def recorded(tmp_path: Path) -> tuple[Path, Path]:
     runs = write_ablation(tmp_path / "runs/backcopy", {n: BACKCOPY[n] for n in ("baseline", "gated-norm")})
     (runs / "baseline/seed0/checkpoints").mkdir()
     (runs / "baseline/seed0/checkpoints/last.ckpt").write_bytes(b"0" * 10**6)
     (runs / "baseline/seed0/probes").mkdir()
-    (runs / "baseline/seed0/probes/a.json").write_text("{}")
+    (runs / "baseline/seed0/probes/a.json").write_text(json.dumps(PROBE))
     assert main(["record", str(runs), str(tmp_path / "results/backcopy")]) == 0
     return runs, tmp_path / "results/backcopy"
 
@@ -55,7 +70,9 @@ def test_a_recorded_run_is_small_and_names_no_place_of_the_machine(recorded: tup
     assert sum(file.stat().st_size for file in files) < 6 * LARGEST
     run = RunFolder(results / "runs/baseline/seed0")
     assert run.provenance()["command"][-1] == "runs/backcopy/baseline/seed0"
-    assert (run.path / "probes/a.json").is_file()
+    kept = {"change": {"mean": 0.123457, "low": None, "high": None}}
+    residual = PROBE["residual"] | {"loss": 1.23457, "edits": {"all|ordinary|direct|sink": kept, "head|none": None}}
+    assert json.loads((run.path / "probes/a.json").read_text()) == PROBE | {"residual": residual}
     assert not (run.path / "checkpoints").exists()
 
 
