@@ -13,6 +13,7 @@ from sinks.stats.paired import Paired
 ATTENTION = "first_token_mass_max_head"
 RESIDUAL = "residual_sink_score"
 LOSS = "val_loss"
+SAME = ("steps", "data_fingerprint")  # of runs whose losses are compared
 MASKED = "first_token_masked"  # of `sinks probe`, beside the keys of summary.json
 MEASURES = {ATTENTION: "first-token mass", RESIDUAL: "R", LOSS: "loss"}
 # A mean of at least this much counts as a sink.
@@ -214,7 +215,7 @@ def paired(variant: Variant, baseline: Variant) -> Paired | None:
             and (partner := partners.get(run.seed))
             and (loss := run.value(LOSS)) is not None
             and (reference := partner.value(LOSS)) is not None
-            and all(run.summary.get(key) == partner.summary.get(key) for key in ("steps", "data_fingerprint"))
+            and all(run.summary.get(key) == partner.summary.get(key) for key in SAME)
         ]
     )
 
