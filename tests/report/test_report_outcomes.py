@@ -12,7 +12,7 @@ from sinks.cli import main
 from sinks.errors import UserError
 from sinks.record import RunFolder
 from sinks.report import compare, load_ablation
-from sinks.report.ablation import Run, Variant, stated
+from sinks.report.ablation import Ablation, Run, Variant, stated
 from sinks.report.claims import claims
 from sinks.report.outcomes import (
     ATTENTION,
@@ -211,6 +211,22 @@ def test_every_shipped_variant_states_its_mechanism(file: Path) -> None:
         side, mechanisms = stated(file, name, about)
         assert mechanisms is not None
         assert (side == "none") == (mechanisms == {"none"})
+
+
+def test_a_claim_is_judged_by_the_rows_of_table_1_that_it_is_about() -> None:
+    """Not by rows that combine its fix with another: a clip behind gates, gates on linear attention."""
+    about = yaml.safe_load((EXPERIMENTS / "ablations/table1.yaml").read_text())["variants"]
+    variants = []
+    for name in about:
+        side, mechanisms = stated("table1.yaml", name, about[name])
+        assert mechanisms is not None
+        variants.append(Variant(name, name, name, side, runs=runs(3), mechanisms=mechanisms))
+    results = [VariantResult(variant, changes=STILL) for variant in variants]
+    found = claims(Comparison(Ablation(Path(), "t", "T", variants), results, baseline=results[0]))
+    evidence = {claim.claim: {name[:2] for name in about if name in claim.evidence} for claim in found}
+    assert evidence["Clipping the outliers hurts"] == {"10", "11", "12"}
+    assert evidence["An output gate replaces the attention sink"] == {"02", "16"}
+    assert evidence["Both gates together replace both sinks"] == {"18", "20"}
 
 
 @pytest.mark.parametrize(
