@@ -18,7 +18,6 @@ MASKED = "first_token_masked"  # of `sinks probe`, beside the keys of summary.js
 MEASURES = {ATTENTION: "first-token mass", RESIDUAL: "R", LOSS: "loss"}
 # A mean of at least this much counts as a sink.
 SINK_FROM = {ATTENTION: 0.1, RESIDUAL: 3.0}
-NOTHING_CLIPPED = 1e-6
 
 Outcome = Literal["as the paper expects", "in part", "contrary", "not shown", "no effect", ""]
 Change = Move | LossCall | Literal["no sink", "not measured"]
@@ -59,10 +58,12 @@ class VariantResult:
 
     @property
     def no_effect(self) -> bool:
-        """Whether it equals the baseline: a clip that clipped nothing, or losses equal to the last digit."""
-        clipped = self.spreads.get("clipped_share")
-        unclipped = clipped is not None and clipped.high < NOTHING_CLIPPED
-        return unclipped or self.changes.get(LOSS) == "no effect"
+        """Whether it equals the baseline: a clip that clips nothing and costs nothing to see, or losses equal to the
+        last digit."""
+        clipped, call = self.spreads.get("clipped_share"), self.changes.get(LOSS)
+        # In training it may have clipped; and one massive activation of a row is a small fraction of its values.
+        unclipped = clipped is not None and clipped.high == 0 and call not in ("higher", "lower")
+        return unclipped or call == "no effect"
 
     @property
     def sinks(self) -> frozenset[str]:

@@ -106,6 +106,14 @@ def test_the_first_rule_that_applies_decides(rule: int, case: VariantResult) -> 
     assert judge(case) == (RULES[rule].outcome, RULES[rule].reason)
 
 
+def test_a_clip_of_few_values_or_with_another_loss_has_an_effect() -> None:
+    """One massive activation of a row of 2048 tokens and 2048 channels is 2.4e-7 of its values."""
+    few = {"clipped_share": Spread(2.4e-7, 2.4e-7, 2.4e-7, 3)}
+    assert not result(spreads=few, changes=STILL).no_effect
+    assert result(spreads=NO_CLIP, changes=STILL).no_effect
+    assert not result(spreads=NO_CLIP, changes=STILL | {LOSS: "higher"}).no_effect
+
+
 @pytest.mark.parametrize(
     ("found", "expected", "marked"),
     [
