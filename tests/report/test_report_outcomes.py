@@ -14,6 +14,7 @@ from sinks.record import RunFolder
 from sinks.report import compare, load_ablation
 from sinks.report.ablation import Ablation, Run, Variant, stated
 from sinks.report.claims import claims
+from sinks.report.loss import judge_losses
 from sinks.report.outcomes import (
     ATTENTION,
     FIX,
@@ -412,6 +413,17 @@ def test_holm_counts_the_rows_of_six_seeds_only(tmp_path: Path) -> None:
     assert 0.05 / 3 < p < 0.05
     assert [r.changes[LOSS] for r in alone.results if r.variant.name == "clip"] == ["higher"]
     assert {r.changes[LOSS] for r in found.values()} == {"cannot tell"}
+
+
+def test_a_row_that_cannot_tell_is_below_what_it_can_see() -> None:
+    """Of twenty rows: the first would be called at 5 %, but not among so many."""
+    noise = [0.01, -0.01, 0.006, -0.006, 0.003, -0.003]
+    rows = {str(i): Paired.of([0.004 * i / 20 * 5 + d for d in noise]) for i in range(20)}
+    _, found = judge_losses({name: row for name, row in rows.items() if row is not None})
+    assert {each.call for each in found.values()} == {"cannot tell", "higher"}
+    for each in found.values():
+        assert each.visible is not None
+        assert each.call == "higher" or each.difference.mean < each.visible
 
 
 def test_a_diverged_normalizer_free_model_supports_the_claim(tmp_path: Path) -> None:
