@@ -40,8 +40,11 @@ def _at(name: str, about: dict[str, Any], point: tuple[tuple[str, str, dict[str,
     for axis, label, options in point:
         plain = {option: value for option, value in options.items() if option != "scaled"}
         for key, added in (("arguments", plain), ("scaled", options.get("scaled", {}))):
+            before = found.get(key, {})
+            if key == "scaled":
+                added = {option: factor * before.get(option, 1) for option, factor in added.items()}
             if added:
-                found[key] = found.get(key, {}) | added
+                found[key] = before | added
         for key in ("label", "short"):
             if key == "label" or key in found:
                 found[key] = f"{found.get(key, name)}, {axis} {label}"

@@ -19,6 +19,7 @@ from sinks.record.folder import write_atomically
 from sinks.record.yaml_file import read_yaml
 
 REQUIRED = ("name", "configs", "steps", "seeds", "variants")
+STEPS = "trainer.max_steps"
 CPU_PRECISION = "${cpu_precision:}"
 # The grid has a line of its own; a run's would be in its way.
 QUIET = ("--progress.enabled=false", "--notes.enabled=false")
@@ -26,7 +27,7 @@ QUIET = ("--progress.enabled=false", "--notes.enabled=false")
 
 def read_ablation(file: Path, scale: str | None = None) -> dict[str, Any]:
     """The content of an ablation file at one of its scales, validated."""
-    from sinks.report.ablation import read_ablation_file
+    from sinks.report.ablation import check_factors, read_ablation_file
 
     if not file.is_file():
         raise UserError(
@@ -35,6 +36,7 @@ def read_ablation(file: Path, scale: str | None = None) -> dict[str, Any]:
     ablation = read_ablation_file(file)
     if ablation.get("variants"):
         ablation = at_scale(file, with_axes(file, ablation), scale)
+        check_factors(file, ablation)
     missing = [name for name in REQUIRED if not ablation.get(name)]
     if missing:
         raise UserError(f"{file} lacks {', '.join(missing)}: an ablation needs {', '.join(REQUIRED)}")
@@ -89,15 +91,29 @@ def with_needed(ablation: dict[str, Any], names: list[str]) -> list[str]:
 def planned(
     ablation: dict[str, Any], root: Path, variants: list[str], seeds: list[int], steps: int
 ) -> list[PlannedRun]:
-    """The runs of some variants and of those that they need, each after the one it needs."""
+    """The runs of some variants and of those that they need, each after the one it needs.
+
+    Raises:
+        UserError: if steps are not the ablation's, but a variant is on its curve of tokens.
+    """
     runs = []
     for name in with_needed(ablation, variants):
         variant = ablation["variants"][name]
+        if name in ablation.get("tokens_curve", ()) and steps != ablation["steps"]:
+            raise UserError(
+                f"steps is {steps}, but variant {name} of {ablation['name']} is on a curve of tokens, with steps of "
+                "its own: leave steps and minutes out, or edit the file"
+            )
         configs = [variant["config"], *ablation["configs"]]
         for seed in seeds:
             folder = root / name / f"seed{seed}"
-            options = {"run.dir": folder, "run.variant": name, "seed_everything": seed, "data.seed": seed}
-            options |= {"trainer.max_steps": steps} | variant.get("arguments", {})
+            options: dict[str, Any] = {
+                "run.dir": folder,
+                "run.variant": name,
+                "seed_everything": seed,
+                "data.seed": seed,
+            }
+            options |= {STEPS: steps} | variant.get("arguments", {})
             arguments = [*(part for config in configs for part in ("-c", config))]
             arguments += [f"--{key}={value}" for key, value in options.items()]
             measured = variant.get("measured", {})
@@ -105,7 +121,7 @@ def planned(
                 PlannedRun(
                     name=f"{name} seed {seed}",
                     folder=folder,
-                    steps=steps,
+                    steps=options[STEPS],
                     arguments=arguments,
                     configs=[Path(config) for config in configs],
                     needs=root / variant["needs"] / f"seed{seed}" if "needs" in variant else None,
@@ -230,8 +246,10 @@ def grid(
         print(line, file=sys.stderr)
     done = sum(run.done for run in plan)
     state = f", {done} of them finished" if done else ""
+    shortest, longest = min(run.steps for run in plan), max(run.steps for run in plan)
+    steps_of = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
     print(
-        f"{len(plan)} runs of {length} steps ({len(names)} variants x {len(chosen_seeds)} seeds) in {root}{state}; "
+        f"{len(plan)} runs of {steps_of} steps ({len(names)} variants x {len(chosen_seeds)} seeds) in {root}{state}; "
         f"{at_once} at a time",
         file=sys.stderr,
     )

@@ -10,9 +10,9 @@ from sinks.record.yaml_file import read_yaml
 def at_scale(file: Path, ablation: dict[str, Any], scale: str | None) -> dict[str, Any]:
     """The ablation with the configurations, steps and numbers of a scale.
 
-    A scale has `configs`, and perhaps `steps` and `seeds`; they replace those of the file. `scaled` of a variant are
-    factors of numbers in these configurations. `published` are numbers that hold at the published size alone: where a
-    scale is `as_published`, they replace what is scaled or measured.
+    A scale has `configs`, and perhaps `steps` and `seeds`; they replace those of the file. `scaled` of a variant
+    are factors of its own arguments, or else of numbers in these configurations. `published` are numbers that hold
+    at the published size alone: where a scale is `as_published`, they replace what is scaled or measured.
 
     Args:
         file: of the ablation, for messages.
@@ -53,7 +53,11 @@ def _variant(
         own = published
         rest = {key: value for key, value in rest.items() if key not in ("needs", "measured")}
     else:
-        own = {option: factor * _number(file, name, option, ablation) for option, factor in scaled.items()}
+        given = rest.get("arguments", {})
+        own = {
+            option: factor * (given[option] if option in given else _number(file, name, option, ablation))
+            for option, factor in scaled.items()
+        }
     return rest | {"arguments": rest.get("arguments", {}) | own} if own else rest
 
 

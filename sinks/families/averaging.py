@@ -15,7 +15,7 @@ KEY = "average"  # of a parameter's state in the optimizer
 
 
 class Averaging:
-    """Base: what counts are the weights of the last step."""
+    """Base: validation and the end of a run use the current weights."""
 
     description: str | None = None
     copies = 0  # of the parameters, on top of the optimizer's moments
@@ -110,7 +110,7 @@ class ExponentialAverage(RunningAverage):
     """a_t = sum_i d^(t - i) w_i / sum_i d^(t - i) over the steps i = 1 ... t: without a bias to the first weights.
 
     Args:
-        decay: d of a step; 1 / (1 - d) steps count in the main.
+        decay: d of a step; the average spans about 1 / (1 - d) steps.
     """
 
     def __init__(self, decay: float = 0.99) -> None:

@@ -55,7 +55,7 @@ def layer_mixers(
     """The mixer of each layer.
 
     Raises:
-        UserError: if there is a pattern of a mixer that is not given.
+        UserError: if there is a pattern of a mixer that is not given, or no layer has what a pattern names.
     """
     if mixer is None:
         if pattern:
@@ -63,6 +63,11 @@ def layer_mixers(
         return [attention] * n_layers
     kinds = {"mixer": mixer, "attention": attention}
     repeated = pattern or ("mixer",)
+    if missing := set(repeated) - set(repeated[:n_layers]):
+        raise UserError(
+            f"model.mixer_pattern has {missing.pop()!r} after its first {n_layers} entries, but architecture.n_layers "
+            f"is {n_layers}: give a shorter pattern, or more layers"
+        )
     return [kinds[repeated[i % len(repeated)]] for i in range(n_layers)]
 
 

@@ -135,6 +135,9 @@ class AdamW(torch.optim.AdamW):
 class MuonAdamW(Optimizer):
     """Muon on matrices (torch.optim.Muon), AdamW on embedding, head, scales and, by default, gates.
 
+    Gates are those of attention's outputs and keys, and of norms. Stacks of experts and short convolutions, of three
+    dimensions, are AdamW's too.
+
     Muon's update is scaled to the RMS of AdamW's, so that one learning rate and decay serve both.
 
     Args:

@@ -220,7 +220,7 @@ class ActivatedGate(AttentionGate):
         gate: what is activated.
 
     Raises:
-        UserError: if the gate has a factor of its own.
+        UserError: if the gate has a factor or an initial value of its own, both of which are of its sigmoid.
     """
 
     limit = math.inf
@@ -238,6 +238,11 @@ class ActivatedGate(AttentionGate):
             raise UserError(
                 f"ActivatedGate has {type(self.gate).__name__}, whose factor {self.gate.limit:g} is of its sigmoid: "
                 "give ElementwiseGate, HeadwiseGate or TensorwiseGate"
+            )
+        if self.gate.offset:
+            raise UserError(
+                f"ActivatedGate has a gate whose initial_gate is {torch.sigmoid(torch.tensor(self.gate.offset)):g}, of "
+                "its sigmoid, but starts near zero: leave initial_gate out"
             )
         self.activation = ACTIVATIONS[activation]
 

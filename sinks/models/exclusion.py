@@ -1,4 +1,4 @@
-"""Exclusive self-attention: a head's output without its part along the query's own value.
+"""Exclusive self-attention (Zhai 2026, arXiv:2603.09078): a head's output without its part along the own value.
 
 z_t = y_t - s (y_t . u_t) u_t with u_t = v_t / |v_t|, y_t the weighted sum of values and v_t the value of the query's
 own token, of its key and value head. Before the output gate.

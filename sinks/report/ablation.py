@@ -228,11 +228,28 @@ def read_ablation_file(file: Path) -> dict[str, Any]:
     for name, description in (content.get("variants") or {}).items():
         _check_shapes(f"{file}: variant {name}", {} if description is None else description, VARIANT_SHAPES)
         stated(file, name, description or {})
-        if unknown := set((description or {}).get("has", [])) - set(content.get("factors") or {}):
-            raise UserError(
-                f"{file}: variant {name} has {unknown.pop()!r}, which is none of its factors: name it there"
-            )
+    check_factors(file, content)
     return content
+
+
+def check_factors(file: Path, content: Mapping[str, Any]) -> None:
+    """Validate that variants combine factors that the ablation names, each combination once.
+
+    Raises:
+        UserError: naming the file and the variant that does not.
+    """
+    found: dict[frozenset[str], str] = {}
+    for name, description in (content.get("variants") or {}).items():
+        if "has" not in (description or {}):
+            continue
+        has = frozenset(description["has"])
+        if unknown := has - set(content.get("factors") or {}):
+            raise UserError(f"{file}: variant {name} has {min(unknown)!r}, which is none of its factors: name it there")
+        if found.setdefault(has, name) != name:
+            raise UserError(
+                f"{file}: variants {found[has]} and {name} have the same factors, of which only one would count: leave "
+                "`has` out of one of them"
+            )
 
 
 def _check_shapes(where: str, content: Any, shapes: Mapping[str, tuple[type, type | tuple[type, ...]]]) -> None:

@@ -175,8 +175,8 @@ def _beyond(more: VariantResult, less: VariantResult) -> bool:
 def _gates_together(comparison: Comparison) -> Result:
     """An attention gate and a norm gate together: both sinks should fall."""
     on_side = [r for r in comparison.results if r.variant.side == "both" and r is not comparison.baseline]
-    both = [r for r in on_side if "gated" in r.variant.mechanisms and r.variant.runs]
-    alone = [r for r in comparison.results if r.variant.side == "attention" and "gated" in r.variant.mechanisms]
+    both = [r for r in on_side if r.variant.mechanisms == {"gated"} and r.variant.runs]
+    alone = [r for r in comparison.results if r.variant.side == "attention" and r.variant.mechanisms == {"gated"}]
     if not both:
         return _none_of(on_side)
     found = []
@@ -208,7 +208,7 @@ def claims(comparison: Comparison) -> list[Claim]:
             "Without the attention's normalizer the model is worse (softmax replaced)",
             over(_cost, "unnormalized", "attention"),
         ),
-        ("C2", "Clipping the outliers hurts", over(_cost, "clipped", "residual", "both", "attention")),
+        ("C2", "Clipping the outliers hurts", over(_cost, "clipped", "residual", "both", "attention", without="gated")),
         ("C3", "The norm's gain at the sink dimension is small", _small(comparison, *gain)),
         (
             "C4",
@@ -228,7 +228,11 @@ def claims(comparison: Comparison) -> list[Claim]:
             "A parameter can absorb the attention sink (learnable sink)",
             over(_takes_over, "absorbed", "attention", "both", without="gated"),
         ),
-        ("unifying", "An output gate replaces the attention sink", over(_takes_over, "gated", "attention")),
+        (
+            "unifying",
+            "An output gate replaces the attention sink",
+            over(_takes_over, "gated", "attention", without="unnormalized"),
+        ),
         (
             "unifying",
             "Each side's fixes act on their own sink only (double dissociation)",

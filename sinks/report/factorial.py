@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping
 
 from sinks.report.ablation import Ablation, Run
-from sinks.report.outcomes import LOSS
+from sinks.report.outcomes import LOSS, SAME
 from sinks.report.tables import MEASURES, NONE, Column, Table, with_interval
 from sinks.stats.paired import Paired
 
@@ -19,10 +19,10 @@ Combination = frozenset[str]
 
 def table(ablation: Ablation) -> Table | None:
     """A row for each factor and each pair; None unless the ablation file names factors and a seed has every
-    combination."""
+    combination, of the same steps and data."""
     factors = ablation.factors
     runs = _by_seed(ablation)
-    whole = {seed: found for seed, found in runs.items() if len(found) == 2 ** len(factors)}
+    whole = {seed: found for seed, found in runs.items() if len(found) == 2 ** len(factors) and _alike(found)}
     if not factors or not whole:
         return None
     rows = []
@@ -43,6 +43,11 @@ def _by_seed(ablation: Ablation) -> dict[int, dict[Combination, Run]]:
             if run.seed is not None:
                 found.setdefault(run.seed, {})[variant.has] = run
     return found
+
+
+def _alike(combinations: Mapping[Combination, Run]) -> bool:
+    """Whether runs are of the same steps and data, as those of `paired` must be."""
+    return len({tuple(run.summary.get(key) for key in SAME) for run in combinations.values()}) == 1
 
 
 def _effect(whole: Mapping[int, Mapping[Combination, Run]], of: set[str], key: str) -> Paired | None:

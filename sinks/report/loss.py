@@ -32,7 +32,8 @@ class LossResult:
 
     Args:
         difference: variant minus baseline.
-        visible: the smallest effect that so many seeds find (power 80 %, two-sided 5 %); None for one seed.
+        visible: the smallest effect that so many seeds find (power 80 %, two-sided 5 %, which rows that are tested
+            share among them); None for one seed.
         call: what can be said about the sign.
         p: adjusted over the rows that are tested; None for a row that is not.
     """
@@ -62,7 +63,9 @@ def judge_losses(differences: Mapping[str, Paired]) -> tuple[Noise | None, dict[
     for name, each in differences.items():
         visible = None
         if name in changed and each.sd is not None and pooled is not None:
-            visible = smallest_effect(max(each.sd, pooled[0]), each.n)
+            # Holm's level for the smallest p value: at 5 % a row could fail to tell a difference above what it sees.
+            alpha = ALPHA / len(tested) if name in p_values else ALPHA
+            visible = smallest_effect(max(each.sd, pooled[0]), each.n, alpha=alpha)
         found[name] = LossResult(each, visible, _call(each, visible, p_values.get(name)), p_values.get(name))
     rows = sum(each.n > 1 for each in changed.values())
     return (Noise(*pooled, rows) if pooled else None), found

@@ -13,11 +13,11 @@ from sinks.stats.paired import Paired
 ATTENTION = "first_token_mass_max_head"
 RESIDUAL = "residual_sink_score"
 LOSS = "val_loss"
+SAME = ("steps", "data_fingerprint")  # of runs whose losses are compared
 MASKED = "first_token_masked"  # of `sinks probe`, beside the keys of summary.json
 MEASURES = {ATTENTION: "first-token mass", RESIDUAL: "R", LOSS: "loss"}
 # A mean of at least this much counts as a sink.
 SINK_FROM = {ATTENTION: 0.1, RESIDUAL: 3.0}
-NOTHING_CLIPPED = 1e-6
 
 Outcome = Literal["as the paper expects", "in part", "contrary", "not shown", "no effect", ""]
 Change = Move | LossCall | Literal["no sink", "not measured"]
@@ -58,10 +58,12 @@ class VariantResult:
 
     @property
     def no_effect(self) -> bool:
-        """Whether it equals the baseline: a clip that clipped nothing, or losses equal to the last digit."""
-        clipped = self.spreads.get("clipped_share")
-        unclipped = clipped is not None and clipped.high < NOTHING_CLIPPED
-        return unclipped or self.changes.get(LOSS) == "no effect"
+        """Whether it equals the baseline: a clip that clips nothing and costs nothing to see, or losses equal to the
+        last digit."""
+        clipped, call = self.spreads.get("clipped_share"), self.changes.get(LOSS)
+        # In training it may have clipped; and one massive activation of a row is a small fraction of its values.
+        unclipped = clipped is not None and clipped.high == 0 and call not in ("higher", "lower")
+        return unclipped or call == "no effect"
 
     @property
     def sinks(self) -> frozenset[str]:
@@ -214,7 +216,7 @@ def paired(variant: Variant, baseline: Variant) -> Paired | None:
             and (partner := partners.get(run.seed))
             and (loss := run.value(LOSS)) is not None
             and (reference := partner.value(LOSS)) is not None
-            and all(run.summary.get(key) == partner.summary.get(key) for key in ("steps", "data_fingerprint"))
+            and all(run.summary.get(key) == partner.summary.get(key) for key in SAME)
         ]
     )
 

@@ -61,9 +61,9 @@ def seeds_needed(effect: float, sd: float, wanted: float = POWER, alpha: float =
     """The fewest seeds that find an effect with the wanted power; None above `MOST_SEEDS`."""
     low, high = 1, 2
     while power(effect, sd, high, alpha) < wanted:
-        low, high = high, 2 * high
-        if high > MOST_SEEDS:
+        if high == MOST_SEEDS:
             return None
+        low, high = high, min(2 * high, MOST_SEEDS)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if power(effect, sd, middle, alpha) < wanted else (low, middle)

@@ -37,6 +37,8 @@ def test_every_variant_has_every_combination() -> None:
         "scaled": {"lr": 2},
         "config": "c",
     }
+    halved = {"v": {"scaled": {"lr": 0.5, "clip": 3}, "without": ["rank"]}}
+    assert expanded(halved)["v-lr-x2"]["scaled"] == {"lr": 1.0, "clip": 3}
     assert found["plain-lr-x1"] == {"label": "plain, lr x1", "scaled": {"lr": 1}}
     assert found["bare"] == {}
     assert gated["arguments"] == {"a": 0}

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from sinks.cli import main
+from sinks.cli.grid import planned, read_ablation
 from tests.cli.small import ROOT
 from tests.cli.test_mistakes import one_line
 
@@ -122,6 +123,18 @@ def test_the_values_of_options_reach_the_command(
     Path("a.yaml").write_text(yaml.safe_dump(WHOLE | {"variants": variants}))
     assert main(["grid", "a.yaml", "--commands=true"]) == 0
     assert f"--run.note={value}" in shlex.split(capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("in_the_root")
+def test_steps_of_a_variant_are_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path("experiments/ablations/tokens.yaml")
+    content = read_ablation(file)
+    names = ["baseline-tokens-x4", "gated-norm"]
+    assert [run.steps for run in planned(content, Path("r"), names, [0], content["steps"])] == [10000, 2500]
+    error = one_line(["grid", str(file), "--steps=50", "--commands=true"], capsys)
+    assert "steps is 50, but variant baseline-tokens-x1 of tokens is on a curve of tokens, with steps of its" in error
+    assert main(["grid", str(file), "--steps=50", "--variants=gated-norm", "--seeds=0", "--commands=true"]) == 0
+    assert "--trainer.max_steps=50" in capsys.readouterr().out
 
 
 def test_minutes_give_every_run_as_many_steps_as_were_timed_to_fit(

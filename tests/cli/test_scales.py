@@ -52,6 +52,8 @@ def test_the_last_configuration_gives_the_number(tmp_path: Path) -> None:
     variants = {"v": {"scaled": {"model.optimization.lr": 0.5}, "arguments": {"a": 1}}}
     content: dict[str, Any] = {"name": "n", "scales": {"s": {"configs": configs}}, "variants": variants}
     assert at_scale(Path("f"), content, None)["variants"]["v"]["arguments"] == {"a": 1, "model.optimization.lr": 2.0}
+    variants["v"]["arguments"] = {"model.optimization.lr": 3.0}
+    assert at_scale(Path("f"), content, None)["variants"]["v"]["arguments"] == {"model.optimization.lr": 1.5}
     variants["v"]["scaled"] = {"model.optimization.rate": 0.5}
     with pytest.raises(UserError, match=r"scales model.optimization.rate, which is None in the ablation's configs"):
         at_scale(Path("f"), content, None)

@@ -154,7 +154,7 @@ def test_every_run_of_every_ablation_is_built(file: str, scale: str | None) -> N
     ablation = read_ablation(EXPERIMENTS / file, scale)
     if scale in ON_GPUS:
         ablation["configs"][-1] = "experiments/trainers/cpu.yaml"
-    runs = planned(ablation, Path("runs/test"), list(ablation["variants"]), [0], 1)
+    runs = planned(ablation, Path("runs/test"), list(ablation["variants"]), [0], ablation["steps"])
     assert len(runs) == len(ablation["variants"])
     whole = scale not in ON_GPUS and "axes" not in read_yaml(EXPERIMENTS / file)
     for run in runs if whole else random.Random(0).sample(runs, 6):  # scaled numbers differ, not what is built

@@ -43,6 +43,16 @@ def test_maps_are_those_of_the_layers_with_attention() -> None:
 
 def test_what_would_have_no_effect_is_rejected() -> None:
     with pytest.raises(UserError, match=r"so model.attention_gate ElementwiseGate would have no effect"):
-        mixers(3, attention_gate=ElementwiseGate, mixer_pattern=EVERY_FOURTH)
+        mixers(3, attention_gate=ElementwiseGate)
     with pytest.raises(UserError, match=r"model.mixer_pattern is given, but model.mixer is not: give the mixer"):
         CausalLM(11, 12, architecture=SMALL, mixer_pattern=EVERY_FOURTH)
+
+
+@pytest.mark.parametrize("missing", ["attention", "mixer"])
+def test_a_pattern_longer_than_the_model_has_all_its_kinds(missing: str) -> None:
+    other = "mixer" if missing == "attention" else "attention"
+    with pytest.raises(
+        UserError, match=f"mixer_pattern has '{missing}' after its first 2 entries, but .*n_layers is 2"
+    ):
+        mixers(2, mixer_pattern=(other, other, missing))
+    assert len(mixers(2, mixer_pattern=(other, missing, missing))) == 2

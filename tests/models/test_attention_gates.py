@@ -144,3 +144,5 @@ def test_dimensions_that_are_not_there_are_rejected(dimensions: int) -> None:
 def test_a_factor_that_an_activation_would_drop_is_rejected() -> None:
     with pytest.raises(UserError, match="ActivatedGate has AmplifyingHeadwiseGate, whose factor 2 is of its sigmoid"):
         ActivatedGate(CONFIG, "tanh", AmplifyingHeadwiseGate)
+    with pytest.raises(UserError, match=r"ActivatedGate has a gate whose initial_gate is 0.9, of its sigmoid"):
+        ActivatedGate(CONFIG, "tanh", partial(HeadwiseGate, initial_gate=0.9))

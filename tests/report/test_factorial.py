@@ -68,3 +68,20 @@ def test_a_factor_that_is_not_named_is_one_line(tmp_path: Path) -> None:
     write(tmp_path, (0,), [[], ["d"]])
     with pytest.raises(UserError, match="variant d has 'd', which is none of its factors"):
         load_ablation(tmp_path)
+    write(tmp_path / "twice", (0,))
+    file = tmp_path / "twice/ablation.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["variants"]["again"] = {"has": ["b", "a"]}
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="variants a-b and again have the same factors, of which only one would count"):
+        load_ablation(tmp_path / "twice")
+
+
+@pytest.mark.parametrize("key", ["steps", "data_fingerprint"])
+def test_runs_of_other_steps_or_data_are_not_combined(key: str, tmp_path: Path) -> None:
+    write(tmp_path, (0, 1))
+    folder = RunFolder(tmp_path / "a-b/seed1")
+    folder.finish(folder.summary() | {key: 3, "stopped_early": True})
+    found = table(load_ablation(tmp_path))
+    assert found is not None
+    assert found.headings[0] == "effect, 1 seed"

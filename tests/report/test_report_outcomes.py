@@ -12,8 +12,9 @@ from sinks.cli import main
 from sinks.errors import UserError
 from sinks.record import RunFolder
 from sinks.report import compare, load_ablation
-from sinks.report.ablation import Run, Variant, stated
+from sinks.report.ablation import Ablation, Run, Variant, stated
 from sinks.report.claims import claims
+from sinks.report.loss import judge_losses
 from sinks.report.outcomes import (
     ATTENTION,
     FIX,
@@ -104,6 +105,14 @@ NO_CLIP = {"clipped_share": Spread(0.0, 0.0, 0.0, 3)}
 def test_the_first_rule_that_applies_decides(rule: int, case: VariantResult) -> None:
     assert [r.applies(case) for r in RULES[: rule + 1]] == [False] * rule + [True]
     assert judge(case) == (RULES[rule].outcome, RULES[rule].reason)
+
+
+def test_a_clip_of_few_values_or_with_another_loss_has_an_effect() -> None:
+    """One massive activation of a row of 2048 tokens and 2048 channels is 2.4e-7 of its values."""
+    few = {"clipped_share": Spread(2.4e-7, 2.4e-7, 2.4e-7, 3)}
+    assert not result(spreads=few, changes=STILL).no_effect
+    assert result(spreads=NO_CLIP, changes=STILL).no_effect
+    assert not result(spreads=NO_CLIP, changes=STILL | {LOSS: "higher"}).no_effect
 
 
 @pytest.mark.parametrize(
@@ -211,6 +220,22 @@ def test_every_shipped_variant_states_its_mechanism(file: Path) -> None:
         side, mechanisms = stated(file, name, about)
         assert mechanisms is not None
         assert (side == "none") == (mechanisms == {"none"})
+
+
+def test_a_claim_is_judged_by_the_rows_of_table_1_that_it_is_about() -> None:
+    """Not by rows that combine its fix with another: a clip behind gates, gates on linear attention."""
+    about = yaml.safe_load((EXPERIMENTS / "ablations/table1.yaml").read_text())["variants"]
+    variants = []
+    for name in about:
+        side, mechanisms = stated("table1.yaml", name, about[name])
+        assert mechanisms is not None
+        variants.append(Variant(name, name, name, side, runs=runs(3), mechanisms=mechanisms))
+    results = [VariantResult(variant, changes=STILL) for variant in variants]
+    found = claims(Comparison(Ablation(Path(), "t", "T", variants), results, baseline=results[0]))
+    evidence = {claim.claim: {name[:2] for name in about if name in claim.evidence} for claim in found}
+    assert evidence["Clipping the outliers hurts"] == {"10", "11", "12"}
+    assert evidence["An output gate replaces the attention sink"] == {"02", "16"}
+    assert evidence["Both gates together replace both sinks"] == {"18", "20"}
 
 
 @pytest.mark.parametrize(
@@ -388,6 +413,17 @@ def test_holm_counts_the_rows_of_six_seeds_only(tmp_path: Path) -> None:
     assert 0.05 / 3 < p < 0.05
     assert [r.changes[LOSS] for r in alone.results if r.variant.name == "clip"] == ["higher"]
     assert {r.changes[LOSS] for r in found.values()} == {"cannot tell"}
+
+
+def test_a_row_that_cannot_tell_is_below_what_it_can_see() -> None:
+    """Of twenty rows: the first would be called at 5 %, but not among so many."""
+    noise = [0.01, -0.01, 0.006, -0.006, 0.003, -0.003]
+    rows = {str(i): Paired.of([0.004 * i / 20 * 5 + d for d in noise]) for i in range(20)}
+    _, found = judge_losses({name: row for name, row in rows.items() if row is not None})
+    assert {each.call for each in found.values()} == {"cannot tell", "higher"}
+    for each in found.values():
+        assert each.visible is not None
+        assert each.call == "higher" or each.difference.mean < each.visible
 
 
 def test_a_diverged_normalizer_free_model_supports_the_claim(tmp_path: Path) -> None:

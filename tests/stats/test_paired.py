@@ -48,6 +48,9 @@ def test_the_smallest_visible_effect_is_found_with_the_wanted_power() -> None:
         assert power(smallest_effect(0.0056, seeds, 0.9), 0.0056, seeds) == pytest.approx(0.9, rel=1e-6)
     assert smallest_effect(0.0056, 3) == pytest.approx(0.02, abs=0.003)  # "about .02"
     assert seeds_needed(1e-7, 1.0) is None
+    found = seeds_needed(0.01, 1.0)
+    assert found is not None
+    assert abs(found - (1.959964 + 0.841621) ** 2 / 0.01**2) < 3  # the normal limit, 78489
 
 
 def test_an_interval_is_students_and_from_eight_seeds_on_a_bootstraps() -> None:
