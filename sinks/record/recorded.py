@@ -2,10 +2,10 @@
 
 summary.json is copied as it is. Numbers in the JSON files of probes/, quantization/ and validation/ have six digits,
 and of each edit of a probe the change of loss is kept, without its sums over units and its course over rows.
-config.yaml and provenance.json name the run's folder as it was below `runs/`. Of the last validation everything is kept; of the others
-only what figures over training read, and the first-token mass of every head. Numbers in metrics.jsonl have six digits.
-What was logged between validations is left out. Of more than 50 validations 50 are kept, evenly spaced, the first and
-the last among them.
+config.yaml and provenance.json name the run's folder as it was below `runs/`. Of the last validation everything is
+kept; of the others only what figures over training read, and the first-token mass of every head. Numbers in
+metrics.jsonl have six digits. What was logged between validations is left out. Of more than 50 validations 50 are kept,
+evenly spaced, the first and the last among them.
 """
 
 import json

@@ -83,7 +83,7 @@ def _collect(
 ) -> None:
     edits = content.get("edits") or {}
     for place, role in (content.get("roles") or {}).items():
-        edit = edits.get(f"{place}|{WITHOUT[side][0]}|sink") or {}
+        edit, role = edits.get(f"{place}|{WITHOUT[side][0]}|sink") or {}, role or {}
         entry = {"without": edit.get("change"), **(role.get("effects") or {}), "named": role.get("named") or []}
         entry["size"] = _size(side, content)
         by_place.setdefault((side, place), {}).setdefault(label, []).append(entry)
