@@ -7,6 +7,8 @@ import os
 import sys
 from importlib import import_module
 
+import sinks
+
 COMMANDS = {
     "fit": ("sinks.cli.training", "train a variant and record it in a run folder"),
     "validate": ("sinks.cli.training", "measure a checkpoint: loss and sink statistics"),
@@ -42,6 +44,7 @@ def usage() -> str:
             *lines,
             "",
             "`sinks COMMAND --help` describes a command; `sinks fit --model.help Gated` lists a family's options.",
+            "`sinks --version` prints the versions of sinks, torch, lightning and triton.",
         ]
     )
 
@@ -66,9 +69,18 @@ def run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from sinks.record.versions import version_line
+
+        print(version_line(sinks.__version__))
+        return 0
     command, *rest = arguments
     if command not in COMMANDS:
-        print(f"sinks: error: unknown command {command!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        from difflib import get_close_matches
+
+        near = get_close_matches(command, COMMANDS, 1)
+        remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+        print(f"sinks: error: unknown command {command!r}: {remedy}", file=sys.stderr)
         return 2
     from sinks.errors import UserError
 
