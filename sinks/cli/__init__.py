@@ -10,8 +10,8 @@ from importlib import import_module
 import sinks
 
 COMMANDS = {
-    "fit": ("sinks.cli.training", "train a variant and record it in a run folder"),
-    "validate": ("sinks.cli.training", "measure a checkpoint: loss and sink statistics"),
+    "fit": ("sinks.cli.fit", "train a variant and record it in a run folder"),
+    "validate": ("sinks.cli.fit", "measure a checkpoint: loss and sink statistics"),
     "consolidate": ("sinks.cli.consolidate", "turn a checkpoint of shards into one file"),
     "check": ("sinks.cli.check", "test the properties of every variant on yours, or a model's sinks"),
     "plan": ("sinks.cli.plan", "count parameters, memory and operations, allocating nothing"),
@@ -76,10 +76,9 @@ def run(arguments: list[str]) -> int:
         return 0
     command, *rest = arguments
     if command not in COMMANDS:
-        from difflib import get_close_matches
+        from sinks.cli.nearest import suggestion
 
-        near = get_close_matches(command, COMMANDS, 1)
-        remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+        remedy = suggestion(command, COMMANDS) or f"choose one of {', '.join(COMMANDS)}"
         print(f"sinks: error: unknown command {command!r}: {remedy}", file=sys.stderr)
         return 2
     from sinks.errors import UserError

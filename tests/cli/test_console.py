@@ -4,12 +4,19 @@ import re
 import subprocess
 import sys
 import time
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from sinks import __version__
 from sinks.cli import COMMANDS, main
+from sinks.cli.nearest import OTHERS, SOURCES, options_of, reject_mistyped
+from sinks.cli.training import TrainingCLI, command_line
+from sinks.errors import UserError
+from sinks.lightning_private import subparser_of
+from tests.cli.small import SMALL
 
 WITHOUT_TORCH = """
 import sys
@@ -46,3 +53,56 @@ def test_an_unknown_command_suggests_the_nearest(typed: str, meant: str) -> None
 def test_an_unknown_command_that_is_near_to_none_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zzz"]) == 2
     assert capsys.readouterr().err == f"sinks: error: unknown command 'zzz': choose one of {', '.join(COMMANDS)}\n"
+
+
+@pytest.fixture(scope="module")
+def options() -> dict[str, set[str]]:
+    """All options of each training command, as the parsers have them."""
+    found: dict[str, set[str]] = {}
+
+    def note(cli: TrainingCLI, parser: Any, arguments: Any) -> None:
+        for command in ("fit", "validate"):
+            names = subparser_of(cli, [command], parser)._option_string_actions
+            found[command] = {name.removeprefix("--").rstrip("+") for name in names if name.startswith("--")}
+        raise SystemExit
+
+    with mock.patch.object(TrainingCLI, "parse_arguments", note), pytest.raises(SystemExit):
+        command_line(["fit"])
+    return found
+
+
+def test_the_options_read_from_sources_are_the_parsers(options: dict[str, set[str]]) -> None:
+    every = options["fit"] | options["validate"]
+    assert {name.split(".")[0] for name in every} <= {*SOURCES, *OTHERS}
+    assert {*SOURCES, *OTHERS} - every == {"print_completion", "print_shtab"}  # with the package shtab
+    for section in SOURCES:
+        parsed = {name.split(".")[1] for name in every if name.startswith(f"{section}.")}
+        assert options_of(section) == parsed
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--trainer.max_stesp=3", "trainer.max_stesp is no option: did you mean max_steps?"),
+        ("--statistcs.maps=false", "statistcs.maps is no option: did you mean statistics?"),
+        ("--run.varint=a", "run.varint is no option: did you mean variant?"),
+        ("--sed_everything=1", "sed_everything is no option: did you mean seed_everything?"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_a_mistyped_option_suggests_the_nearest(command: str, argument: str, expected: str) -> None:
+    code, output, errors = answer(command, *SMALL, argument)
+    assert (code, output, errors) == (2, "", f"sinks: error: command line: {expected}\n")
+
+
+def test_known_options_and_those_near_to_none_are_left_to_the_parser() -> None:
+    reject_mistyped([*SMALL, "--trainer.logger.help", "--trainer.callbacks+=a", "--model.x", "--data.y=--z", "--zzz"])
+    reject_mistyped(["-c", "runs/statistcs", "--run.zzzzzz=--", "--print_completion"])
+    with pytest.raises(UserError):
+        reject_mistyped([*SMALL, "--trainr.devices=1"])
+
+
+def test_a_mistyped_option_of_another_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["report", "--otu=x", "runs"])
+    assert capsys.readouterr().err == "sinks: error: otu is no option: did you mean out?\n"
