@@ -44,6 +44,7 @@ def usage() -> str:
             *lines,
             "",
             "`sinks COMMAND --help` describes a command; `sinks fit --model.help Gated` lists a family's options.",
+            "The help of fit, validate and plan is short; `--help-all` lists every option.",
             "`sinks --version` prints the versions of sinks, torch, lightning and triton.",
         ]
     )

@@ -1,6 +1,8 @@
 """What the command line answers at once, without importing torch."""
 
+import inspect
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -9,14 +11,18 @@ from unittest import mock
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 from sinks import __version__
 from sinks.cli import COMMANDS, main
+from sinks.cli.help import ABOUT, SECTIONS, short_help
 from sinks.cli.nearest import OTHERS, SOURCES, options_of, reject_mistyped
-from sinks.cli.training import TrainingCLI, command_line
+from sinks.cli.training import TrainingCLI, command_line, subclasses
+from sinks.data.text import Text
 from sinks.errors import UserError
+from sinks.families import CausalLM
 from sinks.lightning_private import subparser_of
-from tests.cli.small import SMALL
+from tests.cli.small import ROOT, SMALL
 
 WITHOUT_TORCH = """
 import sys
@@ -106,3 +112,60 @@ def test_a_mistyped_option_of_another_command_suggests_the_nearest(capsys: pytes
     with pytest.raises(SystemExit):
         main(["report", "--otu=x", "runs"])
     assert capsys.readouterr().err == "sinks: error: otu is no option: did you mean out?\n"
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_the_help_of_a_training_command_comes_at_once_and_fits_two_screens(command: str, flag: str) -> None:
+    code, output, errors = answer(command, "-c", "no-such-file.yaml", flag)
+    assert (code, errors) == (0, "")
+    assert output.startswith(f"usage: sinks {command} ")
+    assert output.endswith(f"`sinks {command} --help-all` lists every option with its type and default.\n")
+
+
+def test_the_short_help_fits_two_screens_and_names_what_exists(options: dict[str, set[str]]) -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(CausalLM, "model", fail_untyped=False)
+    parser.add_class_arguments(Text, "data", fail_untyped=False)
+    axes = {f"model.{name}" for name in inspect.signature(CausalLM).parameters}
+    others = {"model.help", "data.help", "devices", "json", "help-all"}
+    known = {*parser.get_defaults().keys(), *axes, *options["fit"], *others}
+    for command in ABOUT:
+        text = short_help(command, ["--help"])
+        assert text is not None
+        lines = text.splitlines()
+        assert len(lines) <= 100
+        assert max(map(len, lines)) <= 120
+        assert set(re.findall(r"--([a-z][\w.-]*\w)", text)) <= known
+        for file in re.findall(r"experiments/\S+\.yaml", text):
+            assert (ROOT / file).is_file()
+    sections = {name.split(".")[0] for name in options["fit"]}
+    assert sections - {*re.findall(r"--(\w+)", SECTIONS)} == {"weights_only", "help"}
+    families = {family.__name__ for family in subclasses(CausalLM) if family.__module__.startswith("sinks.")}
+    assert families <= {*re.findall(r"\w+", SECTIONS)}
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_help_all_has_every_option(
+    command: str, options: dict[str, set[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help-all"])
+    output = capsys.readouterr().out
+    assert {name for name in options[command] if f"--{name}" not in output} == set()
+    assert output.count("\n") > 400
+
+
+def test_help_all_of_a_plan_has_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--help-all"])
+    assert "--trainer.max_time" in capsys.readouterr().out
+    assert main(["plan", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: sinks plan ")
+
+
+def test_the_example_of_fit_is_a_configuration() -> None:
+    (example,) = re.findall(r"^  sinks fit ((?:.*\\\n)*.*)", ABOUT["fit"], re.MULTILINE)
+    arguments = shlex.split(example.replace("\\\n", " "))
+    files = [f"{ROOT}/{part}" if part.startswith("experiments/") else part for part in arguments]
+    assert command_line(files, run=False).trainer.max_steps == 200
