@@ -1,12 +1,16 @@
 """What a bare GPU machine can import, and what the distribution ships."""
 
+import ast
 import re
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+import sinks
 
 ROOT = Path(__file__).parents[1]
 ABSENT = ["litdata", "jsonargparse", "omegaconf", "pyarrow"]
@@ -41,9 +45,21 @@ def test_help_comes_within_a_second_and_without_torch() -> None:
     assert time.perf_counter() - start < 1
 
 
-def test_sinks_imports_nothing_until_check_is_asked_for() -> None:
-    code = "import sys, sinks; assert 'torch' not in sys.modules; assert callable(sinks.check)"
+def test_sinks_imports_nothing_until_a_name_is_asked_for() -> None:
+    code = "import sys, sinks; dir(sinks); assert 'torch' not in sys.modules; assert callable(sinks.check)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_of_sinks_is_that_of_the_module_a_type_checker_reads() -> None:
+    tree = ast.parse(Path(sinks.__file__).read_text(encoding="utf-8"))
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If))
+    modules = {a.name: node.module for node in typed.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    assert {"__version__", *modules} == set(sinks.__all__)
+    assert set(sinks.__all__) <= set(dir(sinks))
+    for name, module in modules.items():
+        assert getattr(sinks, name) is getattr(import_module(str(module)), name)
+    with pytest.raises(AttributeError, match="has no attribute 'Gatde'"):
+        sinks.Gatde  # noqa: B018
 
 
 def test_a_built_wheel_holds_both_packages(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import os
 import sys
 from importlib import import_module
 
+import sinks
+
 COMMANDS = {
-    "fit": ("sinks.cli.training", "train a variant and record it in a run folder"),
-    "validate": ("sinks.cli.training", "measure a checkpoint: loss and sink statistics"),
+    "fit": ("sinks.cli.fit", "train a variant and record it in a run folder"),
+    "validate": ("sinks.cli.fit", "measure a checkpoint: loss and sink statistics"),
     "consolidate": ("sinks.cli.consolidate", "turn a checkpoint of shards into one file"),
     "check": ("sinks.cli.check", "test the properties of every variant on yours, or a model's sinks"),
     "plan": ("sinks.cli.plan", "count parameters, memory and operations, allocating nothing"),
@@ -42,6 +44,8 @@ def usage() -> str:
             *lines,
             "",
             "`sinks COMMAND --help` describes a command; `sinks fit --model.help Gated` lists a family's options.",
+            "The help of fit, validate and plan is short; `--help-all` lists every option.",
+            "`sinks --version` prints the versions of sinks, torch, lightning and triton.",
         ]
     )
 
@@ -66,9 +70,17 @@ def run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from sinks.record.versions import version_line
+
+        print(version_line(sinks.__version__))
+        return 0
     command, *rest = arguments
     if command not in COMMANDS:
-        print(f"sinks: error: unknown command {command!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        from sinks.cli.nearest import suggestion
+
+        remedy = suggestion(command, COMMANDS) or f"choose one of {', '.join(COMMANDS)}"
+        print(f"sinks: error: unknown command {command!r}: {remedy}", file=sys.stderr)
         return 2
     from sinks.errors import UserError
 

@@ -1,6 +1,5 @@
 """jsonargparse's error messages in one line that names the file and the option by its path."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -9,6 +8,7 @@ from typing import Any
 
 import jsonargparse
 
+from sinks.cli.nearest import SOURCES, options_of, suggestion
 from sinks.cli.parser import CONFIG, one_line
 from sinks.record.yaml_file import read_yaml
 
@@ -77,7 +77,7 @@ def _sets(section: Any, keys: list[str], above: list[str]) -> bool:
 
 
 def _known(owners: list[str], option: str) -> str:
-    """The class that lacks an option (`group.option` within the class), and its nearest one."""
+    """The class that lacks an option (`group.option` within the class), if it is known, and the nearest option."""
     for module, _, name in (owner.rpartition(".") for owner in reversed(owners)):
         parser = jsonargparse.ArgumentParser()
         try:
@@ -88,6 +88,7 @@ def _known(owners: list[str], option: str) -> str:
         group, _, wrong = f".{option}".rpartition(".")
         below = [key.removeprefix(f"{group}.") for key in options if key.startswith(f"{group}.")]
         known = list(dict.fromkeys(key.split(".")[0] for key in below))
-        near = difflib.get_close_matches(wrong, known, 1)
-        return f" of {name}: " + (f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}")
-    return ": see --help"
+        return f" of {name}: " + (suggestion(wrong, known) or f"it has {', '.join(known)}")
+    section, _, wrong = option.partition(".")
+    near = suggestion(wrong, options_of(section)) if section in SOURCES else None
+    return f": {near or 'see sinks fit --help-all'}"

@@ -77,7 +77,7 @@ def main(command: str, arguments: list[str]) -> None:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         raise UserError(f"the model to import is missing: {USAGE}")
     if arguments[0] in ("-h", "--help"):
-        print(f"usage: {USAGE}\n\nOptions are those of `sinks fit`, see `sinks fit --help`.")
+        print(f"usage: {USAGE}\n\nOptions are those of `sinks fit`, see `sinks fit --help-all`.")
         return
     source = folder_of(arguments[0])
     config = read_config(source)

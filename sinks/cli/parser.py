@@ -1,6 +1,7 @@
 """Parsers that report a user error in one line and exit with code 2."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from sinks.cli.nearest import suggestion
 from sinks.errors import UserError
 from sinks.record import RunFolder
 from sinks.record.formats import FORMAT, upgrade
@@ -27,6 +29,10 @@ class OneLineErrors(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a trial of one type, or a nested parser whose parent adds the path
             super().error(message, ex)
+        unknown = re.match(r"unrecognized arguments: --([\w-]+)", message)
+        known = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
+        if unknown and (remedy := suggestion(unknown[1], known)):
+            message = f"{unknown[1]} is no option: {remedy}"
         print(f"sinks: error: {one_line(message)}", file=sys.stderr)
         sys.exit(2)
 

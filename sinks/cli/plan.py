@@ -4,6 +4,7 @@ import json
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from sinks.cli.help import full_help, short_help
 from sinks.cli.training import TrainingCLI, command_line
 from sinks.data.module import TokenData
 from sinks.families import CausalLM
@@ -125,7 +126,10 @@ def row(name: str, value: str, remark: str = "") -> str:
 
 def main(command: str, arguments: list[str]) -> None:
     """Run `sinks plan`."""
-    cli = command_line(arguments, run=False, cli=PlanCLI)
+    if answer := short_help(command, arguments):
+        print(answer)
+        return
+    cli = command_line(full_help(arguments), run=False, cli=PlanCLI)
     assert isinstance(cli, PlanCLI)
     plan = cli.plan()
     print(json.dumps(plan.to_dict(), indent=2) if cli.config["json"] else table(plan))

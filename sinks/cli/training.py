@@ -216,11 +216,6 @@ def quieten() -> None:
     threading.excepthook = print_unless_disk_full
 
 
-def main(command: str, arguments: list[str]) -> None:
-    """Run `fit` or `validate`."""
-    command_line([command, *arguments])
-
-
 def command_line(arguments: list[str], run: bool = True, cli: type[TrainingCLI] = TrainingCLI) -> TrainingCLI:
     """Parse and run; with `run=False` (and no command among the arguments) only build trainer, model and data."""
     quieten()

@@ -1,8 +1,6 @@
 """The provenance of a number: commit, versions, machine, command."""
 
-import importlib.metadata
 import platform
-import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,19 +8,9 @@ from typing import Any
 
 import torch
 
+from sinks.record.versions import git, version_of
+
 PACKAGES = ("torch", "triton", "lightning", "torchmetrics", "litdata", "numpy", "tokenizers")
-
-
-def _git(*arguments: str) -> str | None:
-    # With its locks, `git status` rewrites the index, and one that is killed leaves a lock that stops the next commit.
-    command = ["git", "--no-optional-locks", *arguments]
-    try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=10, cwd=Path(__file__).parent, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
 
 
 def processor() -> str:
@@ -34,24 +22,17 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def provenance(*packages: str) -> dict[str, Any]:
     """Commit (null outside a checkout), dirty flag, versions, hardware, command and time of the calling process.
 
     Args:
         packages: whose versions matter too.
     """
-    status = _git("status", "--porcelain")
+    status = git("status", "--porcelain")
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": git("rev-parse", "HEAD"),
         "dirty": bool(status) if status is not None else None,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in (*PACKAGES, *packages)},
+        "versions": {"python": platform.python_version()} | {name: version_of(name) for name in (*PACKAGES, *packages)},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),

@@ -16,7 +16,11 @@ FILES = {
         "model: {class_path: Gated, init_args: {optimization: {lrr: 3}}}",
         "FILE: model.optimization.lrr is no option of Gated: did you mean lr?",
     ),
-    "an option of the trainer": ("trainer: {strat: ddp}", "FILE: trainer.strat is no option"),
+    "an option of the trainer": (
+        "trainer: {max_stesp: 3}",
+        "FILE: trainer.max_stesp is no option: did you mean max_steps?",
+    ),
+    "an option near to none": ("trainer: {zzz: 3}", "FILE: trainer.zzz is no option: see sinks fit --help-all"),
     "an option of the data": (
         "data: {class_path: Backcopy, init_args: {contxt: 3}}",
         "FILE: data.contxt is no option of Backcopy: did you mean context_length?",

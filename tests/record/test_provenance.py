@@ -16,7 +16,7 @@ from sinks.models.exclusion import NoExclusion
 from sinks.models.key_gates import NoKeyGate
 from sinks.models.normalizers import LearnableSink
 from sinks.models.norms import IdentityNorm
-from sinks.record import provenance as module
+from sinks.record import versions
 from sinks.record.fingerprint import (
     ADDED_TO_ARCHITECTURE,
     ADDED_TO_GATE,
@@ -114,7 +114,8 @@ def test_outside_a_checkout_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) 
     found = provenance()
     assert found["commit"] is None
     assert found["dirty"] is None
-    assert module._version("no-such-package") is None
+    assert versions.version_of("no-such-package") is None
+    assert versions.version_line("1.2").startswith("sinks 1.2, torch ")
 
 
 def test_git_is_asked_without_writing_to_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +131,7 @@ def test_git_is_asked_without_writing_to_the_index(tmp_path: Path, monkeypatch: 
     git("commit", "-m", "message")
     os.utime(tmp_path / "file", (0, 0))  # `git status` would read the file again, and note that in the index
     before = (tmp_path / ".git/index").read_bytes()
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "provenance.py"))
+    monkeypatch.setattr(versions, "__file__", str(tmp_path / "versions.py"))
     assert provenance()["dirty"] is False
     assert (tmp_path / ".git/index").read_bytes() == before
 
