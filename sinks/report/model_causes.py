@@ -53,13 +53,13 @@ def tables(one: Analysis) -> list[tuple[str, Table]]:
                 [site, *(causes.interval([c] if (c := changes.get(site)) else []) for changes in by_edit.values())]
                 for site in sites
             ]
-            heading = f"Interval of loss, one place at a time: {side} side, {TOKENS[side].format(tokens)}, {name}"
+            heading = f"Change of loss, one place at a time: {side} side, {TOKENS[side].format(tokens)}, {name}"
             found.append((heading, Table([SIDES[side][0].removesuffix("s"), *by_edit], rows)))
     schemes = [_scheme(content) for _, content in measured(one, QUANTIZATION)]
     kinds = list(dict.fromkeys(kind for row in schemes for kind in row))
     if schemes:
         rows = [[row.get(kind, "") for kind in kinds] for row in schemes]
-        found.append(("Interval of loss under simulated quantization", Table(kinds, rows)))
+        found.append(("Change of loss under simulated quantization", Table(kinds, rows)))
     return found
 
 

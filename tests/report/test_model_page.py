@@ -281,7 +281,7 @@ def test_what_was_probed_and_quantized_beside_the_analyses_is_shown_once(tmp_pat
         "+0.300 [+0.175, +0.425]",
         "rescales, contributes",
         "What the loss owes to each site: residual side, ordinary tokens",
-        "one place at a time: residual side, ordinary tokens, 2 rows of some.txt",
+        "Change of loss, one place at a time: residual side, ordinary tokens, 2 rows of some.txt",
         "-1.000 [-1.125, -0.875]",
         "int4, smooth (2 rows)",
         "+3.250 [+3.125, +3.375]",
