@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
-from sinks.report.ablation import Ablation, Mechanism, Side
-from sinks.report.measured import QUANTIZATION, results
+from sinks.report.ablation import Mechanism, Side
+from sinks.report.measured import QUANTIZATION, has_roles, results
 from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, Outcome, VariantResult, cannot_tell
 from sinks.report.tables import MEASURES, with_interval
 
@@ -38,11 +38,9 @@ VERDICTS: dict[Outcome, Verdict] = {
 
 FIRST_TOKEN, SCORE = (column for column in MEASURES if column.key in (ATTENTION, RESIDUAL))
 SMALL = 0.5
-TINY = 1e7
 # Controls on Bigram-Backcopy: with the input of gated attention halved by a constant, the sink stays without any norm
 # gate; with that input doubled under GatedNorm, most of it goes.
 START_SCALE = "controls elsewhere trace this to the norm gate's start at one half, which halves attention's input"
-AT_THIS_SCALE = "at this scale the sink dimension is mostly a constant bias channel"
 # Sinks replaced by parameters or gates, with the normalizer kept and nothing clipped.
 REPLACING: tuple[frozenset[Mechanism], ...] = (
     frozenset({"absorbed"}),
@@ -59,12 +57,6 @@ class Claim:
     claim: str
     verdict: str
     evidence: str
-
-
-def tiny(ablation: Ablation) -> bool:
-    """Whether the models are so small that probes found a constant sink dimension (scratch runs, 0.4 M)."""
-    parameters = [value for run in ablation.runs if (value := run.value("parameters")) is not None]
-    return not parameters or max(parameters) < TINY
 
 
 def _levels(result: VariantResult) -> str:
@@ -138,14 +130,20 @@ def _small(comparison: Comparison, sink: str, key: str, name: str) -> Result:
     spread = baseline.spreads.get(key)
     if spread is None or sink not in baseline.sinks:
         return Result("cannot tell", "The baseline formed no sink that could be measured.")
-    limit = "Whether sinks rescale by context, these runs cannot tell"
-    limit += f": {AT_THIS_SCALE}." if tiny(comparison.ablation) else "."
-    text = f"Baseline: {name} {spread.low:.2f} to {spread.high:.2f}, {{}} {SMALL}. {limit}"
+    text = f"Baseline: {name} {spread.low:.2f} to {spread.high:.2f}, {{}} {SMALL}. {_limit(comparison, sink)}"
     if spread.high < SMALL:
         return Result("supported", text.format("below"))
     if spread.low >= SMALL:
         return Result("contradicted", text.format("not below"))
     return Result("cannot tell", text.format("on both sides of"))
+
+
+def _limit(comparison: Comparison, sink: str) -> str:
+    """What a small value or gain does not show, and where it was measured if it was."""
+    side = {ATTENTION: "attention", RESIDUAL: "residual"}[sink]
+    if comparison.baseline and any(has_roles(run.folder.path, side) for run in comparison.baseline.variant.runs):
+        return "What it does to the loss was probed: its role is in the table of roles."
+    return "Whether the sink rescales by context, only probes can tell, and these runs were not probed."
 
 
 def _double_dissociation(comparison: Comparison) -> Result:

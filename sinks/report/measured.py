@@ -48,3 +48,13 @@ def masked_change(path: Path) -> float | None:
         if change is not None and math.isfinite(change):
             found.append(((content.get("rows") or [0])[0], change))
     return max(found)[1] if found else None
+
+
+def has_roles(path: Path, side: str) -> bool:
+    """Whether a probe of the run named what its sinks do to the loss.
+
+    Args:
+        path: of the run's folder.
+        side: residual or attention.
+    """
+    return any((content.get(side) or {}).get("roles") for content in results(path, PROBES))

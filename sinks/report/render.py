@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from sinks.record.folder import write_atomically
 from sinks.report import births, causes, factorial, figures, outcomes, reproduction, tables, tokens_saved, transfer
 from sinks.report.ablation import Ablation, load_ablation
-from sinks.report.claims import claims, tiny
+from sinks.report.claims import claims
 from sinks.report.loss import TESTED_FROM
+from sinks.report.measured import has_roles
 from sinks.report.outcomes import Comparison, compare
 from sinks.report.spread import MATERIAL
 from sinks.stats.paired import smallest_effect
@@ -148,7 +149,12 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     ablation, results = comparison.ablation, comparison.results
     signs = {"plus_minus": tables.PLUS_MINUS, "delta": tables.DELTA}
     largest = comparison.baseline.spreads.get("residual_max_over_median") if comparison.baseline else None
-    limits = {"tiny": tiny(ablation), "largest": largest, "big_activation": BIG_ACTIVATION}
+    probed = any(has_roles(run.folder.path, "residual") for run in ablation.runs)
+    limits = {
+        "probed": probed,
+        "largest": largest,
+        "big_activation": BIG_ACTIVATION,
+    }
     masked = any(outcomes.MASKED in result.spreads for result in results)
     least = {"first_token_mass": outcomes.SINK_FROM[outcomes.ATTENTION], "score": outcomes.SINK_FROM[outcomes.RESIDUAL]}
     return {

@@ -1,5 +1,6 @@
 """Outcomes follow the printed rules, and nothing is claimed without evidence."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -279,7 +280,7 @@ def test_every_claim_has_a_verdict(comparison: Comparison) -> None:
     assert f"(cannot tell below {visible:.2g})" in attention.evidence
     assert found["The norm's gain at the sink dimension is small"].verdict == "supported"
     assert found["The sink itself contributes little: the first token's value is small"].verdict == "supported"
-    assert "cannot tell" in found["The norm's gain at the sink dimension is small"].evidence
+    assert "these runs were not probed" in found["The norm's gain at the sink dimension is small"].evidence
     assert found["Each side's fixes act on their own sink only"].verdict == "supported"
     together = found["Both gates together replace both sinks"]
     assert together.verdict == "supported in part"
@@ -438,11 +439,11 @@ def test_a_diverged_normalizer_free_model_supports_the_claim(tmp_path: Path) -> 
     assert outcome(comparison, "dyt") == ("as the paper expects", "every run diverged")
 
 
-def test_large_models_get_no_caveat_about_small_ones(tmp_path: Path) -> None:
-    comparison = compared(write_ablation(tmp_path, {"baseline": BACKCOPY["baseline"]}, statistics=False))
-    assert "bias channel" in next(c for c in claims(comparison) if c.key == "C3").evidence
-    for run in comparison.ablation.runs:
-        run.folder.finish(dict(run.summary) | {"parameters": 2_000_000_000})
-    evidence = next(c for c in claims(compared(tmp_path)) if c.key == "C3").evidence
-    assert "bias channel" not in evidence
-    assert "cannot tell" in evidence
+def test_a_probed_sink_is_not_said_to_be_unknown(tmp_path: Path) -> None:
+    comparison = compared(write_ablation(tmp_path, {"baseline": BACKCOPY["baseline"]}, seeds=(0,), statistics=False))
+    folder = comparison.ablation.runs[0].folder.path / "probes"
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps({"residual": {"roles": {"all|ordinary": {"named": ["rescales"]}}}}))
+    found = {claim.key: claim.evidence for claim in claims(compared(tmp_path))}
+    assert found["C3"].endswith("its role is in the table of roles.")
+    assert found["C8"].endswith("these runs were not probed.")  # the attention side was not probed
