@@ -12,7 +12,8 @@ def with_axes(file: Path, ablation: dict[str, Any]) -> dict[str, Any]:
 
     `axes` maps the name of an axis to `values`: a label to the options it sets, e.g. `{x2: {model.optimization.lr:
     6e-3}}`. Factors of numbers in the configurations are `scaled`: `{x2: {scaled: {model.optimization.lr: 2}}}`. A
-    variant may leave an axis out: `without: [alpha]`.
+    variant may leave an axis out: `without: [alpha]`. What it is compared with, e.g. `against: baseline`, is that at
+    the same point.
 
     Raises:
         UserError: if an axis has no values, or a variant leaves out one that is not there.
@@ -29,9 +30,20 @@ def with_axes(file: Path, ablation: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"{file}: variant {name} is without {unknown.pop()!r}: choose among {', '.join(axes)}")
         own = [[(axis, *item) for item in values.items()] for axis, values in axes.items() if axis not in without]
         for point in itertools.product(*own):
-            variants["-".join([name, *(f"{axis}-{label}" for axis, label, _ in point)])] = _at(name, about, point)
+            found = _at(name, about, point)
+            if "against" in about:
+                found["against"] = _name(about["against"], point, ablation["variants"])
+            variants[_name(name, point)] = found
     rest = {key: value for key, value in ablation.items() if key != "axes"}
     return rest | {"variants": variants}
+
+
+def _name(
+    variant: str, point: tuple[tuple[str, str, dict[str, Any]], ...], variants: dict[str, Any] | None = None
+) -> str:
+    """Of a variant at a point; of axes that it is without, if the variants are given, it has no part of the name."""
+    without = ((variants or {}).get(variant) or {}).get("without", [])
+    return "-".join([variant, *(f"{axis}-{label}" for axis, label, _ in point if axis not in without)])
 
 
 def _at(name: str, about: dict[str, Any], point: tuple[tuple[str, str, dict[str, Any]], ...]) -> dict[str, Any]:

@@ -43,9 +43,10 @@ def read_ablation(file: Path, scale: str | None = None) -> dict[str, Any]:
     for name, variant in ablation["variants"].items():
         if not variant or "config" not in variant:
             raise UserError(f"{file}: variant {name} has no config: give its YAML file")
-        if variant.get("needs", name) not in ablation["variants"]:
-            known = ", ".join(ablation["variants"])
-            raise UserError(f"{file}: variant {name} needs {variant['needs']!r}: give one of {known}")
+        for key in ("needs", "against"):
+            if variant.get(key, name) not in ablation["variants"]:
+                known = ", ".join(ablation["variants"])
+                raise UserError(f"{file}: variant {name} has {key} {variant[key]!r}: give one of {known}")
         if ("measured" in variant) != ("needs" in variant):
             raise UserError(
                 f"{file}: variant {name} must have both or neither of needs (a variant) and measured (options)"

@@ -44,6 +44,7 @@ SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
 VARIANT_SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "config": (str, object),
     "needs": (str, object),
+    "against": (str, object),
     "arguments": (dict, object),
     "measured": (dict, dict),
     "recipe": (dict, (int, float, type(None))),
@@ -115,6 +116,7 @@ class Variant:
         mechanisms: how it handles sinks.
         steps: optimizer steps that its own arguments request; None where they are the ablation's.
         has: the ablation's factors that it combines; None if the ablation file does not say.
+        against: name of the variant that it is compared with, if not the ablation's baseline; its own for none.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Variant:
     mechanisms: frozenset[Mechanism] = frozenset({"unknown"})
     steps: int | None = None
     has: frozenset[str] | None = None
+    against: str | None = None
 
     @property
     def shown(self) -> list[Run]:
@@ -334,6 +337,7 @@ def _variant(
         mechanisms=mechanisms or _revealed(finished),
         steps=(description.get("arguments") or {}).get("trainer.max_steps"),
         has=frozenset(description["has"]) if "has" in description else None,
+        against=description.get("against"),
     )
 
 

@@ -161,17 +161,20 @@ class Comparison:
 
 
 def compare(ablation: Ablation) -> Comparison:
-    """Compare every variant with the baseline."""
-    baseline = _result(ablation.baseline, {}, None, None) if ablation.baseline else None
-    others = [variant for variant in ablation.variants if variant is not ablation.baseline]
-    differences = {v.name: found for v in others if baseline and (found := paired(v, baseline.variant))}
+    """Compare every variant with the baseline, or with the variant that it names."""
+    named = {variant.name: variant for variant in ablation.variants}
+    against = {v.name: named.get(v.against) if v.against else ablation.baseline for v in ablation.variants}
+    pairs = {n: other for n, other in against.items() if other is not None and other is not named[n] and other.runs}
+    references = {other.name: _result(other, {}, None, None) for other in (*pairs.values(), ablation.baseline) if other}
+    differences = {n: found for n, other in pairs.items() if (found := paired(named[n], other))}
     noise, losses = judge_losses(differences)
     results = [
-        baseline
-        if baseline and variant is baseline.variant
-        else _result(variant, expectation(variant), baseline, losses.get(variant.name))
-        for variant in ablation.variants
+        _result(variant, expectation(variant), references[pairs[name].name], losses.get(name))
+        if name in pairs
+        else references.get(name) or _result(variant, expectation(variant), None, None)
+        for name, variant in named.items()
     ]
+    baseline = references[ablation.baseline.name] if ablation.baseline else None
     return Comparison(ablation, results, baseline, noise)
 
 

@@ -94,6 +94,8 @@ def with_interval(difference: Paired | None, digits: int) -> str:
 def remark(result: VariantResult, loss: bool = True) -> str:
     """Caveats on the numbers: no effect, diverged, unfinished, no validation, and what the losses show."""
     variant, remarks = result.variant, []
+    if result.variant.against and result.baseline:
+        remarks.append(f"compared with: {result.baseline.variant.short}")
     if result.no_effect:
         remarks.append("no effect")
     if variant.diverged:

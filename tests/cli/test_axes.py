@@ -44,6 +44,12 @@ def test_every_variant_has_every_combination() -> None:
     assert gated["arguments"] == {"a": 0}
 
 
+def test_what_a_variant_is_compared_with_is_at_the_same_point() -> None:
+    found = expanded({"plain": {"without": ["rank"], "against": "plain"}, "gated": {"against": "plain"}})
+    assert found["plain-lr-x1"]["against"] == "plain-lr-x1"
+    assert found["gated-lr-x2-rank-8"]["against"] == "plain-lr-x2"
+
+
 def test_without_axes_an_ablation_is_as_it_is() -> None:
     variants = {"a": {"config": "c"}}
     assert with_axes(Path("f"), {"variants": variants}) == {"variants": variants}

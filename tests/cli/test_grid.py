@@ -99,7 +99,8 @@ WHOLE = {"name": "a", "configs": ["c.yaml"], "steps": 1, "seeds": [0], "variants
         ({"configs": 3}, "has configs 3"),
         ({"variants": {"b": 3}}, "has variants"),
         ({"variants": {"b": None}}, "variant b has no config"),
-        ({"variants": {"b": {"config": "c.yaml", "needs": "x", "measured": {}}}}, "needs 'x': give one of b"),
+        ({"variants": {"b": {"config": "c.yaml", "needs": "x", "measured": {}}}}, "has needs 'x': give one of b"),
+        ({"variants": {"b": {"config": "c.yaml", "against": "x"}}}, "variant b has against 'x': give one of b"),
         ({"variants": {"b": {"config": "c.yaml", "needs": "b", "measured": {"o": 3}}}}, "has measured {'o': 3}"),
     ],
 )

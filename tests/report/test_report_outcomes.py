@@ -33,6 +33,7 @@ from sinks.report.outcomes import (
 )
 from sinks.report.render import contents
 from sinks.report.spread import Spread
+from sinks.report.tables import remark
 from sinks.stats.paired import Paired, smallest_effect
 from tests.report.synthetic import BACKCOPY, Levels, write_ablation, write_run
 
@@ -447,3 +448,22 @@ def test_a_probed_sink_is_not_said_to_be_unknown(tmp_path: Path) -> None:
     found = {claim.key: claim.evidence for claim in claims(compared(tmp_path))}
     assert found["C3"].endswith("its role is in the table of roles.")
     assert found["C8"].endswith("these runs were not probed.")  # the attention side was not probed
+
+
+def test_a_variant_is_compared_with_what_it_names(tmp_path: Path) -> None:
+    """Of two depths each has its own reference, which is compared with nothing."""
+    losses = {"baseline": 2.0, "gated": 2.1, "deep-baseline": 1.0, "deep-gated": 1.3}
+    write_ablation(tmp_path, {name: Levels(loss=loss) for name, loss in losses.items()}, statistics=False)
+    file = tmp_path / "ablation.yaml"
+    content = yaml.safe_load(file.read_text())
+    for name in ("deep-baseline", "deep-gated"):
+        content["variants"][name]["against"] = "deep-baseline"
+    file.write_text(yaml.safe_dump(content))
+    comparison = compared(tmp_path)
+    found = {r.variant.name: r for r in comparison.results}
+    assert found["deep-baseline"].baseline is found["deep-baseline"].loss is None
+    assert found["deep-gated"].loss is not None
+    assert found["gated"].loss is not None
+    assert found["deep-gated"].loss.difference.mean == pytest.approx(0.3, abs=0.02)
+    assert found["gated"].loss.difference.mean == pytest.approx(0.1, abs=0.02)
+    assert "compared with: deep-baseline" in remark(found["deep-gated"])
