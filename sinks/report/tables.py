@@ -58,6 +58,7 @@ MEASURES = [
 MASKED_COLUMN = Column(MASKED, f"{DELTA} loss, token 0 masked", "masked", 3)
 # Columns of the second table, shown only if a variant has them.
 FURTHER = [
+    Column("residual_max_abs", "largest |h|", "max |h|", 1),
     Column("residual_max_over_median", "max / median of the residual", "max/med", 1),
     Column("first_token_mass", "first-token mass, all heads", "1st, all", 2),
     Column("sink_ratio_0.3", "fraction of heads with a sink (> 0.3)", "sinks", 2),
