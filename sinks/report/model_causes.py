@@ -19,6 +19,7 @@ SIDES = {
     "residual": ("sites", ("direct", "denominator", "constant-denominator", "mean")),
     "attention": ("layers", ("value", "constant-contribution", "constant-rescaling", "masked")),
 }
+SCALE_AGAINST_DIRECT = (("denominator", "direct"), ("rescaling", "value"))
 TOKENS = {"residual": "{} tokens", "attention": "{} sinks"}
 
 
@@ -55,6 +56,7 @@ def tables(one: Analysis) -> list[tuple[str, Table]]:
             ]
             heading = f"Change of loss, one place at a time: {side} side, {TOKENS[side].format(tokens)}, {name}"
             found.append((heading, Table([SIDES[side][0].removesuffix("s"), *by_edit], rows)))
+            found.append((f"Over these places: {side} side, {TOKENS[side].format(tokens)}, {name}", _over(by_edit)))
     schemes = [_scheme(content) for _, content in measured(one, QUANTIZATION)]
     kinds = list(dict.fromkeys(kind for row in schemes for kind in row))
     if schemes:
@@ -73,6 +75,25 @@ def _maps(content: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, dict[st
             if result and site in (own.get(described) or {}) and rest[-1] == "sink":
                 by_tokens.setdefault(rest[0], {}).setdefault(rest[1], {})[site] = result["change"]
         yield from ((side, tokens, by_edit) for tokens, by_edit in by_tokens.items())
+
+
+def _over(by_edit: dict[str, dict[str, Interval]]) -> Table:
+    """Median and largest change of loss over places; and how the scale compares with the direct path."""
+    means = {edit: {site: change["mean"] for site, change in changes.items()} for edit, changes in by_edit.items()}
+    rows = [
+        [edit, str(len(of)), f"{np.median(list(of.values())):+.3f}", f"{max(of.values()):+.3f}"]
+        for edit, of in means.items()
+    ]
+    for scale, direct in SCALE_AGAINST_DIRECT:
+        both = means.get(scale, {}).keys() & means.get(direct, {}).keys()
+        larger = sum(means[scale][site] >= means[direct][site] for site in both)
+        ratios = [means[scale][site] / means[direct][site] for site in both if means[direct][site] > 0]
+        if ratios:
+            rows += [
+                [f"{scale} at least {direct}", f"{larger} of {len(both)}", "", ""],
+                [f"{scale} / {direct}, where that is above 0", str(len(ratios)), f"{np.median(ratios):.1f}", ""],
+            ]
+    return Table(["edit", "places", "median", "largest"], rows)
 
 
 def _scheme(content: dict[str, Any]) -> dict[str, str]:

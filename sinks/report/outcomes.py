@@ -237,6 +237,5 @@ def no_sink(comparison: Comparison) -> str | None:
         return None
     return (
         f"No {' and no '.join(lacking)} formed in the baseline, so these runs show nothing about fixes for it. "
-        "Sinks in natural text need more tokens, according to the literature at least 1 to 2 billion, and a model of "
-        "60 million parameters or more."
+        "Sinks grow with the number of steps."
     )

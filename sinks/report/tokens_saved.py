@@ -42,10 +42,9 @@ def table(ablation: Ablation) -> Table | None:
     """A row for each variant of the smallest budget; None unless the ablation file names a curve of two or more
     budgets that were run."""
     curve = [v for name in ablation.tokens_curve for v in ablation.variants if v.name == name and v.runs]
-    budgets = [_tokens(variant) for variant in curve]
-    if len(curve) < 2 or None in budgets or sorted(budgets, key=float) != budgets:  # type: ignore[arg-type]
+    tokens = [count for variant in curve if (count := _tokens(variant)) is not None]
+    if not 2 <= len(tokens) == len(curve) or tokens != sorted(tokens):
         return None
-    tokens = [float(count) for count in budgets if count is not None]
     rows = []
     for variant in ablation.variants:
         if variant in curve or _tokens(variant) != tokens[0]:

@@ -13,6 +13,7 @@ from sinks.cli.check import CheckCLI, arguments_of
 from sinks.cli.training import command_line
 from sinks.families import CausalLM
 from sinks.observe import groups, summary
+from sinks.report.ablation import SHAPES, VARIANT_SHAPES
 
 ROOT = Path(__file__).parents[2]
 EXECUTED = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/python.md")
@@ -167,3 +168,8 @@ def test_every_fault_of_a_library_names_a_test_that_exists() -> None:
             assert not name or f"def {name}(" in text_of(file), cell
         else:
             assert file == "makebench" or (ROOT / file).is_file(), cell
+
+
+def test_every_entry_of_an_ablation_file_is_described() -> None:
+    section = text_of("CONTRIBUTING.md").split("### An ablation\n")[1].split("\n## ")[0]
+    assert {*SHAPES, *VARIANT_SHAPES} - set(re.findall(r"`([a-z_]+)`", section)) == set()

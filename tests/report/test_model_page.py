@@ -13,6 +13,7 @@ from sinks.cli import main
 from sinks.errors import UserError
 from sinks.record import RunFolder, Statistics
 from sinks.report.analysis import read_analysis
+from sinks.report.model_causes import tables
 from sinks.report.model_page import write_model_page
 from sinks.report.model_words import what_stands_out
 
@@ -294,6 +295,26 @@ def test_what_was_probed_and_quantized_beside_the_analyses_is_shown_once(tmp_pat
     assert chart is not None
     assert chart[0].count('class="mark s0"') == len(NORMS) - 1  # direct
     assert chart[0].count('class="mark s1"') == len(NORMS) - 2  # mean, of which one is below zero
+
+
+def test_over_places_the_denominator_is_compared_with_the_direct_path(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tiny/a")
+    write_causes(tmp_path / "tiny")
+    file = tmp_path / "tiny/probes/tiny.json"
+    content = json.loads(file.read_text())
+    means = {"direct": [0.5, 0.1, -0.2], "denominator": [0.25, 0.3, 0.1]}
+    for edit, values in means.items():
+        for site, mean in zip(NORMS[1:4], values, strict=True):
+            content["residual"]["edits"][f"{site}|all|{edit}|sink"] = {"change": change(mean)}
+    file.write_text(json.dumps(content))
+    over = "Over these places: residual side, all"
+    (found,) = (table for name, table in tables(read_analysis(folder)) if name.startswith(over))
+    assert found.rows == [
+        ["direct", "3", "+0.100", "+0.500"],
+        ["denominator", "3", "+0.250", "+0.300"],
+        ["denominator at least direct", "2 of 3", "", ""],
+        ["denominator / direct, where that is above 0", "2", "1.8", ""],  # of 0.5 and 3
+    ]
 
 
 def test_a_damaged_probe_of_a_model_is_one_line(tmp_path: Path) -> None:
