@@ -302,7 +302,7 @@ def test_over_places_the_denominator_is_compared_with_the_direct_path(tmp_path: 
     write_causes(tmp_path / "tiny")
     file = tmp_path / "tiny/probes/tiny.json"
     content = json.loads(file.read_text())
-    means = {"direct": [0.5, 0.1, -0.2], "denominator": [0.25, 0.3, 0.1]}
+    means = {"direct": [0.5, 0.1, -0.2], "denominator": [0.25, 0.35, 0.1]}
     for edit, values in means.items():
         for site, mean in zip(NORMS[1:4], values, strict=True):
             content["residual"]["edits"][f"{site}|all|{edit}|sink"] = {"change": change(mean)}
@@ -311,9 +311,9 @@ def test_over_places_the_denominator_is_compared_with_the_direct_path(tmp_path: 
     (found,) = (table for name, table in tables(read_analysis(folder)) if name.startswith(over))
     assert found.rows == [
         ["direct", "3", "+0.100", "+0.500"],
-        ["denominator", "3", "+0.250", "+0.300"],
+        ["denominator", "3", "+0.250", "+0.350"],
         ["denominator at least direct", "2 of 3", "", ""],
-        ["denominator / direct, where that is above 0", "2", "1.8", ""],  # of 0.5 and 3
+        ["denominator / direct, where that is above 0", "2", "2.0", ""],  # of 0.5 and 3.5
     ]
 
 
