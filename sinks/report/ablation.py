@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -13,6 +13,7 @@ from sinks.errors import UserError
 from sinks.record import RunFolder, find_runs
 from sinks.record.folder import NotRecorded
 from sinks.record.yaml_file import read_yaml
+from sinks.report.measured import PROBES, QUANTIZATION, results
 
 Side = Literal["none", "attention", "residual", "both", "unknown"]
 Mechanism = Literal["none", "unnormalized", "clipped", "absorbed", "gated", "unknown"]
@@ -29,6 +30,7 @@ MECHANISM_BY_KEY: dict[str, Mechanism] = {
 # Kinds of the entries of an ablation file that are no single text, and of the values in them.
 SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "name": (str, object),
+    "question": (str, object),
     "configs": (list, str),
     "steps": (int, object),
     "seeds": (list, int),
@@ -157,6 +159,8 @@ class Ablation:
         commands: how to repeat the ablation, if the ablation file states it.
         factors: names of what its variants combine, if the ablation file states them.
         tokens_curve: names of the baseline's variants on more and more tokens, if the ablation file states them.
+        question: what it asks, in a sentence; empty if its file does not say.
+        broken: a line for each run folder that cannot be read, which is left out.
     """
 
     root: Path
@@ -171,6 +175,8 @@ class Ablation:
     commands: list[str] = field(default_factory=list)
     factors: Mapping[str, str] = field(default_factory=dict)
     tokens_curve: list[str] = field(default_factory=list)
+    question: str = ""
+    broken: list[str] = field(default_factory=list)
 
     @property
     def runs(self) -> list[Run]:
@@ -275,9 +281,14 @@ def load_ablation(root: str | Path) -> Ablation:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: give one that contains runs, such as runs/backcopy")
-    folders = [folder for folder in find_runs(root) if not folder.analyzed]
-    if not folders:
+    every = [folder for folder in find_runs(root) if not folder.analyzed]
+    if not every:
         raise UserError(f"{root} contains no run: train one with `sinks fit --run.dir {root}/baseline/seed0`")
+    problems = {folder.path: problem for folder in every if (problem := _problem(folder))}
+    broken = list(problems.values())
+    folders = [folder for folder in every if folder.path not in problems]
+    if not folders:
+        raise UserError(broken[0])
     if not any(folder.finished for folder in folders):
         raise UserError(f"{root} has {len(folders)} runs, but none is finished: run the same command again to resume")
     file = root / "ablation.yaml"
@@ -309,7 +320,26 @@ def load_ablation(root: str | Path) -> Ablation:
         commands=[str(command) for command in content.get("commands") or []],
         factors=content.get("factors") or {},
         tokens_curve=content.get("tokens_curve") or [],
+        question=str(content.get("question") or ""),
+        broken=broken,
     )
+
+
+def _problem(folder: RunFolder) -> str | None:
+    """Why a run folder cannot be read, in a line; None if all that is recorded can."""
+    reads: list[Callable[[], Any]] = [folder.config, folder.provenance, folder.metrics]
+    reads += [partial(folder.statistics, stage) for stage in ("train", "validation")]
+    reads += [partial(results, folder.path, kind) for kind in (PROBES, QUANTIZATION)]
+    if folder.finished:
+        reads.append(folder.summary)
+    for read in reads:
+        try:
+            read()
+        except NotRecorded:
+            continue
+        except UserError as error:
+            return str(error)
+    return None
 
 
 def _variant(

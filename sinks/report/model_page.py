@@ -57,7 +57,6 @@ def write_model_page(folders: Sequence[Path], path: Path) -> None:
     if not analyses:
         raise UserError(problems[0] if problems else "no analysis to show: give folders written by `sinks analyze`")
     templates = environment(html=True)
-    templates.filters["cell_text"] = cell_text
     text = templates.get_template("model.html.j2").render(contents(analyses) | {"problems": problems})
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -84,13 +83,6 @@ def contents(analyses: list[Analysis]) -> dict[str, Any]:
         "provenance": [(name, *reproduction(one)) for name, one in zip(names, analyses, strict=True)],
         "colors": SERIES,
     }
-
-
-def cell_text(entry: Any) -> str:
-    """An entry of a table: whole numbers as they are, others rounded, nothing where there is no number."""
-    if isinstance(entry, float):
-        return number(entry)
-    return "" if entry is None else str(entry)
 
 
 def described(one: Analysis) -> str:

@@ -1,6 +1,6 @@
 """The report: its contents and its three formats (report.md, report.html, figures/*.png)."""
 
-import base64
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +8,30 @@ from typing import Any
 
 import jinja2
 import markupsafe
-from matplotlib.figure import Figure
 
 from sinks.record.folder import write_atomically
-from sinks.report import births, causes, factorial, figures, outcomes, reproduction, tables, tokens_saved, transfer
+from sinks.report import (
+    answer,
+    births,
+    causes,
+    factorial,
+    figures,
+    outcomes,
+    reproduction,
+    tables,
+    tokens_saved,
+    transfer,
+)
 from sinks.report.ablation import Ablation, load_ablation
 from sinks.report.claims import claims
+from sinks.report.figures.inline import on_dark, to_svg, variable
+from sinks.report.figures.style import Drawing, key_of, looks
 from sinks.report.loss import TESTED_FROM
 from sinks.report.measured import has_roles
 from sinks.report.outcomes import Comparison, compare
 from sinks.report.spread import MATERIAL
+from sinks.report.step_maps import step_maps
+from sinks.report.svg import number
 from sinks.stats.paired import smallest_effect
 
 
@@ -35,7 +49,7 @@ class Picture:
     name: str
     title: str
     caption: str
-    draw: Callable[[Comparison], Figure | None]
+    draw: Callable[[Comparison], Drawing | None]
 
 
 PICTURES = [
@@ -84,6 +98,7 @@ PICTURES = [
         figures.sorted_dimensions,
     ),
 ]
+MAPS = "first_token_maps"  # the picture that a page shows as maps with a step slider
 BIG_ACTIVATION = 50
 
 
@@ -157,8 +172,12 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     }
     masked = any(outcomes.MASKED in result.spreads for result in results)
     least = {"first_token_mass": outcomes.SINK_FROM[outcomes.ATTENTION], "score": outcomes.SINK_FROM[outcomes.RESIDUAL]}
+    judged = claims(comparison)
     return {
         "title": ablation.title,
+        "question": answer.question(comparison),
+        "answer": answer.answer(comparison, judged),
+        "broken": ablation.broken,
         "lead": " ".join([_lead(ablation), *_sees(comparison)]),
         "alert": outcomes.no_sink(comparison),
         "results": tables.results(comparison),
@@ -182,7 +201,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "recipe_source": ablation.recipe_source,
         "has_recipe": any(variant.recipe for variant in ablation.variants),
         "rules": _sentences("rules.j2", material=MATERIAL, tested_from=TESTED_FROM, **least),
-        "claims": claims(comparison),
+        "claims": judged,
         "limits": _sentences("limits.j2", **limits),
         "provenance": reproduction.lines(ablation),
         "again": reproduction.again(ablation),
@@ -202,7 +221,15 @@ def environment(html: bool) -> jinja2.Environment:
     )
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     environment.filters["emphasis"] = _emphasis
+    environment.filters["cell_text"] = cell_text
     return environment
+
+
+def cell_text(entry: Any) -> str:
+    """An entry of a table: whole numbers as they are, others rounded, nothing where there is no number."""
+    if isinstance(entry, float):
+        return number(entry)
+    return "" if entry is None else str(entry)
 
 
 def _emphasis(text: str) -> str:
@@ -211,6 +238,30 @@ def _emphasis(text: str) -> str:
     if len(parts) % 2 == 0:
         return markupsafe.Markup("*".join(parts))
     return markupsafe.Markup("".join(f"<em>{part}</em>" if i % 2 else part for i, part in enumerate(parts)))
+
+
+def _interactive(comparison: Comparison, drawn: list[dict[str, Any]], colors: set[str]) -> dict[str, Any]:
+    """What the page has besides: a legend, maps with a slider, and its colors."""
+    variants = comparison.ablation.variants
+    look = looks(comparison.ablation)
+    maps = step_maps(variants)
+    chips = [{"name": v.name, "short": v.short, "key": key_of(look[v.name])} for v in variants]
+    return {
+        "pictures": [picture for picture in drawn if picture["name"] != MAPS],
+        "chips": chips,
+        "named": {v.label: v.name for v in variants} | {v.short: v.name for v in variants},
+        "colors": [(variable(color), color, on_dark(color)) for color in sorted(c.lower() for c in colors)],
+        "maps": maps,
+        "maps_data": _data(maps),
+    }
+
+
+def _data(maps: dict[str, Any] | None) -> str:
+    """What the slider's script reads; `<` is escaped, so that no text can end the script element."""
+    if maps is None:
+        return ""
+    content = maps | {"maps": [{"values": one.values, "texts": one.texts} for one in maps["maps"]]}
+    return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def write_report(directory: str | Path, out: str | Path | None = None) -> tuple[Comparison, Path]:
@@ -231,20 +282,26 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> tuple[
     images: dict[Path, bytes | None] = {}
     drawn: list[dict[str, Any]] = []
     absent: list[str] = []
+    colors = {look.color for look in looks(comparison.ablation).values()}
     for picture in PICTURES:
         figure = picture.draw(comparison)
-        png = None if figure is None else figures.to_png(figure)
-        images[target / "figures" / f"{picture.name}.png"] = png
-        if png is None:
+        images[target / "figures" / f"{picture.name}.png"] = None if figure is None else figures.to_png(figure)
+        if figure is None:
             absent.append(picture.title)
             continue
-        encoded = base64.b64encode(png).decode()
-        drawn.append({"name": picture.name, "title": picture.title, "caption": picture.caption, "data": encoded})
+        shown = {"name": picture.name, "title": picture.title, "caption": picture.caption}
+        if picture.name != MAPS:
+            inline = to_svg(figure, picture.name, picture.title)
+            colors |= inline.colors
+            shown["svg"] = inline.svg
+        drawn.append(shown)
     content = contents(comparison) | {"pictures": drawn, "absent": absent}
     html = target / "report.html"
     texts = {
         target / "report.md": environment(False).get_template("report.md.j2").render(content),
-        html: environment(True).get_template("report.html.j2").render(content),
+        html: environment(True)
+        .get_template("report.html.j2")
+        .render(content | _interactive(comparison, drawn, colors)),
     }
     # Written only when everything is made: an error in a run leaves an older report as it is.
     (target / "figures").mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from sinks.report.figures import training
 from sinks.report.render import PICTURES, contents
 from tests.report.synthetic import BACKCOPY, Levels, write_ablation, write_run
 
-VOID = {"meta", "img", "br", "hr", "link"}
+VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Tags(HTMLParser):
@@ -29,12 +29,15 @@ class Tags(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.sources: list[str] = []
+        self.ids: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         if tag not in VOID:
             self.open.append(tag)
-        self.sources += [value or "" for name, value in attributes if name in ("src", "href", "srcset")]
-        assert tag not in ("script", "link", "iframe")
+        loads = ("src", "href", "srcset", "xlink:href")
+        self.sources += [value or "" for name, value in attributes if name in loads]
+        self.ids += [value or "" for name, value in attributes if name == "id"]
+        assert tag not in ("link", "iframe", "img")
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -88,9 +91,10 @@ def test_html_is_self_contained_and_well_formed(written: Path) -> None:
     tags = Tags()
     tags.feed(text)
     assert tags.open == []
-    assert len(tags.sources) == len(PICTURES)
-    assert all(source.startswith("data:image/png;base64,") for source in tags.sources)
-    assert "http" not in re.sub(r'src="[^"]*"', "", text)
+    assert len(set(tags.ids)) == len(tags.ids)
+    assert all(source.removeprefix("#") in tags.ids for source in tags.sources)
+    assert text.count('<svg class="drawing"') == len(PICTURES) - 1  # the maps have a slider
+    assert "http" not in re.sub(r'"http://www.w3.org/[^"]*"', "", text)
     assert "prefers-color-scheme: dark" in text
     assert "overflow-x: auto" in text
 

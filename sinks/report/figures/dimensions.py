@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from sinks.report.ablation import Run
-from sinks.report.figures.style import FAINT, LEGEND, name_of, new_figure, statistics_with, styled
+from sinks.report.figures.style import FAINT, LEGEND, Drawing, name_of, new_figure, statistics_with, styled
 from sinks.report.outcomes import RESIDUAL, Comparison
 
 MEAN_ABS = "residual/mean_abs"
@@ -16,6 +15,7 @@ SITE_FAMILIES = [
     ("feed-forward norm input", ".feed_forward.norm.input", "#D55E00", (0, (5, 1.6))),
     ("final norm input", "head.norm.input", "#777777", (0, (1.4, 1.4))),
 ]
+SAID = 12  # dimensions whose values a page says on hover
 EMBEDDING_SITES = ("embedding", "blocks.0.attention.norm.input")
 
 
@@ -36,7 +36,7 @@ def _sorted_dimensions(runs: Sequence[Run], ending: str) -> np.ndarray | None:
 
 
 @styled
-def sorted_dimensions(comparison: Comparison) -> Figure | None:
+def sorted_dimensions(comparison: Comparison) -> Drawing | None:
     """Magnitude by sorted residual dimension at the last step: the baseline and every residual-side variant."""
     sides, baseline = ("residual", "both"), comparison.baseline
     chosen = [r for r in comparison.results if r is baseline or (r.variant.side in sides and not r.no_effect)]
@@ -68,7 +68,11 @@ def sorted_dimensions(comparison: Comparison) -> Figure | None:
         for name, _, color, dash in SITE_FAMILIES:
             if name in curves[variant.name]:
                 curve = curves[variant.name][name]
-                axis.plot(np.arange(1, len(curve) + 1), curve, color=color, linestyle=dash, linewidth=1.8, label=name)
+                order = np.arange(1, len(curve) + 1)
+                (line,) = axis.plot(order, curve, color=color, linestyle=dash, linewidth=1.8, label=name)
+                figure.belongs(variant.name, line)
+                texts = [f"{variant.short}, {name}, dimension {n}: {v:.3g}" for n, v in enumerate(curve[:SAID], 1)]
+                figure.points(axis, variant.name, np.stack([order, curve], 1)[:SAID], texts)
         axis.axhline(1, color=FAINT, linewidth=0.8, zorder=1)
         score = result.spreads.get(RESIDUAL)
         title = name_of(variant, 100 // columns)

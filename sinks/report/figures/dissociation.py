@@ -9,26 +9,29 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from sinks.report.figures.style import FAINT, INK, Look, looks, name_of, new_figure, styled
+from sinks.report.figures.style import FAINT, INK, Drawing, Look, looks, name_of, new_figure, styled
 from sinks.report.outcomes import ATTENTION, RESIDUAL, Comparison
 
 
 @styled
-def double_dissociation(comparison: Comparison) -> Figure | None:
+def double_dissociation(comparison: Comparison) -> Drawing | None:
     """Final first-token mass against R: one point per run, one label per variant."""
     ablation = comparison.ablation
     look = looks(ablation)
     points: dict[str, np.ndarray] = {}
+    seeds: dict[str, list[str]] = {}
     for variant in ablation.variants:
-        pairs = [
-            (x, y)
+        known = [
+            (run.seed_name, x, y)
             for run in variant.runs
             if (x := run.value(ATTENTION)) is not None and (y := run.value(RESIDUAL)) is not None
         ]
-        if pairs:
-            points[variant.name] = np.asarray(pairs)
+        if known:
+            points[variant.name] = np.asarray([(x, y) for _, x, y in known])
+            seeds[variant.name] = [seed for seed, _, _ in known]
     drawn = [variant for variant in ablation.variants if variant.name in points]
     if not drawn:
         return None
@@ -37,7 +40,7 @@ def double_dissociation(comparison: Comparison) -> Figure | None:
     for variant in drawn:
         style = look[variant.name]
         xy = points[variant.name]
-        axis.scatter(
+        dots = axis.scatter(
             xy[:, 0],
             xy[:, 1],
             s=150 if style.baseline else 52,
@@ -48,6 +51,12 @@ def double_dissociation(comparison: Comparison) -> Figure | None:
             linewidth=0.7,
             zorder=4 if style.baseline else 3,
         )
+        figure.belongs(variant.name, dots)
+        texts = [
+            f"{variant.short}, seed {seed}: first-token mass {x:.3f}, R {y:.2f}"
+            for seed, (x, y) in zip(seeds[variant.name], xy, strict=True)
+        ]
+        figure.points(axis, variant.name, xy, texts)
     everything = np.concatenate(list(points.values()))
     axis.set_xlim(-0.04, 1.04)
     if everything[:, 1].max() / max(everything[:, 1].min(), 1e-9) > 50:
@@ -66,7 +75,9 @@ def double_dissociation(comparison: Comparison) -> Figure | None:
         )
     axis.set_xlabel("first-token mass, strongest head  (attention sink)")
     axis.set_ylabel("R  (residual sink)")
-    _place_labels(figure, axis, [(name_of(v, 44), points[v.name], look[v.name]) for v in drawn])
+    labels = _place_labels(figure, axis, [(name_of(v, 44), points[v.name], look[v.name]) for v in drawn])
+    for variant, label in zip(drawn, labels, strict=True):
+        figure.belongs(variant.name, label)
     return figure
 
 
@@ -88,8 +99,9 @@ def _alignment(dx: float, dy: float) -> tuple[str, str]:
     return horizontal, "center" if abs(dy) < 2 else "bottom" if dy > 0 else "top"
 
 
-def _place_labels(figure: Figure, axis: Axes, labels: list[tuple[str, np.ndarray, Look]]) -> None:
-    """Label each variant at one of its points, without covering points or other labels."""
+def _place_labels(figure: Figure, axis: Axes, labels: list[tuple[str, np.ndarray, Look]]) -> list[Annotation]:
+    """Label each variant at one of its points, without covering points or other labels; the labels are returned."""
+    placed = []
     figure.draw_without_rendering()
     renderer = cast(FigureCanvasAgg, figure.canvas).get_renderer()
     frame = axis.get_window_extent(renderer)
@@ -125,15 +137,18 @@ def _place_labels(figure: Figure, axis: Axes, labels: list[tuple[str, np.ndarray
         horizontal, vertical = _alignment(*offset)
         corner = (-shift[horizontal], -shift[vertical])
         line = {"arrowstyle": "-", "color": look.color, "linewidth": 0.7, "shrinkB": 3, "relpos": corner}
-        axis.annotate(
-            text,
-            anchor,
-            offset,
-            textcoords="offset points",
-            ha=horizontal,
-            va=vertical,
-            multialignment=horizontal,
-            arrowprops=line if np.hypot(*offset) > 20 else None,
-            **style,
+        placed.append(
+            axis.annotate(
+                text,
+                anchor,
+                offset,
+                textcoords="offset points",
+                ha=horizontal,
+                va=vertical,
+                multialignment=horizontal,
+                arrowprops=line if np.hypot(*offset) > 20 else None,
+                **style,
+            )
         )
         taken.append(box)
+    return placed

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from sinks.errors import UserError
 from sinks.record import Statistics
 from sinks.report.ablation import Variant
-from sinks.report.figures.style import INK, WIDTH, name_of, new_figure, statistics_with, styled
+from sinks.report.figures.style import INK, WIDTH, Drawing, name_of, new_figure, statistics_with, styled
 from sinks.report.outcomes import Comparison
 
 FIRST_TOKEN_MASS_BY_HEAD = "attention/first_token_mass"
@@ -42,7 +42,7 @@ def _color_bar(figure: Figure, image: Any, label: str, **options: Any) -> None:
 
 
 @styled
-def first_token_maps(comparison: Comparison) -> Figure | None:
+def first_token_maps(comparison: Comparison) -> Drawing | None:
     """First-token mass of every layer and head at the last step: one panel per variant, on one scale from 0 to 1.
 
     Heads of different seeds do not correspond, so seeds are shown side by side if there is room (up to four heads);

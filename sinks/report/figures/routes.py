@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from sinks.report.ablation import Run
 from sinks.report.figures.maps import FIRST_TOKEN_MASS_BY_HEAD
-from sinks.report.figures.style import LEGEND, name_of, new_figure, statistics_with, styled
+from sinks.report.figures.style import LEGEND, Drawing, Mark, name_of, new_figure, statistics_with, styled
 from sinks.report.outcomes import Comparison
 
 EFFECTIVE_WEIGHT = "attention/effective_weight"
@@ -51,7 +50,7 @@ def _routes(runs: Sequence[Run], places: dict[int | None, tuple[int, int]]) -> d
 
 
 @styled
-def routes(comparison: Comparison) -> Figure | None:
+def routes(comparison: Comparison) -> Drawing | None:
     """A bar per variant: effective weight and its routes, at the head where the baseline's sink of that seed is."""
     if comparison.baseline is None:
         return None
@@ -71,7 +70,11 @@ def routes(comparison: Comparison) -> Figure | None:
         if np.abs(widths).max() < 5e-4:
             continue
         starts = np.where(widths >= 0, above, below)
-        axis.barh(places_of_bars, widths, left=starts, color=color, height=0.72, label=words)
+        parts = axis.barh(places_of_bars, widths, left=starts, color=color, height=0.72, label=words)
+        for (variant, _), part, width in zip(bars, parts, widths, strict=True):
+            figure.belongs(variant.name, part)
+            box = part.get_bbox().extents
+            figure.marks.append(Mark(axis, tuple(box), variant.name, f"{variant.short}, {words}: {width:.3f}"))
         above, below = above + widths.clip(min=0), below + widths.clip(max=0)
     axis.axvline(1, color="white", linewidth=1.2)
     axis.axvline(1, color="#222222", linewidth=0.8, linestyle=(0, (4, 2)))

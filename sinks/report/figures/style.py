@@ -6,17 +6,21 @@ and purples: both), and every variant also has its own marker and dashes, so tha
 
 import io
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.markers import MarkerStyle
+from matplotlib.path import Path
+from matplotlib.transforms import Affine2D
 
 from sinks.record import RunFolder, Statistics
 from sinks.record.folder import NotRecorded
@@ -70,6 +74,8 @@ STYLE: dict[str, Any] = {
     "savefig.facecolor": "white",
 }
 
+VARIANT = "variant "  # begins the id of an artist that belongs to one
+
 P = ParamSpec("P")
 F = TypeVar("F", bound=Figure | None)
 
@@ -82,6 +88,46 @@ class Look:
     marker: str
     dash: Any
     baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a page says on hover, and where.
+
+    Args:
+        axes: whose data coordinates these are.
+        box: left, bottom, right, top; a point has no width and no height.
+        variant: name of the variant.
+        text: what is said.
+    """
+
+    axes: Axes
+    box: tuple[float, float, float, float]
+    variant: str
+    text: str
+
+
+class Drawing(Figure):
+    """A figure that knows which of its artists belong to which variant, and what each value is.
+
+    Args:
+        marks: what a page says on hover.
+        others: passed on.
+    """
+
+    def __init__(self, *others: Any, **options: Any) -> None:
+        super().__init__(*others, **options)
+        self.marks: list[Mark] = []
+
+    def belongs(self, variant: str, *artists: Artist) -> None:
+        """Let artists be followed as those of a variant."""
+        for artist in artists:
+            artist.set_gid(VARIANT + variant)
+
+    def points(self, axes: Axes, variant: str, xy: np.ndarray, texts: Sequence[str]) -> None:
+        """Say a text at each of the points [N, 2]."""
+        for (x, y), text in zip(xy, texts, strict=True):
+            self.marks.append(Mark(axes, (x, y, x, y), variant, text))
 
 
 def styled(function: Callable[P, F]) -> Callable[P, F]:
@@ -119,9 +165,32 @@ def looks(ablation: Ablation) -> dict[str, Look]:
     return found
 
 
-def new_figure(height: float, **grid: Any) -> tuple[Figure, np.ndarray]:
+def key_of(look: Look) -> str:
+    """A variant's line and marker as a small SVG, in the page's colors."""
+    color = f"var({'--ink' if look.baseline else '--c' + look.color.lower().removeprefix('#')})"
+    dash = "" if look.dash == "-" else f' stroke-dasharray="{" ".join(str(2 * part) for part in look.dash[1])}"'
+    marker = MarkerStyle(look.marker)
+    points = marker.get_path().transformed(marker.get_transform())
+    to_svg = Affine2D().scale(4.5, -4.5).translate(15, 6)
+    shape = path_to_svg(points.transformed(to_svg))
+    return (
+        f'<svg viewBox="0 0 30 12" aria-hidden="true"><path d="M0 6H30" stroke="{color}" stroke-width="1.8"{dash}/>'
+        f'<path d="{shape}" fill="{color}"/></svg>'
+    )
+
+
+def path_to_svg(path: Path) -> str:
+    """The `d` attribute of a path."""
+    letters = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
+    return "".join(
+        letters[code] + ("" if code == Path.CLOSEPOLY else " ".join(f"{value:.2f}" for value in vertices))
+        for vertices, code in path.iter_segments(simplify=False)
+    )
+
+
+def new_figure(height: float, **grid: Any) -> tuple[Drawing, np.ndarray]:
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.04)
-    figure = Figure(figsize=(WIDTH, height), layout=layout)
+    figure = Drawing(figsize=(WIDTH, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure, np.atleast_1d(figure.subplots(**grid))
 

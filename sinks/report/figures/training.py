@@ -10,11 +10,24 @@ from matplotlib.ticker import MaxNLocator
 from sinks.record import RunFolder
 from sinks.record.folder import NotRecorded
 from sinks.report.ablation import Run, Variant
-from sinks.report.figures.style import INK, LEGEND, SIDES, Look, looks, name_of, new_figure, scale_values, styled
+from sinks.report.figures.style import (
+    INK,
+    LEGEND,
+    SIDES,
+    Drawing,
+    Look,
+    looks,
+    name_of,
+    new_figure,
+    scale_values,
+    styled,
+)
 from sinks.report.outcomes import Comparison
 
 FIRST_TOKEN_MASS = "validation/attention/first_token_mass_max_head"
 SINK_SCORE = "validation/residual/sink_score"
+# Letters that fit into the legends of a row of panels, and those that a line's sample takes.
+LETTERS, HANDLE = 120, 8
 
 
 def _series(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +49,7 @@ def _over_seeds(runs: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @styled
-def over_training(comparison: Comparison, key: str, label: str, unit_interval: bool = False) -> Figure | None:
+def over_training(comparison: Comparison, key: str, label: str, unit_interval: bool = False) -> Drawing | None:
     """A key of metrics.jsonl over training: one panel per side, each with the baseline; mean lines, min-max bands."""
     ablation = comparison.ablation
     look = looks(ablation)
@@ -52,12 +65,14 @@ def over_training(comparison: Comparison, key: str, label: str, unit_interval: b
     if not panels:
         panels = [("", [])]
     columns = 3 if len(panels) == 1 else 1
-    rows = max(sum(1 + name_of(v).count("\n") for v in members) // columns + 1 for _, members in panels)
+    width = LETTERS // max(3, len(panels)) - HANDLE
+    rows = max(sum(1 + name_of(v, width).count("\n") for v in members) // columns + 1 for _, members in panels)
     figure, axes = new_figure(2.7 + 0.2 * rows, ncols=len(panels), sharey=True, sharex=True)
     for axis, (name, members) in zip(axes, panels, strict=True):
         both = [v for v in drawn if v is ablation.baseline] + members
         for variant in both:
-            _draw_curve(axis, variant, *curves[variant.name], look[variant.name])
+            entry = name_of(variant, width)
+            _draw_curve(figure, axis, variant, entry, *curves[variant.name], look[variant.name])
         axis.set_title(name)
         axis.set_xlabel("step")
         axis.margins(x=0.01)
@@ -68,27 +83,36 @@ def over_training(comparison: Comparison, key: str, label: str, unit_interval: b
     return figure
 
 
-def _draw_curve(axis: Axes, variant: Variant, steps: np.ndarray, values: np.ndarray, look: Look) -> None:
-    mean = values.mean(0)
+def _draw_curve(
+    figure: Drawing, axis: Axes, variant: Variant, entry: str, steps: np.ndarray, values: np.ndarray, look: Look
+) -> None:
+    mean, low, high = values.mean(0), values.min(0), values.max(0)
     if len(values) > 1:
-        axis.fill_between(steps, values.min(0), values.max(0), color=look.color, alpha=0.15, linewidth=0)
-    axis.plot(
+        band = axis.fill_between(steps, low, high, color=look.color, alpha=0.15, linewidth=0)
+        figure.belongs(variant.name, band)
+    ranges = [
+        f" [{a:.3g}, {b:.3g}], {len(values)} runs" if len(values) > 1 else "" for a, b in zip(low, high, strict=True)
+    ]
+    texts = [f"{variant.short}, step {s:,}: {m:.3g}{r}" for s, m, r in zip(steps.tolist(), mean, ranges, strict=True)]
+    figure.points(axis, variant.name, np.stack([steps, mean], 1), texts)
+    (line,) = axis.plot(
         steps,
         mean,
         color=look.color,
         linestyle=look.dash,
         linewidth=3.2 if look.baseline else 1.7,
         marker="o" if len(steps) == 1 else None,
-        label=name_of(variant),
+        label=entry,
     )
+    figure.belongs(variant.name, line)
 
 
-def first_token_mass_over_training(comparison: Comparison) -> Figure | None:
+def first_token_mass_over_training(comparison: Comparison) -> Drawing | None:
     """First-token mass in the strongest head over training; None if no run logged it."""
     return over_training(comparison, FIRST_TOKEN_MASS, "first-token mass,\nstrongest head", unit_interval=True)
 
 
-def sink_score_over_training(comparison: Comparison) -> Figure | None:
+def sink_score_over_training(comparison: Comparison) -> Drawing | None:
     """Residual sink score R over training; None if no run logged it."""
     return over_training(comparison, SINK_SCORE, "residual sink score R")
 
