@@ -78,7 +78,9 @@ def _fallen(comparison: Comparison, key: str) -> str:
         one_seed = any(r.changes.get(key) == "one seed" for r in comparison.results)
         return "" if one_seed else f"The {NAMES[key]} falls in no variant."
     by_value = sorted(falls, key=lambda r: r.spreads[key].mean)
-    return f"The {NAMES[key]} falls with {_list(f'{r.variant.short} ({_value(r.spreads[key])})' for r in by_value)}."
+    little = {r.variant.name: ", a little" * str(r.changes[key]).endswith("a little") for r in falls}
+    named = (f"{r.variant.short} ({_value(r.spreads[key])}{little[r.variant.name]})" for r in by_value)
+    return f"The {NAMES[key]} falls with {_list(named)}."
 
 
 def _losses(comparison: Comparison) -> str:

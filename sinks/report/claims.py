@@ -40,7 +40,10 @@ FIRST_TOKEN, SCORE = (column for column in MEASURES if column.key in (ATTENTION,
 SMALL = 0.5
 # Controls on Bigram-Backcopy: with the input of gated attention halved by a constant, the sink stays without any norm
 # gate; with that input doubled under GatedNorm, most of it goes.
-START_SCALE = "controls elsewhere trace this to the norm gate's start at one half, which halves attention's input"
+START_SCALE = (
+    "the controls in experiments/results/start-scale trace this to the norm gate's start at one half, which halves "
+    "attention's input"
+)
 # Sinks replaced by parameters or gates, with the normalizer kept and nothing clipped.
 REPLACING: tuple[frozenset[Mechanism], ...] = (
     frozenset({"absorbed"}),
