@@ -1,6 +1,7 @@
-"""One line per so many steps: readable in a terminal and a log file, also with other runs."""
+"""A line per validation, in a terminal and in a log file; on a terminal the steps and the time left too."""
 
 import math
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -9,12 +10,15 @@ from lightning.pytorch.callbacks import Callback
 
 from sinks.callbacks.recorder import RunRecorder
 from sinks.callbacks.statistics import SinkStatistics
+from sinks.progress import live
 
 SHOWN = {"attention/first_token_mass_max_head": "first-token mass {:.2f}", "residual/sink_score": "R {:.1f}"}
 
 
 class LineProgress(Callback):
-    """Prints what is trained on what, and a line after every validation.
+    """Prints what is trained on what, a line after every validation, and in the end what to do next.
+
+    On a terminal the steps are counted live, without a synchronization with the device.
 
     Args:
         enabled: whether to print.
@@ -22,6 +26,7 @@ class LineProgress(Callback):
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
+        self._live = ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.enabled and trainer.is_global_zero:
@@ -29,6 +34,20 @@ class LineProgress(Callback):
             many = f", {torch.get_num_threads()} threads" if device == "cpu" else f" x {trainer.world_size}"
             parts = [self._who(trainer), f"steps {trainer.global_step} to {trainer.max_steps}"]
             print(" | ".join([*parts, f"{device}{many}", trainer.precision]), flush=True)
+            self._step = trainer.global_step
+            counted = live("training", trainer.max_steps, "step", done=self._step)
+            self._advance = self._live.enter_context(counted)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self.enabled and trainer.is_global_zero and trainer.global_step > self._step:
+            self._advance(trainer.global_step - self._step)
+            self._step = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._live.close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._live.close()  # after an error too
 
     @staticmethod
     def _who(trainer: Trainer) -> str:

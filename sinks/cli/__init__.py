@@ -28,7 +28,10 @@ COMMANDS = {
     "export": ("sinks.cli.export", "turn a run into a folder that transformers opens"),
     "record": ("sinks.cli.record", "copy what reports read of finished runs, small enough to commit"),
     "report": ("sinks.cli.report", "turn run folders into tables, figures and one HTML file"),
+    "completion": ("sinks.cli.completion", "print what makes a shell complete commands and options"),
 }
+# Those that import for seconds before their own first line.
+LOADS = {"fit", "validate", "check", "analyze", "evaluate", "probe", "quantize", "transfer", "import", "export"}
 
 
 def usage() -> str:
@@ -82,6 +85,8 @@ def run(arguments: list[str]) -> int:
         remedy = suggestion(command, COMMANDS) or f"choose one of {', '.join(COMMANDS)}"
         print(f"sinks: error: unknown command {command!r}: {remedy}", file=sys.stderr)
         return 2
+    if command in LOADS and sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        print(f"sinks {command}: loading", file=sys.stderr, flush=True)
     from sinks.errors import UserError
 
     try:

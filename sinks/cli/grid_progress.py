@@ -4,7 +4,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from sinks.cli.schedule import PlannedRun, last_step
 
@@ -30,13 +31,15 @@ class GridProgress:
         self._ended = sum(run.done for run in runs)
         self._running: list[PlannedRun] = []
         self._first, self._since = sum(self._steps.values()), time.monotonic()
-        self._bar = tqdm(
-            total=sum(run.steps for run in runs),
-            initial=self._first,
-            disable=None,  # shown on a terminal, kept out of log files
-            bar_format="{desc}|{bar}| {percentage:.0f} %",
-            file=sys.stderr,
+        self._live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),  # kept out of log files
         )
+        self._task = self._live.add_task("", total=self._total, completed=self._first)
+        self._live.start()
         self._refreshed = -1.0
 
     def started(self, run: PlannedRun) -> None:
@@ -52,32 +55,31 @@ class GridProgress:
         self._read([run])
         if failure is not None:
             self._print(f"{run.name} failed: {failure}; the same command tries it again")
-        elif self._bar.disable:
+        elif self._live.disable:
             self._print(f"{run.name} finished, {self.line()}")
 
     def refresh(self) -> None:
         now = time.monotonic()
-        if not self._bar.disable and now - self._refreshed >= 1:
+        if not self._live.disable and now - self._refreshed >= 1:
             self._refreshed = now
             self._read(self._running)
-            self._bar.n = sum(self._steps.values())
-            self._bar.set_description_str(self.line() + " ", refresh=True)
+            self._live.update(self._task, completed=sum(self._steps.values()), description=self.line())
 
     def close(self) -> None:
-        self._bar.close()
+        self._live.stop()
 
     def line(self) -> str:
         """run 7 of 33, 6 min left."""
         self._read(self._running)
         done = sum(self._steps.values())
         left = ""
-        if done < self._bar_total and done - self._first > PACE_FROM * (self._bar_total - self._first):
+        if done < self._total and done - self._first > PACE_FROM * (self._total - self._first):
             pace = (done - self._first) / (time.monotonic() - self._since)
-            left = f", {duration((self._bar_total - done) / pace)} left"
+            left = f", {duration((self._total - done) / pace)} left"
         return f"run {min(self._ended + 1, len(self.runs))} of {len(self.runs)}{left}"
 
     @property
-    def _bar_total(self) -> int:
+    def _total(self) -> int:
         return sum(run.steps for run in self.runs)
 
     def _read(self, runs: Sequence[PlannedRun]) -> None:
@@ -85,4 +87,7 @@ class GridProgress:
             self._steps[run.folder] = last_step(run)
 
     def _print(self, line: str) -> None:
-        tqdm.write(line, file=sys.stderr)
+        if self._live.disable:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._live.console.print(line, markup=False, highlight=False)

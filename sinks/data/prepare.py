@@ -14,13 +14,12 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from sinks.data.chunks import write_chunks
 from sinks.data.corpus import Corpus, find_corpus
@@ -28,6 +27,7 @@ from sinks.data.document_store import DocumentStore, validation_documents
 from sinks.data.manifest import INDEX_FILE, SPLITS, Manifest, Split, content_of, record
 from sinks.data.tokenizer import BOS_ID, SMALLEST_VOCABULARY, TOKENIZER_FILE, TextTokenizer, check_vocab_size
 from sinks.errors import UserError
+from sinks.progress import live, so_far
 
 FORMAT = 1
 CHUNK_BYTES = 4 * 2**20
@@ -123,21 +123,18 @@ class Preparation:
         scratch = folder / "scratch"
         scratch.mkdir(parents=True)
 
-        def bar(description: str, total: int, **options: Any) -> tqdm:
-            # None: shown on a terminal, kept out of log files.
-            return tqdm(desc=description, total=total, disable=None if progress else True, **options)
-
-        with bar("reading", self.corpus.size, unit="B", unit_scale=True) as reading:
-            store = DocumentStore.write(self.corpus, scratch / "documents", lambda read: _advance(reading, read))
-            _advance(reading, self.corpus.size)
+        with live("reading", self.corpus.size, "byte", progress) as advance:
+            reached = so_far(advance)
+            store = DocumentStore.write(self.corpus, scratch / "documents", reached)
+            reached(self.corpus.size)
         in_validation = validation_documents(store.hashes, self.validation_share)
         members = {"train": np.flatnonzero(~in_validation), "val": np.flatnonzero(in_validation)}
 
         if self.tokenizer is not None:
             tokenizer = TextTokenizer.read(self.tokenizer)
         else:
-            with bar("training the tokenizer", len(members["train"]), unit="document") as training:
-                texts = _counted(store.texts(members["train"]), training)
+            with live("training the tokenizer", len(members["train"]), "document", progress) as advance:
+                texts = _counted(store.texts(members["train"]), advance)
                 # Every merge shortens the text; the trainer reserves memory for each entry it is asked for.
                 possible = SMALLEST_VOCABULARY + int(store.sizes[members["train"]].sum())
                 tokenizer = TextTokenizer.train(texts, min(self.vocab_size, possible))
@@ -145,8 +142,8 @@ class Preparation:
 
         inputs = {folder / split: store.groups(members[split], CHUNK_BYTES) for split in SPLITS}
         tokens = DocumentTokens(store, folder, self.document_bos, self.vocab_size)
-        with bar("tokenizing", sum(map(len, inputs.values())), unit="chunk") as tokenizing:
-            write_chunks(tokens, inputs, processes, scratch, lambda done: _advance(tokenizing, done))
+        with live("tokenizing", sum(map(len, inputs.values())), "chunk", progress) as advance:
+            write_chunks(tokens, inputs, processes, scratch, so_far(advance))
         shutil.rmtree(scratch)
         self._manifest(folder, store, members, tokenizer).write(folder)
 
@@ -231,11 +228,7 @@ class DocumentTokens:
         return np.concatenate([np.array(bos + ids, dtype=dtype) for ids in documents])
 
 
-def _advance(bar: tqdm, done: int) -> None:
-    bar.update(done - bar.n)
-
-
-def _counted(texts: Iterator[str], bar: tqdm) -> Iterator[str]:
+def _counted(texts: Iterator[str], advance: Callable[[int], None]) -> Iterator[str]:
     for text in texts:
         yield text
-        bar.update()
+        advance(1)

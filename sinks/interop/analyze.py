@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sinks.interop.load import Pretrained
 from sinks.interop.rows import TextRows
@@ -23,6 +22,7 @@ from sinks.models.cross_entropy import cross_entropy
 from sinks.observe import NormRecord, Reader, Record
 from sinks.observe.detection import Detection
 from sinks.observe.sites import Site
+from sinks.progress import live
 from sinks.record import RunFolder, Statistics
 from sinks.record.fingerprint import config_fingerprint, reject_another_run
 from sinks.record.lock import run_lock
@@ -94,10 +94,10 @@ def row_losses(model: nn.Module, batch: Tensor) -> Tensor:
 
 def _shown(batches: Sequence[Tensor], progress: bool) -> Iterator[Tensor]:
     rows = sum(map(len, batches))
-    with tqdm(desc="reading", total=rows, unit="row", disable=None if progress else True) as bar:
+    with live("reading", rows, shown=progress) as advance:
         for batch in batches:
             yield batch
-            bar.update(len(batch))
+            advance(len(batch))
 
 
 def analyze(

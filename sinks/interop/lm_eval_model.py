@@ -14,10 +14,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from sinks.errors import UserError
 from sinks.interop.evaluated import Evaluated
+from sinks.progress import live
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -141,12 +141,12 @@ class LogitsModel(TemplateLM):
         places: dict[tuple[int, ...], list[int]] = {}
         for i, (_, context, continuation) in enumerate(requests):
             places.setdefault(self._row(context, continuation), []).append(i)
-        with tqdm(desc="evaluating", total=len(requests), disable=disable_tqdm or None) as bar:
+        with live("evaluating", len(requests), "request", not disable_tqdm) as advance:
             for rows in self._batches(list(places)):
                 for row, logits in zip(rows, self._logits(rows), strict=True):
                     for i in places[row]:
                         found[i] = _score(logits[: len(row)], requests[i][2])
-                    bar.update(len(places[row]))
+                    advance(len(places[row]))
         return found
 
     def _row(self, context: list[int], continuation: list[int]) -> tuple[int, ...]:
@@ -205,14 +205,14 @@ class LogitsModel(TemplateLM):
             UserError: if a task asks for sampling or beams, or more tokens than the model takes.
         """
         continuing = [self._continuation(*request.args) for request in requests]
-        with tqdm(desc="generating", total=len(requests), disable=disable_tqdm or None) as bar:
+        with live("generating", len(requests), "request", not disable_tqdm) as advance:
             for start in range(0, len(continuing), self.batch_size):
                 active = batch = continuing[start : start + self.batch_size]
                 while active:
                     for one, logits in zip(active, self._logits([one.tokens for one in active]), strict=True):
                         one.take(int(logits[len(one.tokens) - 1].argmax()))
                     active = [one for one in active if not one.ended]
-                bar.update(len(batch))
+                advance(len(batch))
         return [one.text() for one in continuing]
 
     def _continuation(self, context: str, asked: dict[str, Any]) -> Continuation:

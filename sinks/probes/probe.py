@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sinks.errors import UserError
 from sinks.observe.detection import Decode, Detection
@@ -18,6 +17,7 @@ from sinks.probes.effects import ATTENTION, RESIDUAL, Units, role
 from sinks.probes.places import AttentionPlace, NormPlace, Places
 from sinks.probes.residual import ALL, EACH, SINK, Residual, calibrate, places_of, residual
 from sinks.probes.scorer import Logits, Scorer
+from sinks.progress import live
 from sinks.stats.bootstrap import interval
 
 POSITIONS = 8  # parts of a row of which the loss is reported apart
@@ -323,14 +323,13 @@ def _run_jobs(
     detecting = Detection()
 
     def watch(batch: int) -> None:
-        bar.update(len(batches[batch]))
+        advance(len(batches[batch]))
         if side is not None:
             side.batch = batch
             detecting.start_batch(batches[batch][:, :-1])
 
     total = len(text.rows) * (1 + len(missing))
-    hidden = None if progress else True
-    with tqdm(desc=f"probing the {name} side", total=total, unit="row", leave=False, disable=hidden) as bar:
+    with live(f"probing the {name} side", total, shown=progress) as advance:
         with side.finding(detecting) if side is not None else nullcontext():
             scorer = Scorer(
                 text.logits, places.blocks, text.rows, options.batch_size, [job.start for job in missing], watch

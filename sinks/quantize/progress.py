@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from torch import Tensor
-from tqdm import tqdm
 
+from sinks.progress import live
 from sinks.quantize.subject import Subject
 
 
@@ -20,14 +20,11 @@ def counted(subject: Subject, name: str, rows: int, progress: bool) -> Iterator[
         rows: over which the model is to run, about; more make the line longer.
         progress: whether to show a line; without a terminal there is none.
     """
-    done = 0
-    with tqdm(desc=name, total=rows, unit="row", leave=False, disable=None if progress else True) as bar:
+    with live(name, rows, shown=progress) as advance:
 
         def logits(batch: Tensor) -> Tensor:
-            nonlocal done
-            found, done = subject.logits(batch), done + len(batch)
-            bar.total = max(rows, done)
-            bar.update(len(batch))
+            found = subject.logits(batch)
+            advance(len(batch))
             return found
 
         yield replace(subject, logits=logits)

@@ -1,6 +1,7 @@
 """The components of a run and its lifecycle, however it is started."""
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -241,7 +242,11 @@ def _train(
             trainer.validate(model, datamodule=data, verbose=False)
     for logger in trainer.loggers:
         logger.finalize("success")
-    return recorder.finish(trainer, model)
+    summary = recorder.finish(trainer, model)
+    told = any(isinstance(callback, LineProgress) and callback.enabled for callback in trainer.callbacks)
+    if trainer.global_rank == 0 and told:
+        print(f"finished: {recorder.folder.path}; next: sinks report {shlex.quote(str(recorder.folder.path))}")
+    return summary
 
 
 def has_ended(trainer: lightning.Trainer) -> bool:

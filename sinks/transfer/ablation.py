@@ -1,10 +1,11 @@
 """Transfer over the finished runs of an ablation."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from sinks.errors import UserError
+from sinks.progress import live
 from sinks.record.provenance import provenance
 from sinks.report.ablation import Ablation
 from sinks.runs import load_run
@@ -27,10 +28,9 @@ def measure(ablation: Ablation, rows: int, first_query: int) -> dict[str, Any]:
         raise UserError(f"{ablation.root} has no finished baseline, which all are compared with: run it, or name one")
     values: dict[str, dict[int, TokenValues]] = {}
     first: tuple[str, TokenValues] | None = None
-    for variant in ablation.variants:
-        for run in variant.runs:
-            if run.seed is None:
-                continue
+    seeded = [(variant.name, run) for variant in ablation.variants for run in variant.runs if run.seed is not None]
+    with live("reading runs", len(seeded), "run") as advance:
+        for name, run in seeded:
             found = token_values(load_run(run.folder.path), rows, first_query)
             if first is not None and not torch.equal(found.rows, first[1].rows):
                 raise UserError(
@@ -38,7 +38,8 @@ def measure(ablation: Ablation, rows: int, first_query: int) -> dict[str, Any]:
                     "token by token: give runs of one task and one validation set"
                 )
             first = first or (str(run.folder.path), found)
-            values.setdefault(variant.name, {})[run.seed] = found
+            values.setdefault(name, {})[cast(int, run.seed)] = found
+            advance(1)
     if first is None or ablation.baseline.name not in values:
         raise UserError(f"{ablation.root} has no run with a seed: pairs are of one seed, so give runs that have one")
     return {
