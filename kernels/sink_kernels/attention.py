@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sink_kernels import attention_op, flash_attention4, flash_cpu, reference
+from sink_kernels.launching import runs_kernels
 from sink_kernels.options import Backend, Normalizer, NormalizerFunction, Options, Statistic
 from sink_kernels.validation import validate_attention
 
@@ -136,7 +137,7 @@ def _backend(name: str, q: Tensor, options: Options) -> ModuleType:
     if name == "reference":
         return reference
     if name == "auto":
-        fused = attention_op if q.device.type == "cuda" else flash_cpu
+        fused = attention_op if runs_kernels(q.device) else flash_cpu
         return fused if fused.unsupported(q, options) is None else reference
     module = _FUSED[name]
     reason = module.unsupported(q, options)

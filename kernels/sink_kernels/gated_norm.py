@@ -9,6 +9,7 @@ from typing import Literal, TypedDict, Unpack, get_args, overload
 from torch import Tensor
 
 from sink_kernels import gated_norm_op, gated_norm_reference
+from sink_kernels.launching import runs_kernels
 from sink_kernels.validation import DTYPES
 
 NormStatistic = Literal["absmax", "fourth_moment"]
@@ -67,7 +68,7 @@ def gated_norm(
     """
     _validate_tensors(x, weight, w_down, w_up, pre_affine)
     _validate_options(eps, offset, stats, backend)
-    if backend == "triton" or (backend == "auto" and x.device.type == "cuda"):
+    if backend == "triton" or (backend == "auto" and runs_kernels(x.device)):
         reason = gated_norm_op.unsupported(x, w_down, w_up)
         if reason is None:
             y, taken = gated_norm_op.gated_norm(x, weight, w_down, w_up, pre_affine, eps, offset, stats)

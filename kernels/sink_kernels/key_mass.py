@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sink_kernels import attention_op, reference
+from sink_kernels.launching import runs_kernels
 from sink_kernels.options import Normalizer, NormalizerFunction
 from sink_kernels.row_blocks import block_statistics, logit_blocks
 from sink_kernels.validation import validate_scores
@@ -47,7 +48,7 @@ def key_mass(
                 f"lse has shape {tuple(lse.shape)} on {lse.device}: it must be [B, H, T] = {tuple(q.shape[:3])} on "
                 f"{q.device}; take it from attention(..., stats=('lse',))"
             )
-        if q.device.type == "cuda" and attention_op.unsupported(q, options) is None:
+        if runs_kernels(q.device) and attention_op.unsupported(q, options) is None:
             return attention_op.key_mass(q, k, lse, *attention_op.flat(options))
         wide = torch.promote_types(q.dtype, torch.float32)
         if callable(normalizer):
