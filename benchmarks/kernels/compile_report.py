@@ -1,11 +1,13 @@
 """The compiled code of every pinned kernel, without a GPU: `make kernel-report`.
 
-Compiles each configuration to a cubin for sm_80, sm_90 and sm_100 with the tools inside the Triton wheel, reads
-registers, shared memory and the hot loop's machine code, and fails (exit 1) on a violated gate: a spill inside the hot
-loop (head dimension up to 128), shared memory over the GPU's limit, no tensor-core instruction.
+Compiles each configuration to a cubin with the tools inside the Triton wheel, reads registers, shared memory and the
+hot loop's machine code, and fails (exit 1) on a violated gate: a spill inside the hot loop (head dimension up to 128),
+shared memory over the GPU's limit, no tensor-core instruction.
 
 Utilization is a model, not a measurement: cycles of one hot-loop iteration for the tensor cores, the special-function
-units and the issue slots of one SM, from no overlap to full overlap.
+units and the issue slots of one SM, from no overlap to as much as the code allows. On sm_90 products by `mma.sync`
+reach 63 % of the peak of `wgmma` (arXiv:2402.13499), and where the loop waits for all of its products (`wait_group 0`),
+only other warpgroups of the SM overlap with them.
 """
 
 import argparse
@@ -25,7 +27,8 @@ from benchmarks.tables import table
 
 
 class Gpu(NamedTuple):
-    """Properties of a GPU generation."""
+    """Properties of a GPU generation; of the 99 KB ones the tensor-core rate of their professional cards, of which
+    GeForce cards have half in float32 accumulation."""
 
     capability: int
     shared_limit: int
@@ -35,8 +38,11 @@ class Gpu(NamedTuple):
 
 GPUS = {
     "sm_80": Gpu(80, 163 * 1024, 164 * 1024, 2048),
+    "sm_86": Gpu(86, 99 * 1024, 100 * 1024, 1024),
+    "sm_89": Gpu(89, 99 * 1024, 100 * 1024, 1024),
     "sm_90": Gpu(90, 227 * 1024, 228 * 1024, 4096),
     "sm_100": Gpu(100, 227 * 1024, 228 * 1024, 8192),
+    "sm_120": Gpu(120, 99 * 1024, 100 * 1024, 1024),
 }
 # Matrix products of [queries, D] x [D, keys] in one iteration of the hot loop.
 _PRODUCTS = {"forward": 2, "backward_keys": 4, "backward_queries": 3, "key_mass": 1}
@@ -44,6 +50,8 @@ _NORM_KERNELS = ("gated_norm_forward", "gated_norm_backward_rows", "gated_norm_b
 _NORM_RANK = 16
 _NORMALIZERS = {"softmax": 0, "off_by_one": 2, "sigmoid": 3}
 _GATES = {"head_gate": 1, "gate": 2}
+# Of the peak of wgmma on sm_90, what mma.sync reaches.
+_SYNCHRONOUS = 0.63
 
 
 class Config(NamedTuple):
@@ -63,7 +71,10 @@ def pinned() -> list[Config]:
     """Every configuration of the report; attention has a learnable sink unless it names another normalizer."""
     kernels = ("forward", "backward_keys", "backward_queries")
     configs = [Config(kernel, gpu, dim) for gpu in GPUS for dim in (64, 128) for kernel in kernels]
-    configs += [Config(kernel, "sm_90", 256) for kernel in kernels]
+    configs += [Config(kernel, gpu, 256) for gpu in ("sm_80", "sm_86", "sm_90", "sm_120") for kernel in kernels]
+    configs += [Config("backward_keys", "sm_90", 256, ("gqa",))]
+    configs += [Config("backward_rows", "sm_90", dim, ("gate",)) for dim in (64, 128, 256)]
+    configs += [Config(kernel, "sm_90", dim, ("float32",)) for dim in (64, 128) for kernel in kernels]
     configs += [Config("key_mass", "sm_90", dim) for dim in (64, 128)]
     configs += [Config("forward", "sm_90", dim, ("gate",)) for dim in (64, 128)]
     configs += [Config("forward", "sm_90", dim, ("gate", "statistics")) for dim in (64, 128)]
@@ -80,15 +91,17 @@ def compile_config(config: Config, tile: Any = None) -> dict[str, Any]:
     kernel, constants, table_tile = _norm(config) if config.kernel in _NORM_KERNELS else _attention(config, tile)
     tile = tile or table_tile
     started = time.perf_counter()
-    compiled = _compile(kernel, constants, config.gpu, tile.warps, tile.stages)
+    half = "float32" not in config.features
+    compiled = _compile(kernel, constants, config.gpu, tile.warps, tile.stages, "*bf16" if half else "*fp32")
     seconds = time.perf_counter() - started
     resources, code = _disassemble(compiled.asm["cubin"])
-    flops = 2 * _PRODUCTS.get(config.kernel, 0) * tile.rows * tile.columns * config.width
+    # The model has no peak for three passes of TF32.
+    flops = 2 * _PRODUCTS.get(config.kernel, 0) * tile.rows * tile.columns * config.width * half
     return _row(config, tile._asdict(), compiled.metadata.shared, resources, code, flops, seconds)
 
 
 def _attention(config: Config, tile: Any) -> tuple[Any, dict[str, Any], Any]:
-    """(kernel, compile-time constants, tile) of an attention kernel in bfloat16."""
+    """(kernel, compile-time constants, tile) of an attention kernel."""
     import torch
     from sink_kernels import tiles, triton_backward, triton_forward, triton_key_mass
 
@@ -101,8 +114,9 @@ def _attention(config: Config, tile: Any) -> tuple[Any, dict[str, Any], Any]:
     }[config.kernel]
     capability = divmod(GPUS[config.gpu].capability, 10)
     if config.kernel == "backward_rows":
-        tile = tiles.Tile(tiles.ROWS_A_BLOCK, 0, 4, 1)
-    tile = tile or tiles.tile_for(config.kernel, config.width, torch.bfloat16, capability)
+        tile = tiles.Tile(tiles.rows_a_block(config.width), 0, 4, 1)
+    dtype = torch.float32 if "float32" in config.features else torch.bfloat16
+    tile = tile or tiles.tile_for(config.kernel, config.width, dtype, capability)
     constants = {
         "D": config.width,
         "BD": config.width,
@@ -115,7 +129,7 @@ def _attention(config: Config, tile: Any) -> tuple[Any, dict[str, Any], Any]:
         "ROWS": "statistics" in config.features,
         "WINDOW": "window" in config.features,
         "CAP": "softcap" in config.features,
-        "PRECISION": "ieee",
+        "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
     }
     return kernel, constants, tile
 
@@ -145,7 +159,7 @@ _FLOAT_POINTERS |= {"p_weight", "p_pre", "p_down", "p_up", "p_rstd", "p_h", "p_d
 _FLOAT_POINTERS |= {"p_dweight", "p_dpre", "p_ddown", "p_dup"}
 
 
-def _compile(kernel: Any, constants: dict[str, Any], gpu: str, warps: int, stages: int) -> Any:
+def _compile(kernel: Any, constants: dict[str, Any], gpu: str, warps: int, stages: int, data: str = "*bf16") -> Any:
     """Compile as the JIT would: aligned pointers, strides and lengths divisible by 16."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -159,7 +173,7 @@ def _compile(kernel: Any, constants: dict[str, Any], gpu: str, warps: int, stage
             signature[name] = "constexpr"
             constexprs[(index,)] = constants[name]
         elif name.startswith("p_"):
-            signature[name] = "*fp32" if name in _FLOAT_POINTERS else "*bf16"
+            signature[name] = "*fp32" if name in _FLOAT_POINTERS else data
         elif name in ("scale", "softcap", "bias", "eps", "offset"):
             signature[name] = "fp32"
         else:
@@ -191,7 +205,8 @@ def _row(
     config: Config, tile: dict[str, int], shared: int, resources: dict[str, int], code: Code, flops: int, seconds: float
 ) -> dict[str, Any]:
     gpu = GPUS[config.gpu]
-    hot = code.hot_loop or Loop(0, 0, 0, 0)
+    hot = code.hot_loop or Loop(0, 0, 0, 0, 0, 0)
+    resident = ctas_an_sm(resources["REG"], shared, tile["warps"], gpu)
     row = {
         "name": config.name,
         "kernel": config.kernel,
@@ -202,12 +217,12 @@ def _row(
         "registers": resources["REG"],
         "stack_bytes": resources["STACK"],
         "shared_bytes": shared,
-        "ctas_an_sm": ctas_an_sm(resources["REG"], shared, tile["warps"], gpu),
+        "ctas_an_sm": resident,
         "tensor_core_instructions": code.tensor_core,
         "async_copies": code.async_copies,
         "spills": code.spills,
         "hot_loop": hot._asdict(),
-        "utilization": utilization(hot, tile["warps"], flops, gpu),
+        "utilization": utilization(hot, tile["warps"], flops, gpu, resident),
         "compile_seconds": round(seconds, 2),
     }
     row["violations"] = violations(row)
@@ -220,13 +235,26 @@ def ctas_an_sm(registers: int, shared: int, warps: int, gpu: Gpu) -> int:
     return min(65536 // (a_warp * warps), gpu.shared_an_sm // (shared + 1024), 64 // warps, 32)
 
 
-def utilization(loop: Loop, warps: int, flops: int, gpu: Gpu) -> list[float]:
-    """Fraction of the tensor cores' peak, [no overlap, full overlap]; empty if memory is the limit."""
+def utilization(loop: Loop, warps: int, flops: int, gpu: Gpu, ctas: int) -> list[float]:
+    """Fraction of the tensor cores' peak, [no overlap, as much as the code allows]; empty if memory is the limit.
+
+    Args:
+        loop: of one program.
+        warps: of one program.
+        flops: of one program's products in an iteration.
+        gpu: whose SM it runs on.
+        ctas: programs on an SM.
+    """
     if flops == 0:
         return []
-    tensor = flops / gpu.flops_a_clock
+    peak = flops / gpu.flops_a_clock
+    tensor = peak if gpu.capability != 90 or loop.asynchronous else peak / _SYNCHRONOUS
     rest = max(loop.special * warps * 32 / 16, loop.instructions * warps / 4)
-    return [round(tensor / (tensor + rest), 2), round(tensor / max(tensor, rest), 2)]
+    most = max(tensor, rest)
+    if loop.asynchronous and not loop.partial_waits:
+        # A warpgroup that waits for its products does nothing meanwhile; the others share the SM's units.
+        most = max(most, (tensor + rest) / max(1, ctas * warps // 4))
+    return [round(peak / (tensor + rest), 2), round(peak / most, 2)]
 
 
 def violations(row: dict[str, Any]) -> list[str]:
@@ -235,7 +263,7 @@ def violations(row: dict[str, Any]) -> list[str]:
     limit = GPUS[row["gpu"]].shared_limit
     if row["shared_bytes"] > limit:
         found.append(f"{row['shared_bytes']} bytes of shared memory, the limit is {limit}: use a smaller tile")
-    if row["tensor_core_instructions"] == 0:
+    if row["tensor_core_instructions"] == 0 and row["kernel"] != "backward_rows":
         found.append("no tensor-core instruction: check the operand types of tl.dot")
     if row["hot_loop"]["spills"] and row["width"] != 256:
         found.append(f"{row['hot_loop']['spills']} spills inside the hot loop: use a smaller tile or more warps")
@@ -253,7 +281,7 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     lines += table(
         "kernel | GPU | D | features | tile, warps, stages | registers | shared KB | CTAs/SM | tensor-core "
-        "| loop instructions | special | spills | utilization | gates",
+        "| by wgmma, waits for all | loop instructions | special | spills | utilization | gates",
         map(_cells, report["rows"]),
     )
     return "\n".join(lines) + "\n"
@@ -264,7 +292,13 @@ def _cells(row: dict[str, Any]) -> list[Any]:
     cells = [row["kernel"], row["gpu"], row["width"], " ".join(row["features"]) or "-"]
     cells += [f"{tile['rows']} x {tile['columns']}, {tile['warps']}, {tile['stages']}", row["registers"]]
     cells += [f"{row['shared_bytes'] / 1024:.0f}", row["ctas_an_sm"], row["tensor_core_instructions"]]
-    cells += [hot["instructions"], hot["special"], f"{hot['spills']} / {row['spills']}"]
+    waits = f"{'yes' if hot['asynchronous'] else 'no'}, {'no' if hot['partial_waits'] else 'yes'}"
+    cells += [
+        waits if row["gpu"] == "sm_90" and hot["tensor_core"] else "-",
+        hot["instructions"],
+        hot["special"],
+        f"{hot['spills']} / {row['spills']}",
+    ]
     used = " - ".join(f"{fraction:.2f}" for fraction in row["utilization"]) or "-"
     return [*cells, used, "; ".join(row["violations"]) or "pass"]
 

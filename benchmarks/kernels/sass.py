@@ -7,15 +7,28 @@ _LABEL = re.compile(r"\s*(\.L_x?_?\w+):")
 _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
 _BRANCH_TARGET = re.compile(r"\(?(\.L_x?_?\w+)")
 _TENSOR_CORE = re.compile(r"(HGMMA|HMMA|QGMMA|IMMA|UTC\w*MMA)(\.|$)")
+# WARPGROUP.DEPBAR.LE gsb0, 0x1: up to one group of products may still run.
+_PARTIAL_WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE\s+gsb\d+,\s*0x0*[1-9a-f]")
 
 
 class Loop(NamedTuple):
-    """Instruction counts of one innermost loop."""
+    """Instruction counts of one innermost loop.
+
+    Args:
+        instructions: all.
+        tensor_core: matrix products, synchronous or not.
+        special: of the special-function units.
+        spills: loads and stores of local memory.
+        asynchronous: wgmma, products that a warpgroup starts and waits for later.
+        partial_waits: waits for products that leave some of them running (`wait_group` above 0).
+    """
 
     instructions: int
     tensor_core: int
     special: int
     spills: int
+    asynchronous: int
+    partial_waits: int
 
 
 class Code(NamedTuple):
@@ -51,6 +64,7 @@ def read(text: str) -> Code:
         start = labels.get(target.group(1)) if target else None
         if start is not None and start <= index:
             spans.append((start, index + 1))
+    lines = [f"{operation}{operand}" for operation, operand in zip(operations, operands, strict=True)]
     innermost = [
         span
         for span in spans
@@ -62,7 +76,14 @@ def read(text: str) -> Code:
         async_copies=_count(operations, "LDGSTS", "UTMALDG", "UBLKCP"),
         spills=_count(operations, "LDL", "STL"),
         loops=[
-            Loop(stop - start, _tensor_core(body), _count(body, "MUFU"), _count(body, "LDL", "STL"))
+            Loop(
+                stop - start,
+                _tensor_core(body),
+                _count(body, "MUFU"),
+                _count(body, "LDL", "STL"),
+                _count(body, "HGMMA", "QGMMA", "IGMMA"),
+                sum(_PARTIAL_WAIT.match(line) is not None for line in lines[start:stop]),
+            )
             for start, stop in innermost
             for body in [operations[start:stop]]
         ],

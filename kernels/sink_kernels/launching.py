@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import os
-import warnings
 from typing import Any
 
 import torch
@@ -14,8 +12,6 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INSTALLED = importlib.util.find_spec("triton") is not None
-# Older GPUs have no bfloat16 tensor cores: kernels spill thousands of registers there, or do not compile.
-OLDEST_CAPABILITY = (8, 0)
 
 
 def triton_unsupported(name: str, x: Tensor) -> str | None:
@@ -35,35 +31,22 @@ def triton_unsupported(name: str, x: Tensor) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def gpu_unsupported(device: torch.device) -> str | None:
     """Why this accelerator cannot run the Triton kernels; None if it can, or is none."""
     if device.type in ("cpu", "meta"):
         return None
-    if device.type != "cuda" or torch.version.hip is not None:
-        kind = "ROCm" if device.type == "cuda" else device.type
-        return f"the Triton kernels are for NVIDIA GPUs and were never tried on {kind}"
-    major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) < OLDEST_CAPABILITY:
-        limit = ".".join(map(str, OLDEST_CAPABILITY))
-        return f"the Triton kernels need compute capability {limit}, {device} has {major}.{minor}"
-    return None
+    from sink_kernels import accelerators  # it imports the compiler, for seconds
+
+    return accelerators.unsupported(device)
 
 
-@torch.compiler.assume_constant_result
 def runs_kernels(device: torch.device) -> bool:
     """Whether `auto` may choose Triton on this device; where an accelerator is left out, one line says so, once."""
     if device.type in ("cpu", "meta"):
         return False
-    reason = gpu_unsupported(device)
-    if reason is not None:
-        _warn(f"{reason}: everything is computed by the reference, in T x T memory")
-    return reason is None
+    from sink_kernels import accelerators
 
-
-@functools.cache
-def _warn(line: str) -> None:
-    warnings.warn(line, stacklevel=2)
+    return accelerators.runs_kernels(device)
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:

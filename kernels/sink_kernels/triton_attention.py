@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sink_kernels.launching import is_nvidia, on_device
 from sink_kernels.options import Options
-from sink_kernels.tiles import ROWS_A_BLOCK, Tile, capability_of, tile_for
+from sink_kernels.tiles import Tile, capability_of, rows_a_block, tile_for
 from sink_kernels.triton_backward import (
     attention_backward_keys_kernel,
     attention_backward_queries_kernel,
@@ -60,7 +60,8 @@ def backward(
     batch, heads, tokens, _ = q.shape
     kv_heads = k.shape[1]
     constants = _constants(q, k, options)
-    blocks = triton.cdiv(tokens, ROWS_A_BLOCK)
+    rows = rows_a_block(constants["BD"])
+    blocks = triton.cdiv(tokens, rows)
     delta = _rows(q)
     partial = q.new_empty((batch, heads, blocks), dtype=torch.float32)
     do = grad if gate is None else empty_output(q)
@@ -70,7 +71,7 @@ def backward(
         attention_backward_rows_kernel[(blocks * batch * heads,)](
             grad, out, gates, sinks, lse, do, own_dgate, delta, partial,
             *_strides(grad, out, gates, do, own_dgate), heads, tokens,
-            D=constants["D"], BD=constants["BD"], BM=ROWS_A_BLOCK, GATE=_gate_kind(gate), NORM=constants["NORM"],
+            D=constants["D"], BD=constants["BD"], BM=rows, GATE=_gate_kind(gate), NORM=constants["NORM"],
             num_warps=4,
         )  # fmt: skip
         tile = _tile("backward_keys", q)

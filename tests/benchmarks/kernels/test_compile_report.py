@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from benchmarks.kernels import compile_report
+from benchmarks.kernels.sass import Loop
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is Linux only")
 
 ROW = {
+    "kernel": "forward",
     "gpu": "sm_90",
     "width": 128,
     "shared_bytes": 1000,
@@ -40,9 +42,45 @@ def test_spills_are_only_reported_at_head_dimension_256():
     assert compile_report.violations({**ROW, "width": 256, "hot_loop": {"spills": 3}}) == []
 
 
-def test_at_most_forty_configurations_each_named_once():
+def test_at_most_eighty_configurations_each_named_once():
     names = [config.name for config in compile_report.pinned()]
-    assert len(names) == len(set(names)) <= 40
+    assert len(names) == len(set(names)) <= 80
+
+
+def test_every_gpu_class_has_every_kernel_at_the_usual_head_dimensions():
+    pinned = {config[:3] for config in compile_report.pinned() if not config.features}
+    for gpu in compile_report.GPUS:
+        for kernel in ("forward", "backward_keys", "backward_queries"):
+            assert {(kernel, gpu, 64), (kernel, gpu, 128)} <= pinned
+
+
+def test_the_element_wise_kernel_needs_no_tensor_cores():
+    row = {**ROW, "kernel": "backward_rows", "tensor_core_instructions": 0}
+    assert compile_report.violations(row) == []
+
+
+LOOP = Loop(instructions=400, tensor_core=20, special=0, spills=0, asynchronous=20, partial_waits=0)
+FLOPS = 4096 * 800  # 800 cycles of the tensor cores of sm_90, beside 800 of instructions of 8 warps
+
+
+@pytest.mark.parametrize(
+    ("loop", "warps", "ctas", "expected"),
+    [
+        (LOOP, 8, 1, [0.5, 1.0]),  # two warpgroups take turns
+        (LOOP._replace(instructions=800), 4, 1, [0.5, 0.5]),  # one alone waits
+        (LOOP._replace(instructions=800, partial_waits=1), 4, 1, [0.5, 1.0]),  # unless it leaves products running
+        (LOOP._replace(instructions=800), 4, 2, [0.5, 1.0]),
+        (LOOP._replace(asynchronous=0), 8, 1, [0.39, 0.63]),  # mma.sync
+    ],
+)
+def test_the_model_of_utilization(loop, warps, ctas, expected):
+    assert compile_report.utilization(loop, warps, FLOPS, compile_report.GPUS["sm_90"], ctas) == expected
+
+
+def test_other_gpus_have_one_kind_of_product():
+    gpu = compile_report.GPUS["sm_80"]
+    assert compile_report.utilization(LOOP._replace(asynchronous=0), 8, 2048 * 800, gpu, 1) == [0.5, 1.0]
+    assert compile_report.utilization(LOOP, 8, 0, gpu, 1) == []
 
 
 def test_programs_per_sm():

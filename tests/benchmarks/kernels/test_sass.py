@@ -12,6 +12,8 @@ LISTING = """
         /*0020*/                   LDGSTS.E.BYPASS.128 [R5], desc[UR4][R2.64] ;
 .L_x_2:
         /*0030*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24 ;
+        /*0038*/                   WARPGROUP.DEPBAR.LE gsb0, 0x1 ;
+        /*003c*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
         /*0040*/                   LDL R4, [R1] ;
         /*0050*/              @!P1 MUFU.EX2 R9, R9 ;
         /*0060*/                   FADD R4, R4, R9 ;
@@ -28,12 +30,12 @@ LISTING = """
 
 def test_counts_innermost_loops_spills_and_tensor_core_work():
     code = read(LISTING)
-    assert code.instructions == 13
+    assert code.instructions == 15
     assert code.tensor_core == 2
     assert code.async_copies == 1
     assert code.spills == 2
-    assert code.loops == [Loop(5, 1, 1, 1), Loop(2, 1, 0, 0)]
-    assert code.hot_loop == Loop(2, 1, 0, 0)
+    assert code.loops == [Loop(7, 1, 1, 1, 1, 1), Loop(2, 1, 0, 0, 0, 0)]
+    assert code.hot_loop == Loop(2, 1, 0, 0, 0, 0)
 
 
 def test_a_kernel_without_loops_has_no_hot_one():
