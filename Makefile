@@ -25,7 +25,7 @@ ARCHIVE ?=
 GPU_REPORT_DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install ablation ablation-transfer ablation-probe ablation-quantize ablation-text ablation-table1 ablation-retrofit sweep-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format kernel-report bench-kernels gpu-report bench bench-analysis clean
+.PHONY: help install ablation ablation-transfer ablation-probe ablation-quantize ablation-text ablation-table1 ablation-retrofit sweep-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format docs kernel-report bench-kernels gpu-report bench bench-analysis clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -112,7 +112,7 @@ run_tests = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),auto) -
 test: $(VENV)/.installed  ## the tests (under 15 minutes on 2 cores)
 	$(run_tests) -m "not slow and not models"
 
-test-all: $(VENV)/.installed  ## the tests, the slow ones included
+test-all: $(VENV)/.docs  ## the tests, the slow ones included
 	$(run_tests) -m "not models"
 
 test-models: smollm2  ## the tests on a pretrained network (minutes)
@@ -126,6 +126,13 @@ lint: $(VENV)/.installed  ## ruff and mypy
 format: $(VENV)/.installed  ## let ruff format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	@touch $@
+
+docs: $(VENV)/.docs  ## the documentation as a site, without a network (a minute); then open build/docs/index.html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html -c docs . build/docs
 
 kernel-report: $(VENV)/.installed  ## compile every pinned kernel for sm_80, sm_90, sm_100 without a GPU
 	$(BIN)/python -m benchmarks.kernels.compile_report --output $(call quoted,$(RUNS)/kernel-report)
@@ -157,5 +164,5 @@ bench: $(VENV)/.installed  ## time a training step beside Hugging Face's Llama a
 bench-analysis: smollm2  ## what the analysis of SmolLM2 costs beside a plain forward pass, and beside TransformerLens if installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.analysis_speed
 
-clean:  ## remove runs and caches, keep .venv
-	rm -rf $(call quoted,$(RUNS)) .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove runs, the site and caches, keep .venv
+	rm -rf $(call quoted,$(RUNS)) build docs/reference .pytest_cache .mypy_cache .ruff_cache
