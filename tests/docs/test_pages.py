@@ -2,13 +2,17 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import yaml
 
+import sinks
 from sinks.cli.check import CheckCLI, arguments_of
 from sinks.cli.training import command_line
 from sinks.families import CausalLM
@@ -16,8 +20,12 @@ from sinks.observe import groups, summary
 from sinks.report.ablation import SHAPES, VARIANT_SHAPES
 
 ROOT = Path(__file__).parents[2]
-EXECUTED = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/python.md")
+EXECUTED = (
+    "README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/python.md", "docs/own_variant.md", "docs/own_model.md",
+    "docs/run_folder.md", "docs/loggers.md",
+)  # fmt: skip
 PAGES = ("README.md", "CONTRIBUTING.md", "kernels/README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
+RECORDED = "experiments/results/backcopy-float32/runs/baseline/seed0"
 every_page = pytest.mark.parametrize("page", PAGES)
 
 
@@ -34,7 +42,10 @@ def blocks(page: str, language: str) -> Iterator[tuple[int, str]]:
 
 @pytest.fixture
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to work in, on the path; what a page registers is forgotten afterward."""
+    """A folder to work in with a finished run, on the path; what a page registers is forgotten afterward."""
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    (tmp_path / "runs/first/baseline").mkdir(parents=True)
+    (tmp_path / "runs/first/baseline/seed0").symlink_to(ROOT / RECORDED)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     with mock.patch.dict(groups.GROUPS), mock.patch.dict(summary.SCALARS):
@@ -61,7 +72,7 @@ def test_every_python_block_runs(page: str, reader: Path) -> None:
     assert executed
 
 
-@pytest.mark.parametrize("page", EXECUTED)
+@every_page
 def test_every_yaml_block_parses(page: str) -> None:
     for _, block in blocks(page, "yaml"):
         assert isinstance(yaml.safe_load(block), dict)
@@ -173,3 +184,44 @@ def test_every_fault_of_a_library_names_a_test_that_exists() -> None:
 def test_every_entry_of_an_ablation_file_is_described() -> None:
     section = text_of("CONTRIBUTING.md").split("### An ablation\n")[1].split("\n## ")[0]
     assert {*SHAPES, *VARIANT_SHAPES} - set(re.findall(r"`([a-z_]+)`", section)) == set()
+
+
+def test_figures_are_those_of_the_recorded_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    draw_figures = import_module("draw_figures")
+    written = {file.name: file.read_text(encoding="utf-8") for file in (ROOT / "docs/figures").iterdir()}
+    assert written == draw_figures.figures(), "run docs/draw_figures.py"
+
+
+def test_the_readme_is_short_and_speaks_of_every_page() -> None:
+    readme = text_of("README.md")
+    assert len(readme.splitlines()) <= 150
+    pages = {page for page in PAGES if page.startswith("docs/")} - {"docs/index.md"}
+    assert pages - set(re.findall(r"\]\(([^)#]+)", readme)) == set()
+
+
+def test_the_citation_is_valid() -> None:
+    """What schema 1.2.0 of the Citation File Format asks for, and the version of the code."""
+    citation = yaml.safe_load(text_of("CITATION.cff"))
+    needed = {"cff-version", "message", "title", "authors"}
+    offered = {"type", "version", "license", "keywords", "references"}
+    assert needed <= set(citation) <= needed | offered
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["type"] == "software"
+    assert citation["version"] == sinks.__version__ == project()["version"]
+    assert citation["license"] == project()["license"]
+    for cited in (citation, *citation["references"]):
+        assert all(isinstance(cited[key], str) and cited[key] for key in ("title", "type"))
+        assert cited["authors"]
+        assert all({"name"} == set(a) or {"given-names", "family-names"} == set(a) for a in cited["authors"])
+    assert "arXiv:2601.22966" in [i["value"] for r in citation["references"] for i in r["identifiers"]]
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads(text_of("pyproject.toml"))["project"]
+
+
+def test_what_the_site_is_built_of_is_pinned() -> None:
+    pinned = {line.split("==")[0].lower() for line in text_of("constraints.txt").splitlines() if "==" in line}
+    asked = {re.split("[>=]", name)[0] for name in project()["optional-dependencies"]["docs"]}
+    assert asked <= pinned
