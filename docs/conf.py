@@ -27,15 +27,16 @@ include_patterns = [
 exclude_patterns = [".*", "benchmarks", "build", "data", "notebooks", "runs", "sinks", "tests"]  # not to be searched
 html_theme = "furo"
 html_title = "sinks"
+html_favicon = "static/favicon.svg"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_copy_source = False
 myst_heading_anchors = 4
 autodoc_inherit_docstrings = False  # those of torch and Lightning
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
-python_maximum_signature_line_length = 100
 html_show_copyright = False
 
 
@@ -55,12 +56,19 @@ def link_files(app: Any, doctree: nodes.document) -> None:
         link.replace_self(nodes.reference("", "", *link.children, refuri=os.path.relpath(file, page.parent)))
 
 
+def give_levels(app: Any, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """The captions of the navigation are headings, which Furo gives no level."""
+    if "furo_navigation_tree" in context:
+        levelled = context["furo_navigation_tree"].replace('role="heading"', 'role="heading" aria-level="2"')
+        context["furo_navigation_tree"] = levelled
+
+
 def first_page(app: Any, error: Exception | None) -> None:
     """index.html of the folder, which leads to that of docs/."""
     if error is None:
         (Path(app.outdir) / "index.html").write_text(
-            '<!doctype html><html lang="en"><title>sinks</title><meta http-equiv="refresh" content="0; url=docs/index.html">'
-            '<a href="docs/index.html">sinks</a></html>\n',
+            '<!doctype html><html lang="en"><title>sinks</title><link rel="icon" href="data:,">'
+            '<meta http-equiv="refresh" content="0; url=docs/index.html"><a href="docs/index.html">sinks</a></html>\n',
             encoding="utf-8",
         )
 
@@ -69,4 +77,5 @@ def setup(app: Any) -> None:
     app.connect("config-inited", lambda app, config: write_pages(ROOT / "docs" / "reference"))
     app.connect("autodoc-process-docstring", rewrite)
     app.connect("doctree-read", link_files, priority=400)  # before Sphinx gathers downloads
+    app.connect("html-page-context", give_levels, priority=900)  # after Furo
     app.connect("build-finished", first_page)

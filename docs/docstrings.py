@@ -1,4 +1,4 @@
-"""Docstrings of this project as reStructuredText: plain text, `code`, and sections such as `Args:` with their entries."""
+"""Docstrings of this project as reStructuredText: text, `code`, and sections such as `Args:` with their entries."""
 
 import re
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ def escaped(text: str) -> str:
 def as_rst(lines: Sequence[str]) -> list[str]:
     """The lines of a docstring, or of a part of one, as reStructuredText.
 
-    An indented block after an empty line is code. A line that ends in a colon, with an indented block right under it, is
-    the heading of entries. Other blocks are paragraphs; if lines hang, each line that does not is an entry.
+    An indented block after an empty line is code. A line that ends in a colon, with an indented block right under it,
+    is the heading of entries. Other blocks are paragraphs; if lines hang, each line that does not is an entry.
     """
     found: list[str] = []
     for block in re.split(r"\n\s*\n", dedent("\n".join(lines)).strip("\n")):
@@ -60,8 +60,9 @@ def _text(rows: Sequence[str], entries: bool = False) -> list[str]:
             items[-1] += f" {row.strip()}"
         else:
             items.append(row.strip())
-    found = []
-    for item in items:
-        entry = ENTRY.match(item)
-        found.append(f"- **{escaped(entry[1].replace('`', ''))}**: {escaped(entry[2])}" if entry else f"- {escaped(item)}")
-    return [*found, ""]
+    return [*map(_item, items), ""]
+
+
+def _item(text: str) -> str:
+    entry = ENTRY.match(text)
+    return f"- **{escaped(entry[1].replace('`', ''))}**: {escaped(entry[2])}" if entry else f"- {escaped(text)}"

@@ -27,14 +27,15 @@ def figures() -> dict[str, str]:
     page = PAGE.read_text(encoding="utf-8")
     found = {}
     for name, label in TAKEN.items():
-        svg = re.search(rf'<svg role="img" aria-label="({re.escape(label)}[^"]*)" viewBox="([^"]*)">(.*?)</svg>', page, re.DOTALL)
+        tag = rf'<svg role="img" aria-label="({re.escape(label)}[^"]*)" viewBox="([^"]*)">'
+        svg = re.search(rf"{tag}(.*?)</svg>", page, re.DOTALL)
         assert svg, f"{PAGE.name} has no figure {label!r}"
         words, (left, top, width, height), drawn = svg[1], svg[2].split(), svg[3]
         width = str(int(width) + 12)  # the page does not cut off the last number of an axis
         drawn = re.sub(r"<title>.*?</title>", "", drawn, flags=re.DOTALL)  # nothing can be hovered in an image
         found[name] = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{words}" viewBox="{left} {top} {width} {height}" width="{width}">'
-            f"{STYLE}{drawn}</svg>\n"
+            f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{words}" width="{width}" '
+            f'viewBox="{left} {top} {width} {height}">{STYLE}{drawn}</svg>\n'
         )
     return found
 

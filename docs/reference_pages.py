@@ -63,7 +63,8 @@ def commands() -> str:
     lines = ["# Commands", "", "```text", usage(), "```", ""]
     for name, (_, description) in COMMANDS.items():
         shown = printed(lambda name=name: run([name, "--help"]))  # type: ignore[misc]
-        lines += [f"## sinks {name}", "", f"{description[0].upper()}{description[1:]}.", "", "```text", shown, "```", ""]
+        sentence = f"{description[0].upper()}{description[1:].rstrip('?')}{'?' if description.endswith('?') else '.'}"
+        lines += [f"## sinks {name}", "", sentence, "", "```text", shown, "```", ""]
     return "\n".join(lines)
 
 
@@ -88,10 +89,9 @@ def fit_parser() -> Any:
 def cell(text: object) -> str:
     """Text for a cell of a Markdown table, with its `code`."""
     pieces = re.split(r"(`[^`]+`)", " ".join(str(text).replace("``", "`").split()))
-    return "".join(
-        piece.replace("|", r"\|") if piece.startswith("`") and len(piece) > 2 else re.sub(r"([|*_<>\[\]`])", r"\\\1", piece)
-        for piece in pieces
-    )
+    escaped_marks = (re.sub(r"([|*_<>\[\]`])", r"\\\1", piece) for piece in pieces[::2])
+    spans = [piece.replace("|", r"\|") for piece in pieces[1::2]]
+    return "".join(text + span for text, span in zip(escaped_marks, [*spans, ""], strict=True))
 
 
 def code(value: object) -> str:
@@ -111,8 +111,8 @@ def options() -> str:
     """Every option of `sinks fit`, a table for each section."""
     lines = [
         "# Options", "",
-        "Of `sinks fit`, in the sections of a YAML file; `sinks fit --help-all` prints them. The options of a class, such",
-        "as a family or a norm, are those of its constructor: [Parts](parts.md) has the classes.", "",
+        "Of `sinks fit`, in the sections of a YAML file; `sinks fit --help-all` prints them. The options of a class,",
+        "such as a family or a norm, are those of its constructor: [Parts](parts.md) has the classes.", "",
     ]  # fmt: skip
     for group in fit_parser()._action_groups:
         actions = [a for a in group._group_actions if a.option_strings and a.help != "==SUPPRESS=="]
@@ -162,9 +162,10 @@ def parts() -> str:
         "path. `sinks fit --model.help NAME` prints the options of a family.", "",
     ]  # fmt: skip
     for axis, base in axes.items():
-        found = sorted({f"{c.__module__}.{c.__qualname__}": c for c in subclasses(base)}.items(), key=lambda e: e[1].__name__)
         lines += [f"## {axis}", "", "| class | what it is |", "|---|---|"]
-        lines += [f"| {{py:class}}`{c.__name__} <{path}>` | {cell(summary(c))} |" for path, c in found]
+        for found in sorted(set(subclasses(base)), key=lambda c: c.__name__):
+            path = f"{found.__module__}.{found.__qualname__}"
+            lines.append(f"| {{py:class}}`{found.__name__} <{path}>` | {cell(summary(found))} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -183,7 +184,8 @@ def module_page(package: str) -> str:
     for name in modules(package):
         if name != package:
             lines += [name, "-" * len(name), ""]
-        lines += [f".. automodule:: {name}", *([] if hasattr(import_module(name), "__path__") else ["   :members:"]), ""]
+        members = [] if hasattr(import_module(name), "__path__") else ["   :members:"]
+        lines += [f".. automodule:: {name}", *members, ""]
     return "\n".join(lines)
 
 

@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from sinks.checks import Line
 
 USAGE = "sinks check VARIANT.yaml [--model.OPTION VALUE ...], sinks check RUN_FOLDER, or sinks check MODEL"
+HELP = f"""\
+usage: {USAGE}
+
+Test in a minute what must hold for every variant, or for every way a pretrained model can be run.
+
+Example:
+  sinks check experiments/variants/gated-both.yaml --model.norm_rank 4
+
+The options of a variant are those of its family: `sinks fit --model.help NAME` lists them. Of a model:
+"""
 
 # Sizes small enough for float64 and finite differences; components and their options are the variant's.
 SMALL = {
@@ -55,8 +65,6 @@ class CheckCLI(TrainingCLI):
 
 def arguments_of(arguments: list[str]) -> list[str]:
     """The command's arguments as those of the training command: a variant's file comes first."""
-    if arguments[0] in ("-h", "--help"):
-        return arguments
     small = [f"--model.{name}={value}" for name, value in SMALL.items()]
     return ["-c", arguments[0], *small, "--run.dir=unused", *arguments[1:]]
 
@@ -82,8 +90,10 @@ def main(command: str, arguments: list[str]) -> None:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         raise UserError(f"what is to be checked is missing: {USAGE}")
     name, *options = arguments
-    file = Path(name) if name.startswith("-") else configuration_of(name)
-    if file is None:
+    if name.startswith("-"):
+        print(HELP)
+        run_function(check_pretrained, command, ["--help"])
+    elif (file := configuration_of(name)) is None:
         run_function(check_pretrained, command, arguments)
     else:
         check_variant([str(file), *options])

@@ -24,10 +24,9 @@ def test_lines_of_a_paragraph_are_joined_and_a_list_is_kept(as_rst) -> None:
 
 
 def test_sections_have_entries_or_text(as_rst) -> None:
-    text = "Does.\n\nArgs:\n    a, b: of it,\n        and more: so.\n    c: [B, T].\n\nReturns:\n    A tensor [B],\n    or none."
-    assert as_rst(text) == (
-        "Does.\n\n**Args**\n\n- **a, b**: of it, and more: so.\n- **c**: [B, T].\n\n**Returns**\n\nA tensor [B], or none."
-    )
+    arguments = "Does.\n\nArgs:\n    a, b: of it,\n        and more: so.\n    c: [B, T]."
+    assert as_rst(arguments) == "Does.\n\n**Args**\n\n- **a, b**: of it, and more: so.\n- **c**: [B, T]."
+    assert as_rst("Returns:\n    A tensor [B],\n    or none.") == "**Returns**\n\nA tensor [B], or none."
 
 
 def test_an_indented_block_is_code(as_rst) -> None:

@@ -21,8 +21,8 @@ from sinks.report.ablation import SHAPES, VARIANT_SHAPES
 
 ROOT = Path(__file__).parents[2]
 EXECUTED = (
-    "README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/python.md", "docs/own_variant.md", "docs/own_model.md",
-    "docs/run_folder.md", "docs/loggers.md",
+    "README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/python.md", "docs/own_variant.md",
+    "docs/own_model.md", "docs/run_folder.md", "docs/loggers.md",
 )  # fmt: skip
 PAGES = ("README.md", "CONTRIBUTING.md", "kernels/README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
 RECORDED = "experiments/results/backcopy-float32/runs/baseline/seed0"

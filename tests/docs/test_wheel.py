@@ -15,9 +15,10 @@ import sinks
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "--model=Baseline", "--model.architecture={d_model: 16, n_layers: 1, n_heads: 1, ffn_hidden: 16}", "--data=Backcopy",
-    "--data.context_length=8", "--data.batch_size=2", "--data.validation_rows=4", "--trainer.accelerator=cpu",
-    "--trainer.devices=1", "--trainer.max_steps=2", "--trainer.val_check_interval=2", "--run.dir=run",
+    "--model=Baseline", "--model.architecture={d_model: 16, n_layers: 1, n_heads: 1, ffn_hidden: 16}",
+    "--data=Backcopy", "--data.context_length=8", "--data.batch_size=2", "--data.validation_rows=4",
+    "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_steps=2", "--trainer.val_check_interval=2",
+    "--run.dir=run",
 ]  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_module_and_template(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     for top, base in (("sinks", ROOT), ("sink_kernels", ROOT / "kernels")):
-        files = [f for pattern in ("*.py", "*.j2", "py.typed") for f in (base / top).rglob(pattern)]
+        files = [f for f in (base / top).rglob("*") if f.is_file() and "__pycache__" not in f.parts]
         assert {str(file.relative_to(base)) for file in files} - held == set()
     assert {name.split("/")[0] for name in held if ".dist-info/" not in name} == {"sinks", "sink_kernels"}
 
