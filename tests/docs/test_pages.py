@@ -200,6 +200,11 @@ def test_the_readme_is_short_and_speaks_of_every_page() -> None:
     assert pages - set(re.findall(r"\]\(([^)#]+)", readme)) == set()
 
 
+def test_the_evidence_has_every_recorded_result() -> None:
+    recorded = {folder.name for folder in (ROOT / "experiments/results").iterdir() if folder.is_dir()}
+    assert recorded == set(re.findall(r"experiments/results/([\w-]+)", text_of("docs/evidence.md")))
+
+
 def test_the_citation_is_valid() -> None:
     """What schema 1.2.0 of the Citation File Format asks for, and the version of the code."""
     citation = yaml.safe_load(text_of("CITATION.cff"))
