@@ -8,6 +8,7 @@ import lightning
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from sinks.record.board import tag_of
 from sinks.record.folder import RunFolder, Statistics, join
 
 
@@ -100,6 +101,7 @@ class EventLogger(TensorBoardLogger):
 
 
 def log_to_all(trainer: lightning.Trainer, metrics: dict[str, float], step: int) -> None:
-    """Log at an optimizer step, counted from 1, to every logger of the trainer."""
+    """Log at an optimizer step, counted from 1, to every logger of the trainer; TensorBoard has names of its own."""
     for logger in trainer.loggers:
-        logger.log_metrics(metrics, step)
+        own = isinstance(logger, TensorBoardLogger)
+        logger.log_metrics({tag_of(key): value for key, value in metrics.items()} if own else metrics, step)

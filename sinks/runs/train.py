@@ -35,7 +35,7 @@ from sinks.errors import UserError
 from sinks.families import CausalLM
 from sinks.parallel.checkpoint_io import RunCheckpointIO
 from sinks.parallel.ranks import data_ranks
-from sinks.record import RunFolder
+from sinks.record import RunFolder, board
 from sinks.record.fingerprint import identity, reject_another_run
 from sinks.record.lock import run_lock
 from sinks.record.logger import EventLogger, RunFolderLogger
@@ -214,7 +214,7 @@ def run(
             folder.write_config(config_text)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_text("config", f"```yaml\n{config_text}\n```")
+                    board.describe(logger.experiment, config, config_text)
         return _train(trainer, model, data, str(start.checkpoint) if start.checkpoint else None, **options)
 
 

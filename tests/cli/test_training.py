@@ -11,6 +11,7 @@ import yaml
 
 from sinks.cli import main
 from sinks.record import RunFolder
+from sinks.record.board import tag_of
 from tests.cli.small import SMALL, fit, weights, without_clocks
 
 
@@ -62,7 +63,7 @@ def test_tensorboard_holds_the_same_numbers(finished: RunFolder) -> None:
     events.Reload()
     for key in ("train/loss", "validation/loss", "validation/residual/sink_score", "train/attention/first_token_mass"):
         steps, values = finished.series(key)
-        logged = events.Scalars(key)
+        logged = events.Scalars(tag_of(key))
         assert [e.step for e in logged] == steps.tolist()
         assert [e.value for e in logged] == pytest.approx(values.tolist(), rel=1e-6)
 
@@ -72,8 +73,8 @@ def test_tensorboard_holds_maps_and_histograms(finished: RunFolder) -> None:
 
     events = EventAccumulator(str(finished.path), size_guidance={"images": 0, "histograms": 0})
     events.Reload()
-    assert [e.step for e in events.Images("maps/first_token_mass")] == [3, 6]
-    histogram = events.Histograms("residual/head.norm")[-1].histogram_value
+    assert [e.step for e in events.Images("3_maps/attention_first_token_mass")] == [3, 6]
+    histogram = events.Histograms("4_histograms/head.norm")[-1].histogram_value
     assert histogram.num == sum(histogram.bucket) == 10 * 12 * 16
     statistics = finished.statistics()
     assert histogram.max >= statistics.arrays["residual/max_abs"][-1, -1].max()

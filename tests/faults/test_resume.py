@@ -83,7 +83,9 @@ def test_tensorboard_shows_no_step_twice(tmp_path: Path) -> None:
     assert len(list(run.path.glob("events.*"))) == 2
     events = EventAccumulator(str(run.path), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
-    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
-    assert [e.step for e in events.Scalars("validation/loss")] == [3, 6]
-    assert [e.step for e in events.Images("maps/first_token_mass")] == [3, 6]
-    assert [e.value for e in events.Scalars("train/loss")] == pytest.approx(run.series("train/loss")[1].tolist())
+    assert [e.step for e in events.Scalars("1_overview/loss/train")] == [1, 2, 3, 4, 5, 6]
+    assert [e.step for e in events.Scalars("1_overview/loss/validation")] == [3, 6]
+    assert [e.step for e in events.Images("3_maps/attention_first_token_mass")] == [3, 6]
+    assert [e.value for e in events.Scalars("1_overview/loss/train")] == pytest.approx(
+        run.series("train/loss")[1].tolist()
+    )
