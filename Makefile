@@ -25,7 +25,7 @@ ARCHIVE ?=
 GPU_REPORT_DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install ablation ablation-transfer ablation-probe ablation-quantize ablation-text ablation-table1 ablation-retrofit sweep-retrofit sweep-dyt smollm2 analyze test test-all test-models test-oldest lint format docs kernel-report bench-kernels gpu-report bench bench-analysis clean
+.PHONY: help install ablation ablation-transfer ablation-probe ablation-quantize ablation-text ablation-table1 ablation-retrofit sweep-retrofit sweep-dyt smollm2 analyze lab notebooks tensorboard test test-all test-models test-oldest lint format docs kernel-report bench-kernels gpu-report bench bench-analysis clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,17 @@ sweep-retrofit: smollm2 $(START)/checkpoints/last.ckpt  ## how the learning rate
 
 analyze: smollm2  ## the sinks of SmolLM2 on the standard library's source, and a page about them (minutes)
 	$(BIN)/sinks analyze smollm2 --out=$(call quoted,$(RUNS)/smollm2)
+
+# The overview, unsmoothed; TensorBoard's own address opens on every series instead, the overview's first.
+tensorboard: $(VENV)/.installed  ## open the curves and maps of all runs at localhost:6006 (PORT=)
+	@echo 'Open http://localhost:$(or $(PORT),6006)/#custom_scalars&_smoothingWeight=0 (Ctrl+C ends it)'
+	$(BIN)/tensorboard --logdir $(call quoted,$(RUNS)) --port $(or $(PORT),6006)
+
+lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+notebooks: $(VENV)/.installed  ## run every notebook, on what make ablation and make analyze left, and save its outputs
+	$(BIN)/python notebooks/execute.py
 
 # A file of tests at a time on each core, one thread each: more threads than cores wait for one another.
 run_tests = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),auto) --dist loadfile

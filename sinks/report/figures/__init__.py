@@ -3,6 +3,8 @@
 from sinks.report.figures.dimensions import sorted_dimensions
 from sinks.report.figures.dissociation import double_dissociation
 from sinks.report.figures.maps import attention_map_figure, first_token_map, first_token_maps
+from sinks.report.figures.measured import probed_places, probes_of, quantization, quantized, roles
+from sinks.report.figures.residual import MEASURES, dimension_maps, order_of_dimensions, over_layers, token_map
 from sinks.report.figures.routes import routes
 from sinks.report.figures.style import to_png
 from sinks.report.figures.training import (
@@ -20,7 +22,17 @@ __all__ = [
     "first_token_maps",
     "first_token_map",
     "routes",
+    "roles",
+    "probes_of",
+    "probed_places",
+    "quantization",
+    "quantized",
     "sorted_dimensions",
+    "dimension_maps",
+    "order_of_dimensions",
+    "token_map",
+    "over_layers",
+    "MEASURES",
     "sink_curves",
     "attention_map_figure",
     "to_png",
