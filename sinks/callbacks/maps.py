@@ -110,7 +110,7 @@ def short(site: str) -> str:
 
 def by_layer(statistics: Statistics) -> dict[str, float]:
     """By tag: first-token mass of the strongest head of each layer, R and the largest |h| of each norm's input."""
-    arrays, found = statistics.arrays, {}
+    arrays, found = statistics.arrays, dict[str, float]()
     if FIRST_TOKEN_MASS in arrays:
         largest = arrays[FIRST_TOKEN_MASS][0].max(axis=1)
         found |= {

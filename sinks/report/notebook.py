@@ -85,7 +85,7 @@ def choose(kind: Kind, prefer: str = "") -> Any:
         kind: of folder.
         prefer: part of the name of the one that is chosen at first.
     """
-    found = folders(kind)
+    found: dict[str, Path | None] = dict(folders(kind))
     options = list(found.items()) or [(f"none: {HINTS[kind].replace('`', '')}", None)]
     first = next((path for name, path in options if prefer in name), options[0][1])
     control = widgets.Dropdown(
@@ -225,15 +225,22 @@ def _display(bundle: dict[str, str]) -> DisplayHandle:
 
 
 def _display_controls(controls: Iterable[Any]) -> None:
-    """Controls in a column, each displayed once; a line in their place where no kernel runs."""
+    """Controls in a column, each displayed once; their settings in a line where no kernel runs."""
     new = [control for control in controls if not getattr(control, "displayed", False)]
     if not new:
         return
     for control in new:
         control.displayed = True
-    names = ", ".join(control.description for control in new)
     bundle = dict(widgets.VBox(new)._repr_mimebundle_())
-    display(bundle | {"text/plain": f"[controls, in a running notebook: {names}]"}, raw=True)
+    display(bundle | {"text/plain": f"[{'; '.join(map(_setting, new))}]"}, raw=True)
+
+
+def _setting(control: Any) -> str:
+    """A control in words, where no kernel runs."""
+    chosen = getattr(control, "label", getattr(control, "value", None))
+    if isinstance(chosen, tuple):
+        chosen = f"{len(chosen)} of {len(control.options)}"
+    return control.description if isinstance(control, widgets.Button) else f"{control.description}: {chosen}"
 
 
 def _result(draw: Callable[..., Shown], controls: Mapping[str, Any]) -> dict[str, str]:

@@ -15,7 +15,6 @@ from notebooks.execute import LARGEST, machine_paths  # noqa: E402
 from sinks.report import notebook  # noqa: E402
 from tests.notebooks.folders import NAMES, NOTEBOOKS, OWN, PROJECT, make  # noqa: E402
 
-
 # Controls that only a button reads.
 BEHIND_A_BUTTON = {"rescale_or_contribute": ("trained", "side"), "quantize_it": ("trained", "number", "transform")}
 

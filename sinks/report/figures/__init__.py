@@ -3,7 +3,7 @@
 from sinks.report.figures.dimensions import sorted_dimensions
 from sinks.report.figures.dissociation import double_dissociation
 from sinks.report.figures.maps import attention_map_figure, first_token_map, first_token_maps
-from sinks.report.figures.measured import probed_places, probes_of, quantization, quantized, roles
+from sinks.report.figures.measured import probed_places, probes_of, quantization, quantization_of_one, quantized, roles
 from sinks.report.figures.residual import MEASURES, dimension_maps, order_of_dimensions, over_layers, token_map
 from sinks.report.figures.routes import routes
 from sinks.report.figures.style import to_png
@@ -26,6 +26,7 @@ __all__ = [
     "probes_of",
     "probed_places",
     "quantization",
+    "quantization_of_one",
     "quantized",
     "sorted_dimensions",
     "dimension_maps",

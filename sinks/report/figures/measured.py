@@ -10,13 +10,11 @@ from matplotlib.figure import Figure
 
 from sinks.report.ablation import Ablation
 from sinks.report.causes import ROLES, scheme
-from sinks.report.figures.style import FAINT, INK, LEGEND, name_of, new_figure, styled
+from sinks.report.figures.style import COLORS, FAINT, INK, LEGEND, MARKERS, name_of, new_figure, styled
 from sinks.report.measured import PROBES, QUANTIZATION, STEP, results
 from sinks.stats.bootstrap import Interval
 
 ROLE_COLORS = ("#777777", "#D55E00", "#56B4E9", "#0072B2")
-SCHEME_MARKERS = "osD^vP<>Xp*h"
-SCHEME_COLORS = ("#0072B2", "#D55E00", "#00805E", "#9A5BB5", "#E8A200", "#56B4E9", "#8C3B00", "#777777")
 SMALLEST = 1e-4  # nats: what is closer to zero is drawn on a linear axis
 
 Places = dict[str, dict[str, list[Mapping[str, Any]]]]  # side and place -> row -> roles
@@ -99,43 +97,60 @@ def _ends(effects: list[Interval]) -> tuple[float, float]:
     return min(means), max(means)
 
 
-def quantized(source: Ablation | Path) -> dict[str, dict[str, list[float]]]:
-    """Changes of loss by scheme and name, a value for each run.
+def quantized(source: Ablation | Path) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Changes of loss by number format, scheme and name, a value for each run.
 
     Args:
         source: the ablation, or the folder that holds `quantization/`.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for name, content in _of(source, QUANTIZATION):
         change = (content.get("quantized") or {}).get("change")
         if change:
-            found.setdefault(scheme(dict(content)), {}).setdefault(name, []).append(float(change["mean"]))
+            by_scheme = found.setdefault(str(content.get("scheme")), {})
+            by_scheme.setdefault(scheme(dict(content)), {}).setdefault(name, []).append(float(change["mean"]))
     return found
+
+
+def quantization_of_one(changes: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) -> Figure | None:
+    """Change of loss of one run or model under each scheme.
+
+    Args:
+        changes: see `quantized`; of each scheme the first name counts.
+    """
+    schemes = [pair for by_scheme in changes.values() for pair in by_scheme.items()]
+    return quantization({"change of loss": {each: next(iter(by_name.values())) for each, by_name in schemes}})
 
 
 @styled
 def quantization(changes: Mapping[str, Mapping[str, list[float]]]) -> Figure | None:
-    """Change of loss of each variant under each scheme: means over seeds, with the range.
+    """Change of loss of each row: means over seeds, with the range; a marker for each scheme.
 
     Args:
-        changes: by scheme and variant, see `quantized`.
+        changes: by scheme and row.
     """
     names = list(dict.fromkeys(name for by_name in changes.values() for name in by_name))
     if not names:
         return None
-    figure, axes = new_figure(1.5 + 0.36 * len(names))
+    figure, axes = new_figure(1.3 + (0.28 if len(changes) == 1 else 0.36) * len(names))
     axis, places = axes[0], np.arange(len(names))[::-1].astype(float)
+    lowest = np.inf
     for n, (each, by_name) in enumerate(changes.items()):
         known = [i for i, name in enumerate(names) if name in by_name]
         values = [by_name[names[i]] for i in known]
         middle = np.array([np.mean(v) for v in values])
-        error = np.abs(np.array([(min(v), max(v)) for v in values]).T - middle)
-        at = places[known] + 0.3 * (0.5 - (n + 0.5) / len(changes)) * 2
-        axis.errorbar(middle, at, xerr=error, linestyle="none", marker=SCHEME_MARKERS[n % len(SCHEME_MARKERS)],
-                      color=SCHEME_COLORS[n % len(SCHEME_COLORS)], markersize=5, elinewidth=1, label=each)  # fmt: skip
-    axis.axvline(0, color=FAINT, linewidth=0.9)
-    axis.set_xscale("symlog", linthresh=SMALLEST)
+        ends = np.array([(min(v), max(v)) for v in values]).T
+        lowest = min(lowest, float(ends.min()))
+        at = places[known] + 0.3 - 0.6 * (n + 0.5) / len(changes)
+        axis.errorbar(middle, at, xerr=np.abs(ends - middle), linestyle="none", marker=MARKERS[n % len(MARKERS)],
+                      color=COLORS["unknown"][n % len(COLORS["unknown"])], markersize=6, elinewidth=1,
+                      label=each)  # fmt: skip
+    axis.set_xscale("log" if lowest > 0 else "symlog", **({} if lowest > 0 else {"linthresh": SMALLEST}))
+    if lowest <= 0:
+        axis.axvline(0, color=FAINT, linewidth=0.9)
     axis.set_yticks(places, names)
-    axis.set_xlabel("change of loss (nats per token; linear near zero)")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, **LEGEND)
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    axis.set_xlabel("change of loss (nats per token" + ("; linear near zero)" if lowest <= 0 else ")"))
+    if len(changes) > 1:
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, **LEGEND)
     return figure
