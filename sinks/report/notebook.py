@@ -39,6 +39,7 @@ NAMES: dict[Kind, str] = {
     "checkpoint": "run with a checkpoint",
     "analysis": "analysis of a pretrained model",
 }
+WIDGET = "application/vnd.jupyter.widget-view+json"  # as ipywidgets displays its own, but for the text
 WIDE = {"width": "36em"}
 Shown = Figure | Table | str | None
 
@@ -231,8 +232,8 @@ def _display_controls(controls: Iterable[Any]) -> None:
         return
     for control in new:
         control.displayed = True
-    bundle = dict(widgets.VBox(new)._repr_mimebundle_())
-    display(bundle | {"text/plain": f"[{'; '.join(map(_setting, new))}]"}, raw=True)
+    view = {"version_major": 2, "version_minor": 0, "model_id": widgets.VBox(new).model_id}
+    display({WIDGET: view, "text/plain": f"[{'; '.join(map(_setting, new))}]"}, raw=True)
 
 
 def _setting(control: Any) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from sinks.report import notebook
+from tests.browser.browser import chromium, needs_browser
 from tests.notebooks.folders import NOTEBOOKS, make
 
-browser = pytest.importorskip("tests.browser.browser")
 pytest.importorskip("jupyterlab")
-pytestmark = [pytest.mark.slow, browser.needs_browser]
+pytestmark = [pytest.mark.slow, needs_browser]
 
 NAME = "watch_a_sink_form.ipynb"
 SECONDS = 120
@@ -56,7 +56,7 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_notebook_reads_before_it_runs_and_redraws_afterward(address: str) -> None:
-    with browser.chromium() as page:
+    with chromium() as page:
         page.page.set_default_timeout(SECONDS * 1000)
         page.open(address)
         images = page.page.locator(".jp-OutputArea img")
