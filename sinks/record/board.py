@@ -20,18 +20,20 @@ CHARTS = {
     "attention/effective_weight": ("effective_weight", "Effective weight: attention that is used"),
     "attention/value_norm_ratio_max_head": ("first_token_value_norm", "First token's value norm over the median"),
     "norm/gain_at_sink": ("norm_gain_at_sink", "Norm's gain at the sink dimension"),
+}
+# The same of what only some models have, on a page of its own.
+PARTS = {
     "attention/learned_sink_mass": ("learned_sink_mass", "Mass on learned sinks"),
     "attention/gate_mean": ("attention_gate", "Mean of the attention gate"),
     "norm/gate_mean": ("norm_gate", "Mean of the norm's gate"),
     "residual/clipped_share": ("clipped", "Fraction of values that are clipped"),
 }
-# Charts of the second page: everything below a tag of the group, a line per layer or site.
+# Charts of another page: everything below a tag of the group, a line per layer or site.
 LAYER_CHARTS = {
     "first_token_mass": "First-token mass of each layer's strongest head",
     "residual_sink_score_R": "R of each norm's input",
     "largest_abs_h": "Largest |h| of each norm's input, all tokens but the first",
 }
-FIRST_PAGE, SECOND_PAGE, THIRD_PAGE = "Sinks", "By layer", "Training"
 TRAINING_CHARTS = {
     "learning_rate": "Learning rate",
     "gradient_norm": "Gradient norm, before clipping",
@@ -61,8 +63,8 @@ def tag_of(key: str) -> str:
     stage, _, name = key.partition("/")
     if stage not in ("train", "validation"):
         return f"{TRAINING}/{key}"
-    if name in CHARTS:
-        return f"{OVERVIEW}/{CHARTS[name][0]}/{stage}"
+    if named := CHARTS.get(name) or PARTS.get(name):
+        return f"{OVERVIEW}/{named[0]}/{stage}"
     return f"{name}/{stage}" if "/" in name else f"{TRAINING}/{name}"
 
 
@@ -73,9 +75,10 @@ def layout() -> dict[str, dict[str, tuple[str, list[str]]]]:
         return "Multiline", [pattern]
 
     return {
-        FIRST_PAGE: {title: lines(f"{OVERVIEW}/{name}/.*") for name, title in CHARTS.values()},
-        SECOND_PAGE: {title: lines(f"{BY_LAYER}/{name}/.*") for name, title in LAYER_CHARTS.items()},
-        THIRD_PAGE: {title: lines(f"{TRAINING}/{name}") for name, title in TRAINING_CHARTS.items()},
+        "Sinks": {title: lines(f"{OVERVIEW}/{name}/.*") for name, title in CHARTS.values()},
+        "Gates, learned sinks and clips": {title: lines(f"{OVERVIEW}/{name}/.*") for name, title in PARTS.values()},
+        "By layer": {title: lines(f"{BY_LAYER}/{name}/.*") for name, title in LAYER_CHARTS.items()},
+        "Training": {title: lines(f"{TRAINING}/{name}") for name, title in TRAINING_CHARTS.items()},
     }
 
 

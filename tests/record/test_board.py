@@ -35,7 +35,7 @@ def test_no_two_numbers_share_a_tag_and_every_chart_has_one(tmp_path: Path) -> N
 
     keys = [f"{stage}/{name}" for stage in ("train", "validation") for name in (*SCALARS, "loss")]
     # `derived` adds numbers that are no reduction of one array.
-    keys += [f"validation/{name}" for name in board.CHARTS if f"validation/{name}" not in keys]
+    keys += [f"validation/{name}" for name in (*board.CHARTS, *board.PARTS) if f"validation/{name}" not in keys]
     keys += ["train/learning_rate", "train/gradient_norm", "train/tokens_per_second", "tokens"]
     tags = [tag_of(key) for key in keys]
     assert len(set(tags)) == len(tags)
