@@ -85,6 +85,9 @@ def choose(kind: Kind, prefer: str = "") -> Any:
     Args:
         kind: of folder.
         prefer: part of the name of the one that is chosen at first.
+
+    Returns:
+        The control; that of an ablation has a note with a line for each of its run folders that cannot be read.
     """
     found: dict[str, Path | None] = dict(folders(kind))
     options = list(found.items()) or [(f"none: {HINTS[kind].replace('`', '')}", None)]
@@ -93,6 +96,18 @@ def choose(kind: Kind, prefer: str = "") -> Any:
         options=options, value=first, description="run" if kind == "checkpoint" else kind, layout=WIDE
     )
     control.missing = f"There is no {NAMES[kind]} here: {HINTS[kind]}, then run this notebook again."
+    if kind == "ablation":
+        control.note = widgets.HTML()
+
+        def update(_: Any = None) -> None:
+            try:
+                broken = load_ablation(control.value).broken if control.value else []
+            except UserError:  # which the figures say
+                broken = []
+            control.note.value = "<br>".join(map(escape, broken))
+
+        update()
+        control.observe(update, names="value")
     return control
 
 
@@ -127,7 +142,7 @@ def choose_variants(ablation: Any, prefer: Iterable[str] = ()) -> Any:
         control.options = [(v.short, v.name) for v in known]
         control.value = tuple(name for name in preferred if name in names) or tuple(names)
 
-    return _following(control, ablation, update)
+    return _following(control, ablation, update, ())
 
 
 def choose_of(description: str, options: Callable[[Path], Iterable[str]], source: Any, missing: str) -> Any:
@@ -140,20 +155,35 @@ def choose_of(description: str, options: Callable[[Path], Iterable[str]], source
         missing: what is said where there are no options.
     """
     control = widgets.Dropdown(description=description, options=[("none", None)], layout=WIDE)
-    control.missing = missing
 
     def update() -> None:
         found = list(options(source.value)) if source.value else []
+        control.missing = missing
         control.options = [(name, name) for name in found] or [("none", None)]
         control.value = control.options[0][1]
 
-    return _following(control, source, update)
+    return _following(control, source, update, [("none", None)])
 
 
-def _following(control: Any, source: Any, update: Callable[[], None]) -> Any:
-    """A control that is updated whenever another one changes, before anything is drawn."""
-    update()
-    source.observe(lambda _: update(), names="value")
+def _following(control: Any, source: Any, update: Callable[[], None], none: Iterable[Any]) -> Any:
+    """A control that is updated whenever another one changes, before anything is drawn.
+
+    Args:
+        control: to update.
+        source: control that it follows.
+        update: sets its options and value.
+        none: its options where the folder is damaged, which is then said in place of the figure.
+    """
+
+    def follow(_: Any = None) -> None:
+        try:
+            update()
+        except UserError as error:
+            control.missing = str(error)
+            control.options = none
+
+    follow()
+    source.observe(follow, names="value")
     return control
 
 
@@ -175,7 +205,7 @@ def choose_step(run: Any) -> Any:
         control.options = [(f"{step:,}", place) for place, step in enumerate(steps)]
         control.value = len(steps) - 1
 
-    return _following(control, run, update)
+    return _following(control, run, update, [("none", 0)])
 
 
 def show(draw: Callable[..., Shown], **controls: Any) -> None:
@@ -232,7 +262,8 @@ def _display_controls(controls: Iterable[Any]) -> None:
         return
     for control in new:
         control.displayed = True
-    view = {"version_major": 2, "version_minor": 0, "model_id": widgets.VBox(new).model_id}
+    column = [part for control in new for part in (control, getattr(control, "note", None)) if part is not None]
+    view = {"version_major": 2, "version_minor": 0, "model_id": widgets.VBox(column).model_id}
     display({WIDGET: view, "text/plain": f"[{'; '.join(map(_setting, new))}]"}, raw=True)
 
 

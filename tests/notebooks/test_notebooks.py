@@ -2,6 +2,7 @@
 
 import base64
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,27 @@ def test_the_picture_follows_the_run_and_the_step(root: Path, monkeypatch: pytes
     assert session.bundles()[2]["image/png"] != attention["image/png"]
     text.value = "7!"
     assert "'!7'" in session.bundles()[2]["text/plain"]
+
+
+def test_what_is_damaged_is_said_in_a_line_and_the_rest_is_shown(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(root / "backcopy", tmp_path / "backcopy")
+    for file in (tmp_path / "backcopy/gated-norm/seed0/statistics").iterdir():
+        file.write_bytes(b"no tensors")
+    (tmp_path / "backcopy/learnable-sink/seed0/probes/a.json").write_text("{")
+    monkeypatch.setenv(notebook.FOLDERS, str(tmp_path))
+    session = Session("watch_a_sink_form", monkeypatch)
+    run = session.names["run"]
+    for variant, shown in (("gated-norm", "text/plain"), ("baseline", "image/png")):
+        run.value = tmp_path / f"backcopy/{variant}/seed0"
+        assert all(shown in bundle for bundle in session.bundles()[:2])
+        assert ("is damaged" in session.bundles()[0]["text/plain"]) == (variant == "gated-norm")
+    session = Session("rescale_or_contribute", monkeypatch)
+    assert "image/png" in session.bundles()[0]  # of what can be read
+    note = session.names["ablation"].note.value
+    assert note.count("is damaged") == 2
+    assert "learnable-sink/seed0/probes/a.json" in note
 
 
 @pytest.mark.parametrize("name", ["rescale_or_contribute", "quantize_it"])
