@@ -45,9 +45,13 @@ Shown = Figure | Table | str | None
 
 
 def project() -> Path:
-    """The folder of the project that a notebook is in; the current one if it is in none."""
+    """The folder of the project that a notebook is in, seen from there; the current one if it is in none.
+
+    It is relative, so that no message that is saved with a notebook names a path of the machine.
+    """
     here = Path.cwd()
-    return next((each for each in (here, *here.parents) if (each / "pyproject.toml").is_file()), here)
+    found = next((each for each in (here, *here.parents) if (each / "pyproject.toml").is_file()), here)
+    return Path(os.path.relpath(found))
 
 
 def folders(kind: Kind) -> dict[str, Path]:
@@ -59,8 +63,8 @@ def folders(kind: Kind) -> dict[str, Path]:
 
 
 def _name(path: Path) -> str:
-    inside = path.is_relative_to(project())
-    return str(path.relative_to(project())) if inside else "/".join(path.parts[-3:])
+    root, path = project().resolve(), path.resolve()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else "/".join(path.parts[-3:])
 
 
 def _below(root: Path, kind: Kind) -> Iterable[Path]:

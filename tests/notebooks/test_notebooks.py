@@ -160,7 +160,8 @@ def test_a_button_measures_the_chosen_run(
 def test_folders_are_those_of_the_project_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(notebook.FOLDERS, raising=False)
     monkeypatch.chdir(NOTEBOOKS)
-    assert notebook.project() == PROJECT
+    assert notebook.project() == Path("..")
+    assert notebook.project().resolve() == PROJECT
     assert "experiments/results/backcopy-float32" in notebook.folders("ablation")
     assert not any(os.path.isabs(name) for name in notebook.folders("run"))
 
