@@ -1,31 +1,15 @@
 """The paper's claims against the available numbers: supported, contradicted, or cannot tell below some difference."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
 
+from sinks.report import four_bits, gated_units, same_job
 from sinks.report.ablation import Mechanism, Side
-from sinks.report.measured import QUANTIZATION, has_roles, results
-from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, Outcome, VariantResult, cannot_tell
+from sinks.report.measured import has_roles
+from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, Outcome, VariantResult, words_of
 from sinks.report.tables import MEASURES, with_interval
-
-Verdict = Literal["supported", "supported in part", "contradicted", "no effect", "cannot tell"]
-
-
-class Result(NamedTuple):
-    """A verdict and its reason.
-
-    Args:
-        verdict: on a claim.
-        text: the numbers that it comes from.
-        below: of "cannot tell": the loss difference below which these runs see nothing, if losses decide.
-    """
-
-    verdict: Verdict
-    text: str
-    below: float | None = None
-
+from sinks.report.verdict import Result, Verdict, combine, of_all
 
 Judge = Callable[[VariantResult], Result]
 
@@ -66,18 +50,6 @@ def _levels(result: VariantResult) -> str:
     return f"first-token mass {FIRST_TOKEN.mean(result)}, R {SCORE.mean(result)}"
 
 
-def _combine(results: Iterable[Result]) -> tuple[Verdict, float | None]:
-    """One verdict of several: "supported in part" if they disagree; what decides nothing does not count."""
-    found = list(results)
-    known = {result.verdict for result in found} - {"cannot tell", "no effect"}
-    if known:
-        return ("supported in part" if len(known) > 1 else known.pop()), None
-    undecided = [result for result in found if result.verdict == "cannot tell"]
-    if found and not undecided:
-        return "no effect", None
-    return "cannot tell", max((result.below for result in undecided if result.below is not None), default=None)
-
-
 def _cost(result: VariantResult) -> Result:
     """Whether a variant hurts: a higher loss, or divergence."""
     label, diverged, call = result.variant.label, len(result.variant.diverged), result.changes[LOSS]
@@ -89,9 +61,10 @@ def _cost(result: VariantResult) -> Result:
         return Result("no effect", f"{label} changed nothing")
     if result.loss is None:
         return Result("cannot tell", f"{label} has no paired baseline")
-    words = cannot_tell(result).removeprefix("loss: ") if call == "cannot tell" else call
     some = f", {diverged} more diverged" if diverged else ""
-    text = f"{label}: loss {with_interval(result.loss.difference, 4)} ({words}{some}), {_levels(result)}"
+    text = (
+        f"{label}: loss {with_interval(result.loss.difference, 4)} ({words_of(result.loss)}{some}), {_levels(result)}"
+    )
     if diverged or call == "higher":
         return Result("supported", text)
     return Result("contradicted", text) if call == "lower" else Result("cannot tell", text, result.loss.visible)
@@ -120,9 +93,7 @@ def _over(
     chosen = [r for r in on_side if kind in r.variant.mechanisms and without not in r.variant.mechanisms]
     if not chosen:
         return _none_of(on_side)
-    results = [judge(result) for result in chosen]
-    verdict, below = _combine(results)
-    return Result(verdict, "; ".join(result.text for result in results) + ".", below)
+    return of_all(judge(result) for result in chosen)
 
 
 def _small(comparison: Comparison, sink: str, key: str, name: str) -> Result:
@@ -164,7 +135,7 @@ def _double_dissociation(comparison: Comparison) -> Result:
         judged += own
         supporting = sum(result.verdict == "supported" for result in own)
         texts.append(f"{supporting} of {len(own)} {side}-side fixes {expectation}")
-    return Result(_combine(judged)[0], "; ".join(texts) + ".")
+    return Result(combine(judged)[0], "; ".join(texts) + ".")
 
 
 def _beyond(more: VariantResult, less: VariantResult) -> bool:
@@ -190,7 +161,7 @@ def _gates_together(comparison: Comparison) -> Result:
             verdict: Verdict = "supported in part" if judged.verdict == "supported" else judged.verdict
             judged = Result(verdict, f"{text}; {START_SCALE}")
         found.append(judged)
-    return Result(_combine(found)[0], "; ".join(result.text for result in found) + ".")
+    return of_all(found)
 
 
 def claims(comparison: Comparison) -> list[Claim]:
@@ -221,8 +192,13 @@ def claims(comparison: Comparison) -> list[Claim]:
             "A norm gate replaces the residual sink (GatedNorm)",
             over(_takes_over, "gated", "residual", without="unnormalized"),
         ),
-        ("C6", "With a gate, GLU is as good as SwiGLU", Result("cannot tell", "There is no rule for these runs.")),
-        ("C7", "Without outliers, quantization to few bits costs less", _quantization(comparison)),
+        ("C6", "With a gate, GLU is as good as SwiGLU", gated_units.verdict(comparison)),
+        ("C7", "Without outliers, quantization to few bits costs less", four_bits.verdict(comparison, "gated")),
+        (
+            "C7",
+            "Where a parameter absorbs the outliers (PreAffine), it costs more",
+            four_bits.verdict(comparison, "absorbed"),
+        ),
         ("C8", "The sink itself contributes little: the first token's value is small", _small(comparison, *value)),
         (
             "unifying",
@@ -240,19 +216,10 @@ def claims(comparison: Comparison) -> list[Claim]:
             _double_dissociation(comparison),
         ),
         ("unifying", "Both gates together replace both sinks", _gates_together(comparison)),
+        ("unifying", "A fix does, token by token, what the sink did", same_job.verdict(comparison)),
     ]
     return [Claim(key, claim, _printed(result), result.text) for key, claim, result in rows]
 
 
 def _printed(result: Result) -> str:
     return result.verdict if result.below is None else f"{result.verdict} below {result.below:.2g}"
-
-
-def _quantization(comparison: Comparison) -> Result:
-    runs = [run for result in comparison.results for run in result.variant.runs]
-    if any(results(run.folder.path, QUANTIZATION) for run in runs):
-        return Result(
-            "cannot tell",
-            "Simulated quantization is in its table; there is no rule for a verdict on it.",
-        )
-    return Result("cannot tell", "Not measured in these runs.")

@@ -139,8 +139,12 @@ def _words(result: VariantResult, key: str) -> str:
 def cannot_tell(result: VariantResult) -> str:
     """Which differences of the loss the seeds of a variant cannot tell from none."""
     assert result.loss is not None
-    assert result.loss.visible is not None
-    return f"loss: cannot tell below {result.loss.visible:.2g}"
+    return f"loss: {words_of(result.loss)}"
+
+
+def words_of(loss: LossResult) -> str:
+    """What a paired difference tells, in words."""
+    return f"cannot tell below {loss.visible:.2g}" if loss.call == "cannot tell" else loss.call
 
 
 @dataclass(frozen=True)
@@ -166,8 +170,7 @@ def compare(ablation: Ablation) -> Comparison:
     against = {v.name: named.get(v.against) if v.against else ablation.baseline for v in ablation.variants}
     pairs = {n: other for n, other in against.items() if other is not None and other is not named[n] and other.runs}
     references = {other.name: _result(other, {}, None, None) for other in (*pairs.values(), ablation.baseline) if other}
-    differences = {n: found for n, other in pairs.items() if (found := paired(named[n], other))}
-    noise, losses = judge_losses(differences)
+    noise, losses = judge_losses({n: found for n, other in pairs.items() if (found := paired(named[n], other))})
     results = [
         _result(variant, expectation(variant), references[pairs[name].name], losses.get(name))
         if name in pairs
@@ -210,18 +213,21 @@ def _sink_change(key: str, baseline: Spread | None, variant: Spread | None) -> C
 
 def paired(variant: Variant, baseline: Variant) -> Paired | None:
     """Loss minus that of the baseline's run of the same seed, data and steps, over the seeds."""
+    return Paired.of(list(differences(variant, baseline).values()))
+
+
+def differences(variant: Variant, baseline: Variant) -> dict[int, float]:
+    """Loss minus that of the baseline's run of the same seed, data and steps, by seed."""
     partners = {run.seed: run for run in baseline.runs}
-    return Paired.of(
-        [
-            loss - reference
-            for run in variant.runs
-            if run.seed is not None
-            and (partner := partners.get(run.seed))
-            and (loss := run.value(LOSS)) is not None
-            and (reference := partner.value(LOSS)) is not None
-            and all(run.summary.get(key) == partner.summary.get(key) for key in SAME)
-        ]
-    )
+    return {
+        run.seed: loss - reference
+        for run in variant.runs
+        if run.seed is not None
+        and (partner := partners.get(run.seed))
+        and (loss := run.value(LOSS)) is not None
+        and (reference := partner.value(LOSS)) is not None
+        and all(run.summary.get(key) == partner.summary.get(key) for key in SAME)
+    }
 
 
 def no_sink(comparison: Comparison) -> str | None:

@@ -32,8 +32,10 @@ def _strongest(run: Run) -> tuple[int, int] | None:
     return int(layer), int(head)
 
 
-def _routes(runs: Sequence[Run], places: dict[int | None, tuple[int, int]]) -> dict[str, float] | None:
-    """Means over seeds of each route at a layer and head of the run's seed; None if no run has them there."""
+def mean_routes(runs: Sequence[Run], baseline: Sequence[Run]) -> dict[str, float] | None:
+    """Means over seeds of each route, in the layer and head of the largest first-token mass of the baseline's run of
+    the same seed; None if no run has them there."""
+    places = {run.seed: place for run in baseline if (place := _strongest(run)) is not None}
     found: dict[str, list[float]] = {}
     for run in runs:
         statistics, place = statistics_with(run, EFFECTIVE_WEIGHT), places.get(run.seed)
@@ -54,11 +56,12 @@ def routes(comparison: Comparison) -> Drawing | None:
     """A bar per variant: effective weight and its routes, at the head where the baseline's sink of that seed is."""
     if comparison.baseline is None:
         return None
-    places = {run.seed: place for run in comparison.baseline.variant.runs if (place := _strongest(run)) is not None}
+    reference = comparison.baseline.variant.runs
     bars = [
         (result.variant, values)
         for result in comparison.results
-        if (values := _routes(result.variant.shown, places)) is not None and np.isfinite(values["effective_weight"])
+        if (values := mean_routes(result.variant.shown, reference)) is not None
+        and np.isfinite(values["effective_weight"])
     ]
     if not bars:
         return None
