@@ -49,6 +49,8 @@ VARIANT_SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "against": (str, object),
     "arguments": (dict, object),
     "measured": (dict, dict),
+    "paper_row": (dict, (int, float, str)),
+    "public": (str, object),
     "recipe": (dict, (int, float, type(None))),
     "scaled": (dict, (int, float)),
     "published": (dict, object),
@@ -100,6 +102,30 @@ class Run:
             return {}
 
 
+@dataclass(frozen=True)
+class PaperRow:
+    """What the paper reports of a variant, a single run.
+
+    Args:
+        outliers: the largest |h| at the end.
+        loss: at the end, in nats per token.
+        reference: the variant that the paper compares it with.
+        diverges: whether the run diverged.
+    """
+
+    outliers: float | None = None
+    loss: float | None = None
+    reference: str | None = None
+    diverges: bool = False
+
+    @property
+    def words(self) -> str:
+        if self.diverges:
+            return "Diverges."
+        known = {"outliers": self.outliers, "loss": self.loss}
+        return f"{', '.join(f'{name} {value:g}' for name, value in known.items() if value is not None)}.".capitalize()
+
+
 @dataclass
 class Variant:
     """The runs of one variant over its seeds.
@@ -113,7 +139,9 @@ class Variant:
         diverged: finished runs that diverged: results, but never averaged with the others.
         unfinished: folders without summary.json.
         missing: seeds in the ablation file that were never started.
-        paper: what the paper expects, in a sentence.
+        paper: what the paper reports or expects, in words.
+        paper_row: what the paper reports of it; None if the ablation file states nothing.
+        public: what others have published of it, in a sentence with its source.
         recipe: numbers from earlier scratch runs.
         mechanisms: how it handles sinks.
         steps: optimizer steps that its own arguments request; None where they are the ablation's.
@@ -130,6 +158,8 @@ class Variant:
     unfinished: list[RunFolder] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
     paper: str = ""
+    paper_row: PaperRow | None = None
+    public: str = ""
     recipe: Mapping[str, float] = field(default_factory=dict)
     mechanisms: frozenset[Mechanism] = frozenset({"unknown"})
     steps: int | None = None
@@ -236,9 +266,18 @@ def read_ablation_file(file: Path) -> dict[str, Any]:
     _check_shapes(str(file), content, SHAPES)
     for name, description in (content.get("variants") or {}).items():
         _check_shapes(f"{file}: variant {name}", {} if description is None else description, VARIANT_SHAPES)
+        _check_paper_row(f"{file}: variant {name}", (description or {}).get("paper_row") or {}, content["variants"])
         stated(file, name, description or {})
     check_factors(file, content)
     return content
+
+
+def _check_paper_row(where: str, row: Mapping[str, Any], variants: Mapping[str, Any]) -> None:
+    known = PaperRow.__dataclass_fields__
+    if unknown := set(row) - set(known):
+        raise UserError(f"{where} has {min(unknown)!r} in paper_row: give {', '.join(known)}")
+    if row.get("reference", next(iter(variants))) not in variants:
+        raise UserError(f"{where} has paper_row.reference {row['reference']!r}, which is no variant: name one of them")
 
 
 def check_factors(file: Path, content: Mapping[str, Any]) -> None:
@@ -346,6 +385,7 @@ def _variant(
     name: str, folders: list[tuple[int | None, RunFolder]], description: Mapping[str, Any], seeds: list[int]
 ) -> Variant:
     side, mechanisms = stated("ablation.yaml", name, description)
+    row = PaperRow(**description["paper_row"]) if description.get("paper_row") else None
     finished = [
         Run(folder, seed, folder.summary())
         for seed, folder in sorted(folders, key=lambda pair: (by_seed(pair[0]), str(pair[1].path)))
@@ -362,7 +402,9 @@ def _variant(
         diverged=[run for run in finished if run.diverged],
         unfinished=[folder for _, folder in folders if not folder.finished],
         missing=sorted(set(seeds) - {seed for seed, _ in folders}) if description else [],
-        paper=str(description.get("paper") or ""),
+        paper=" ".join(filter(None, [row.words if row else "", str(description.get("paper") or "")])),
+        paper_row=row,
+        public=str(description.get("public") or ""),
         recipe=description.get("recipe") or {},
         mechanisms=mechanisms or _revealed(finished),
         steps=(description.get("arguments") or {}).get("trainer.max_steps"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from sinks.report import disagreements
 from sinks.report.claims import Claim
 from sinks.report.outcomes import ATTENTION, LOSS, MEASURES, RESIDUAL, SINK_FROM, Comparison, VariantResult
 from sinks.report.spread import MATERIAL, Spread
@@ -21,25 +22,27 @@ def answer(comparison: Comparison, claims: Iterable[Claim]) -> list[str]:
     """Sentences: the baseline's sinks, which variants lower them, what happens to the loss, and what is against the
     paper."""
     found = [_baseline(comparison), *(_fallen(comparison, key) for key in NAMES), _losses(comparison)]
-    return [sentence for sentence in [*found, against(comparison, claims)] if sentence]
+    known, rows = against(comparison, claims), disagreements.sentences(comparison)
+    return [sentence for sentence in [*found, known, *rows, reach(comparison) if known or rows else ""] if sentence]
 
 
 def against(comparison: Comparison, claims: Iterable[Claim]) -> str:
-    """Every disagreement with the paper, and how far it goes; empty if there is none."""
+    """The claims and the expectations of the paper that do not hold; empty if there is none."""
     contradicted = [f"{claim.key} ({claim.claim.rstrip('.')})" for claim in claims if claim.verdict == "contradicted"]
     contrary = [f"{r.variant.short} ({r.reason})" for r in comparison.results if r.outcome == "contrary"]
     contrary += [f"{r.variant.short} ({words}, one seed)" for r in comparison.results if (words := _other_way(r))]
     parts = [f"{what} {_list(found)}" for what, found in (("claims", contradicted), ("variants", contrary)) if found]
-    if not parts:
-        return ""
+    return f"Against the paper: {'; '.join(parts)}." if parts else ""
+
+
+def reach(comparison: Comparison) -> str:
+    """How far a disagreement goes."""
     runs = comparison.ablation.runs
     sizes = sorted({int(n) for run in runs if (n := run.value("parameters")) is not None})
     tokens = sorted({int(n) for run in runs if (n := run.value("tokens")) is not None})
     size = f" of {sizes[-1] / 1e6:.3g} M parameters" if sizes else ""
     length = f" on {tokens[-1] / 1e6:.3g} M tokens" if tokens else ""
-    return (
-        f"Against the paper: {'; '.join(parts)}. This holds for models{size}{length}, and says nothing of larger ones."
-    )
+    return f"This holds for models{size}{length}, and says nothing of larger ones."
 
 
 def _other_way(result: VariantResult) -> str:

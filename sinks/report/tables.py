@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sinks.report.outcomes import ATTENTION, LOSS, MASKED, RESIDUAL, Comparison, VariantResult, cannot_tell
+from sinks.report.paper_rows import Beside, beside
 from sinks.report.spread import Spread
 from sinks.stats.bootstrap import as_text
 from sinks.stats.paired import Paired
@@ -150,11 +151,23 @@ def further(comparison: Comparison) -> Table | None:
 RECIPE = [replace(LOSS_COLUMN, heading="loss"), *(column for column in MEASURES if column.short != "value norm")]
 
 
+PAPER_HEADINGS = [
+    "largest |h| over its reference's: paper",
+    "largest |h| over its reference's: here",
+    f"{DELTA} loss to its reference: paper",
+    f"{DELTA} loss to its reference: here",
+]
+
+
 def against(comparison: Comparison) -> Table:
-    """One row per variant: the paper's expectation, these runs, and earlier scratch runs."""
+    """One row per variant: the paper's expectation and row, what others published, these runs, and scratch runs."""
     known = any(result.variant.recipe for result in comparison.results)
     columns = RECIPE if known else RECIPE[1:3]
-    headings = ["variant", "side", "the paper expects", "verdict"]
+    rows_of_paper = beside(comparison)
+    published = any(result.variant.public for result in comparison.results)
+    headings = ["variant", "side", "the paper expects", "verdict", *(["public result"] if published else [])]
+    text_columns = frozenset(range(len(headings)))
+    headings += PAPER_HEADINGS if rows_of_paper else []
     for column in columns:
         headings += [f"{column.heading}: here", f"{column.heading}: earlier recipe"] if known else [column.heading]
     rows = []
@@ -166,6 +179,8 @@ def against(comparison: Comparison) -> Table:
             variant.paper or NONE,
             f"{result.outcome}: {result.reason}" if result.reason else result.outcome or NONE,
         ]
+        row += [variant.public or NONE] if published else []
+        row += _paper_cells(rows_of_paper.get(variant.name)) if rows_of_paper else []
         for column in columns:
             row.append(column.mean(result))
             if known:
@@ -173,7 +188,19 @@ def against(comparison: Comparison) -> Table:
                     NONE if (before := variant.recipe.get(column.key)) is None else f"{before:.{column.digits}f}"
                 )
         rows.append(row)
-    return Table(headings, rows, frozenset(range(4)))
+    return Table(headings, rows, text_columns)
+
+
+def _paper_cells(found: Beside | None) -> list[str]:
+    if found is None or found.reference is None:
+        return [NONE] * len(PAPER_HEADINGS)
+    ratios = Spread.of(found.ratios)
+    return [
+        NONE if found.outliers is None else f"{found.outliers:.2f}",
+        with_half_range(ratios, 2),
+        NONE if found.loss_difference is None else f"{found.loss_difference:+.3f}",
+        with_interval(found.loss.difference if found.loss else None, 4),
+    ]
 
 
 def diverged(comparison: Comparison) -> Table | None:
