@@ -14,6 +14,7 @@ from sinks.report import (
     answer,
     births,
     causes,
+    costs,
     factorial,
     figures,
     outcomes,
@@ -183,6 +184,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "alert": outcomes.no_sink(comparison),
         "results": tables.results(comparison),
         "further": tables.further(comparison),
+        "costs": costs.table(comparison),
         "births": births.table(ablation),
         "factorial": factorial.table(ablation),
         "tokens_saved": tokens_saved.table(ablation),
@@ -190,6 +192,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "diverged": tables.diverged(comparison),
         "notes_of": {
             "causes": causes.NOTE,
+            "costs": costs.NOTE,
             "tokens_saved": tokens_saved.NOTE,
             "transfer": transfer.NOTE,
             "births": births.NOTE,
