@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": ("sinks.cli.plan", "count parameters, memory and operations, allocating nothing"),
     "analyze": ("sinks.cli.analyze", "find the sinks of a pretrained model, on a page"),
     "evaluate": ("sinks.cli.evaluate", "run lm-eval's tasks on a run or a pretrained model"),
+    "accuracy": ("sinks.cli.accuracy", "measure accuracy on small tasks made from a run's validation set"),
     "probe": ("sinks.cli.probe", "measure what a model's loss owes to its sinks, and name their role"),
     "quantize": ("sinks.cli.quantize", "measure what low-precision weights and activations cost a model"),
     "prepare": ("sinks.cli.prepare", "turn text into token chunks"),

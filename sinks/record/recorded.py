@@ -1,7 +1,7 @@
 """Small copies of finished runs, to commit: what reports read, without checkpoints.
 
-summary.json is copied as it is. Numbers in the JSON files of probes/, quantization/ and validation/ have six digits,
-and of each edit of a probe the change of loss is kept, without its sums over units and its course over rows.
+summary.json is copied as it is. Numbers in the JSON files of probes/, quantization/, accuracy/ and validation/ have six
+digits, and of each edit of a probe the change of loss is kept, without its sums over units and its course over rows.
 config.yaml and provenance.json name the run's folder as it was below `runs/`. Of the last validation everything is
 kept; of the others only what figures over training read, and the first-token mass of every head. Numbers in
 metrics.jsonl have six digits. What was logged between validations is left out. Of more than 50 validations 50 are kept,
@@ -26,7 +26,7 @@ OF_METRICS = (
     "validation/attention/first_token_mass_max_head", "validation/residual/sink_score",
 )  # fmt: skip
 OF_STATISTICS = ("attention/first_token_mass",)
-COPIED = ("probes", "quantization", "validation")
+COPIED = ("probes", "quantization", "accuracy", "validation")
 LARGEST = 100_000  # bytes of one run that are fit to be committed
 
 

@@ -1,4 +1,4 @@
-"""What `sinks probe` and `sinks quantize` wrote beside a run or an analysis."""
+"""What `sinks probe`, `sinks quantize` and `sinks accuracy` wrote beside a run or an analysis."""
 
 import math
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from sinks.errors import UserError
 from sinks.record.folder import from_json
 
-PROBES, QUANTIZATION = "probes", "quantization"  # folders
+PROBES, QUANTIZATION, ACCURACY = "probes", "quantization", "accuracy"  # folders
 STEP = "step"  # names the checkpoint in a probe of a series of them
 MASKED = "all|first|masked|sink"  # of attention on token 0, in all layers
 
@@ -17,7 +17,7 @@ def results(path: Path, kind: str) -> list[dict[str, Any]]:
 
     Args:
         path: of the folder that holds the kind's.
-        kind: "probes" or "quantization".
+        kind: "probes", "quantization" or "accuracy".
 
     Raises:
         UserError: if one is damaged.

@@ -11,6 +11,7 @@ import markupsafe
 
 from sinks.record.folder import write_atomically
 from sinks.report import (
+    accuracy,
     answer,
     births,
     causes,
@@ -185,12 +186,14 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "results": tables.results(comparison),
         "further": tables.further(comparison),
         "costs": costs.table(comparison),
+        "accuracy": accuracy.table(comparison),
         "births": births.table(ablation),
         "factorial": factorial.table(ablation),
         "tokens_saved": tokens_saved.table(ablation),
         "notes": _sentences("notes.j2", baseline=comparison.baseline, results=results, masked=masked, **signs),
         "diverged": tables.diverged(comparison),
         "notes_of": {
+            "accuracy": accuracy.NOTE,
             "causes": causes.NOTE,
             "costs": costs.NOTE,
             "tokens_saved": tokens_saved.NOTE,
