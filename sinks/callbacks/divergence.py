@@ -1,6 +1,7 @@
 """Ends a run at a non-finite gradient, as a result: names the first non-finite tensor and keeps no checkpoint."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -155,7 +156,8 @@ def replay(trainer: Trainer, module: LightningModule, batches: list[Tensor]) -> 
             hooks = [tap.register_forward_hook(detector.check_gradient_of) for tap in taps]
             for tap in taps:
                 tap.listener = detector.check_tap
-            loss: Any = trainer.strategy.training_step(rows, detector.micro_batch)
+            output: Any = trainer.strategy.training_step(rows, detector.micro_batch)
+            loss = output["loss"] if isinstance(output, Mapping) else output
             detector.check("loss", "loss", loss)
             # A checkpointed block runs again in the backward pass.
             for tap, hook in zip(taps, hooks, strict=True):

@@ -15,6 +15,7 @@ from sinks.callbacks.stability import Stability
 from sinks.callbacks.statistics import SinkStatistics
 from sinks.callbacks.throughput import Throughput
 from sinks.errors import UserError
+from sinks.families.causal_lm import AUXILIARY_LOSS, TASK_LOSS
 from sinks.lightning_private import resume_between_steps
 from sinks.parallel.ranks import data_ranks
 from sinks.record import RunFolder
@@ -64,8 +65,10 @@ class RunRecorder(Callback):
         self.rank_flags: list[float] = []
         self.mean_flags: list[float] = []
         self._trainer: Trainer | None = None
-        self._step_loss = StepLoss()
+        self._step_loss = StepLoss(TASK_LOSS)
+        self._step_auxiliary = StepLoss(AUXILIARY_LOSS)
         self._loss: Tensor | None = None
+        self._auxiliary: Tensor | None = None
         self._steps_in_loss = 0
         self._last: dict[str, float] = {}
         self._wall_before = self._started = 0.0
@@ -76,16 +79,19 @@ class RunRecorder(Callback):
     # -- clocks and counts --------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        loss = self._loss
+        loss, auxiliary = self._loss, self._auxiliary
         if loss is not None and self._trainer is not None:
             loss = self._trainer.strategy.reduce(loss.clone(), reduce_op="mean")
-        accumulated = {"loss": loss, "steps_in_loss": self._steps_in_loss, "last": self._last}
+        if auxiliary is not None and self._trainer is not None:
+            auxiliary = self._trainer.strategy.reduce(auxiliary.clone(), reduce_op="mean")
+        accumulated = {"loss": loss, "auxiliary": auxiliary, "steps_in_loss": self._steps_in_loss, "last": self._last}
         validated = {"validated_at": self.validated_at, "validation_loss": self._validation_loss}
         return {"wall_s": self.wall_s} | accumulated | validated
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._wall_before = state_dict["wall_s"]
         self._loss, self._steps_in_loss = state_dict["loss"], state_dict["steps_in_loss"]
+        self._auxiliary = state_dict.get("auxiliary")  # which earlier checkpoints lack
         self._last = state_dict["last"]
         self.validated_at = state_dict["validated_at"]
         self._validation_loss = state_dict["validation_loss"] if self.validated_at >= 0 else None
@@ -120,6 +126,9 @@ class RunRecorder(Callback):
         if loss is not None:
             self._loss = loss if self._loss is None else self._loss + loss
             self._steps_in_loss += 1
+        auxiliary = self._step_auxiliary.add(trainer, outputs, batch_idx)
+        if auxiliary is not None:
+            self._auxiliary = auxiliary if self._auxiliary is None else self._auxiliary + auxiliary
         if due(trainer, batch_idx):
             self._log(trainer, pl_module)
         # The last step is validated whatever the interval, before the checkpoint, which then holds the whole run.
@@ -127,17 +136,18 @@ class RunRecorder(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._loss is not None
-        mean = (self._loss / self._steps_in_loss).view(1)
-        over_ranks = trainer.strategy.reduce(torch.cat([mean, mean.new_tensor(self.rank_flags)]), reduce_op="mean")
-        loss, *self.mean_flags = over_ranks.tolist()
+        sums = [self._loss] if self._auxiliary is None else [self._loss, self._auxiliary]
+        means = torch.stack([each.to(self._loss) for each in sums]) / self._steps_in_loss
+        over_ranks = trainer.strategy.reduce(torch.cat([means, means.new_tensor(self.rank_flags)]), reduce_op="mean")
+        (loss, *auxiliary), self.mean_flags = over_ranks[: len(sums)].tolist(), over_ranks[len(sums) :].tolist()
         wall, tokens = self.wall_s, self.tokens(trainer)
         self._last = {
             "train/loss": loss,
             "train/gradient_norm": math.nan if pl_module.gradient_norm is None else float(pl_module.gradient_norm),
             "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-        }
+        } | dict(zip(["train/auxiliary_loss"], auxiliary, strict=False))
         log_to_all(trainer, {"tokens": tokens, "wall_s": wall} | self._last, trainer.global_step)
-        self._loss, self._steps_in_loss = None, 0
+        self._loss, self._auxiliary, self._steps_in_loss = None, None, 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validated_at = trainer.global_step
@@ -173,6 +183,8 @@ class RunRecorder(Callback):
         stability = next((c.latest for c in trainer.callbacks if isinstance(c, Stability)), {})
         summary |= {key.removeprefix("train/"): value for key, value in stability.items()}
         summary |= next((c.summary(trainer) for c in trainer.callbacks if isinstance(c, Throughput)), {})
+        if "train/auxiliary_loss" in self._last:
+            summary["train_auxiliary_loss"] = self._last["train/auxiliary_loss"]
         if pl_module.averaging.description is not None:
             summary["averaging"] = pl_module.averaging.description
         if trainer.is_global_zero:

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from sinks.callbacks.course import StepLoss
+from sinks.families.causal_lm import TASK_LOSS
 from sinks.record.logger import log_to_all
 from sinks.stats.stability import stability_statistics
 
@@ -26,7 +27,7 @@ class Stability(Callback):
         self.gradient_norm: list[float] = []
         self.latest: dict[str, float] = {}
         self._trainer: Trainer | None = None
-        self._step_loss = StepLoss()
+        self._step_loss = StepLoss(TASK_LOSS)
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
 

@@ -46,6 +46,8 @@ from sinks.parallel.sharding import shard
 ATTENTION_PARTS: dict[str, type[nn.Module]] = {
     "normalizer": Softmax, "attention_gate": NoGate, "exclusion": NoExclusion, "key_gate": NoKeyGate,
 }  # fmt: skip
+# What a training step returns beside the loss that is minimized.
+TASK_LOSS, AUXILIARY_LOSS = "task_loss", "auxiliary_loss"
 Mixer = Callable[[AttentionConfig], SequenceMixer]
 
 
@@ -239,12 +241,15 @@ class CausalLM(Described, lightning.LightningModule):
         logits = self(rows[:, :-1])
         return cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        loss = self.objective.loss(self, batch)
+    def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
+        """What is minimized (`loss`), and its two terms, detached."""
+        task, auxiliary = self.objective.terms(self, batch)
+        loss = task if auxiliary is None else task + auxiliary
+        terms = {TASK_LOSS: task.detach()} | ({} if auxiliary is None else {AUXILIARY_LOSS: auxiliary.detach()})
         value = loss.detach()
         # A non-finite loss always makes the gradient non-finite, which all ranks share: 0 * loss is then NaN.
         loss.register_hook(lambda gradient: gradient + 0 * value)
-        return loss
+        return {"loss": loss} | terms
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self.validation_loss.update(self.loss(batch), batch[:, 1:].numel())

@@ -8,14 +8,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sinks.errors import UserError, require
-from sinks.families.objectives import NextToken, Objective
+from sinks.families.objectives import NextToken, Objective, WithAuxiliary, added
 from sinks.models.routed_experts import RoutedExperts, collecting
 
 if TYPE_CHECKING:
     from sinks.families.causal_lm import CausalLM
 
 
-class LoadBalance(Objective):
+class LoadBalance(WithAuxiliary):
     """Another objective plus weight * sum over layers of E * sum_e f_e p_e (Fedus et al. 2021, arXiv:2101.03961).
 
     f_e is the fraction of all rows that expert e gets, p_e the mean of its router probability; a layer in balance has
@@ -28,8 +28,8 @@ class LoadBalance(Objective):
     """
 
     def __init__(self, weight: float = 1e-3, objective: Callable[[], Objective] = NextToken) -> None:
+        super().__init__(objective)
         self.weight = require("load balance weight", weight, above=0, remedy="leave the loss out for none")
-        self.objective = objective()
 
     def check(self, model: "CausalLM") -> None:
         if not any(isinstance(module, RoutedExperts) for module in model.meta_decoder().modules()):
@@ -37,18 +37,15 @@ class LoadBalance(Objective):
                 "LoadBalance needs experts, but no layer has any: give e.g. feed_forward MixtureOfExperts, in a file "
                 "after those with another feed_forward"
             )
-        self.objective.check(model)
+        super().check(model)
 
-    def prepare(self, model: "CausalLM") -> None:
-        self.objective.prepare(model)
-
-    def loss(self, model: "CausalLM", rows: Tensor) -> Tensor:
+    def terms(self, model: "CausalLM", rows: Tensor) -> tuple[Tensor, Tensor | None]:
         with collecting(model) as balances:
-            loss = self.objective.loss(model, rows)
+            task, auxiliary = self.objective.terms(model, rows)
             found = [balance.found for balance in balances if balance.found is not None]
         probabilities, counts = (torch.stack(layers) for layers in zip(*found, strict=True))  # [layers, E]
         imbalance = probabilities.shape[1] * (_fractions(counts) * probabilities).sum()
-        return loss + self.weight * _shared_gradient(imbalance, model)
+        return task, added(auxiliary, self.weight * _shared_gradient(imbalance, model))
 
 
 def _fractions(counts: Tensor) -> Tensor:

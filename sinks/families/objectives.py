@@ -1,6 +1,7 @@
 """What training minimizes. Validation always measures cross-entropy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,7 @@ from sinks.errors import UserError, require
 from sinks.families.stored import stored_model
 from sinks.models.cross_entropy import cross_entropy
 from sinks.models.norms import NormSite, OutputNormSite
-from sinks.models.taps import editing
+from sinks.models.taps import editing, taps_of
 
 if TYPE_CHECKING:
     from sinks.families.causal_lm import CausalLM
@@ -33,6 +34,36 @@ class Objective:
     def loss(self, model: "CausalLM", rows: Tensor) -> Tensor:
         """Of rows of token ids [B, T + 1]."""
         raise NotImplementedError
+
+    def terms(self, model: "CausalLM", rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The loss of the task, which is logged as train/loss, and what is added to it; None if nothing is."""
+        return self.loss(model, rows), None
+
+
+class WithAuxiliary(Objective):
+    """Base: another objective plus an auxiliary loss. A subclass writes `terms`.
+
+    Args:
+        objective: to which it is added.
+    """
+
+    def __init__(self, objective: Callable[[], Objective]) -> None:
+        self.objective = objective()
+
+    def check(self, model: "CausalLM") -> None:
+        self.objective.check(model)
+
+    def prepare(self, model: "CausalLM") -> None:
+        self.objective.prepare(model)
+
+    def loss(self, model: "CausalLM", rows: Tensor) -> Tensor:
+        task, auxiliary = self.terms(model, rows)
+        return task if auxiliary is None else task + auxiliary
+
+
+def added(auxiliary: Tensor | None, own: Tensor) -> Tensor:
+    """An auxiliary loss beside those of the objective that it is added to."""
+    return own if auxiliary is None else auxiliary + own
 
 
 class NextToken(Objective):
@@ -79,8 +110,10 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
-class OutlierPenalty(Objective):
+class OutlierPenalty(WithAuxiliary):
     """Another objective plus weight * the largest |h| of each row at each norm's input, mean over rows and norms.
+
+    Not the loss of TWEO (`PowerPenalty`), which is on every value of the blocks' outputs.
 
     The norms are those that read the residual stream, not those of a sublayer's output: a sublayer can lower what such
     a norm reads without changing the model. Blocks run uncompiled.
@@ -91,25 +124,61 @@ class OutlierPenalty(Objective):
     """
 
     def __init__(self, weight: float = 1e-4, objective: Callable[[], Objective] = NextToken) -> None:
+        super().__init__(objective)
         self.weight = require("outlier penalty weight", weight, above=0, remedy="leave the penalty out for none")
-        self.objective = objective()
 
-    def check(self, model: "CausalLM") -> None:
-        self.objective.check(model)
-
-    def prepare(self, model: "CausalLM") -> None:
-        self.objective.prepare(model)
-
-    def loss(self, model: "CausalLM", rows: Tensor) -> Tensor:
-        inputs: list[Tensor] = []
-
-        def keep(h: Tensor) -> Tensor:
-            inputs.append(h)
-            return h
-
+    def terms(self, model: "CausalLM", rows: Tensor) -> tuple[Tensor, Tensor | None]:
         norms = [m for m in model.modules() if isinstance(m, NormSite) and not isinstance(m, OutputNormSite)]
-        with editing(model, dict.fromkeys((norm.input.site for norm in norms), keep)):
-            loss = self.objective.loss(model, rows)
+        with keeping(model, [norm.input.site for norm in norms]) as inputs:
+            task, auxiliary = self.objective.terms(model, rows)
         # Outside the blocks: one that is checkpointed must save the same tensors when it is run again.
         peaks = [h.abs().amax(dim=(1, 2)).mean() for h in inputs]
-        return loss + self.weight * torch.stack(peaks).mean()
+        return task, added(auxiliary, self.weight * torch.stack(peaks).mean())
+
+
+class PowerPenalty(WithAuxiliary):
+    """Another objective plus weight * mean over blocks of E[(|h| / scale)^power], h all values of a block's output.
+
+    TWEO (Liang et al. 2025, arXiv:2511.23225), whose numbers are the defaults: values below the scale cost next to
+    nothing, one of ten times the scale 10,000 times what one of the scale costs. Its weight may also be annealed there;
+    here it is constant. Powers are computed in float32 or wider. Blocks run uncompiled.
+
+    Args:
+        weight: of the penalty.
+        scale: tau, below which values are ordinary.
+        power: p.
+        objective: to which it is added.
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.01,
+        scale: float = 3.0,
+        power: float = 4.0,
+        objective: Callable[[], Objective] = NextToken,
+    ) -> None:
+        super().__init__(objective)
+        self.weight = require("power penalty weight", weight, above=0, remedy="leave the penalty out for none")
+        self.scale = require("power penalty scale", scale, above=0, remedy="give e.g. 3")
+        self.power = require("power penalty power", power, at_least=1, remedy="give e.g. 4")
+
+    def terms(self, model: "CausalLM", rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        sites = [tap.site for tap in taps_of(model) if tap.site.endswith(".residual.out")]
+        with keeping(model, sites) as outputs:
+            task, auxiliary = self.objective.terms(model, rows)
+        wide = [h.to(torch.promote_types(h.dtype, torch.float32)) for h in outputs]
+        powers = [(h.abs() / self.scale).pow(self.power).mean() for h in wide]
+        return task, added(auxiliary, self.weight * torch.stack(powers).mean())
+
+
+@contextmanager
+def keeping(model: torch.nn.Module, sites: Sequence[str]) -> Iterator[list[Tensor]]:
+    """What passes the taps at these sites inside the `with` block, with gradients; compiled blocks run eagerly."""
+    found: list[Tensor] = []
+
+    def keep(h: Tensor) -> Tensor:
+        found.append(h)
+        return h
+
+    with editing(model, dict.fromkeys(sites, keep)):
+        yield found

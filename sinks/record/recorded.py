@@ -22,7 +22,8 @@ from sinks.record.yaml_file import read_yaml
 VALIDATIONS = 50
 # What is kept of every validation, in metrics.jsonl and in statistics/.
 OF_METRICS = (
-    "step", "tokens", "wall_s", "train/loss", "train/gradient_norm", "train/learning_rate", "validation/loss",
+    "step", "tokens", "wall_s", "train/loss", "train/auxiliary_loss", "train/gradient_norm", "train/learning_rate",
+    "validation/loss",
     "validation/attention/first_token_mass_max_head", "validation/residual/sink_score",
 )  # fmt: skip
 OF_STATISTICS = ("attention/first_token_mass",)

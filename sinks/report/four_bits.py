@@ -74,9 +74,9 @@ def _reference(comparison: Comparison, result: VariantResult) -> Variant | None:
 
 def _paired(variant: Variant, reference: Variant) -> dict[str, Paired]:
     """By scheme, how much more the variant's loss rises than the reference's of the same seed, on the same rows."""
-    partners = {run.seed: dict(_costs(run)) for run in reference.runs if run.seed is not None}
+    partners = {run.seed: dict(_costs(run)) for run in reference.runs}
     found: dict[str, list[float]] = {}
-    for run in variant.runs:
+    for run in (run for run in variant.runs if run.seed is not None):
         for name, content in _costs(run):
             partner = partners.get(run.seed, {}).get(name)
             if partner is not None and all(content.get(key) == partner.get(key) for key in SAME_ROWS):

@@ -136,8 +136,8 @@ def _sees(comparison: Comparison) -> list[str]:
     visible = smallest_effect(noise.sd, seeds)
     return [
         f"A paired loss difference varies by {noise.sd:.2g} over seeds (standard deviation, {noise.rows} variants, "
-        f"{noise.degrees} degrees of freedom): {seeds} seeds can see a difference of {visible:.2g} (power 80 %), and "
-        "no smaller one."
+        f"{noise.degrees} degrees of freedom): {seeds} seeds can see a difference of {visible:.2g} (power 80 %, "
+        "5 % unadjusted for the number of rows), and no smaller one."
     ]
 
 

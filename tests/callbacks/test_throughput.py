@@ -88,7 +88,7 @@ class SlowModel(Baseline):
     def on_train_start(self) -> None:
         self.warm_from = self.trainer.global_step + 2
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         self.clock.now += STEP if self.trainer.global_step >= self.warm_from else WARM_UP
         return super().training_step(batch, batch_idx)
 

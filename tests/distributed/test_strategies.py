@@ -75,7 +75,11 @@ def test_every_variant_trains_the_same_run_sharded_and_split(variant: str, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "tolerance"),
-    [("outlier-penalty", TOLERANCE), ("gated-both-muon-gates", 1e-4)],  # Muon orthogonalizes in bfloat16
+    [
+        ("outlier-penalty", TOLERANCE),
+        ("power-penalty", TOLERANCE),
+        ("gated-both-muon-gates", 1e-4),
+    ],  # Muon orthogonalizes in bfloat16
 )
 def test_an_objective_and_an_optimizer_train_the_same_run_under_ddp(
     variant: str, tolerance: float, tmp_path: Path

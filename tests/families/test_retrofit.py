@@ -1,5 +1,7 @@
 """New parts in a trained model: it computes what it did, trains on, resumes, and minimizes what its objective says."""
 
+import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from sinks.cli import main
 from sinks.data.backcopy import Backcopy
 from sinks.errors import UserError
 from sinks.families import CausalLM
-from sinks.families.objectives import Distillation, NextToken, Objective, OutlierPenalty, divergence
+from sinks.families.objectives import Distillation, NextToken, Objective, OutlierPenalty, PowerPenalty, divergence
 from sinks.families.start_from import start
 from sinks.families.stored import stored_model
 from sinks.models.attention_gates import ElementwiseGate, HeadwiseGate, IdentityElementwiseGate, IdentityHeadwiseGate
@@ -298,6 +300,59 @@ def test_the_penalty_of_a_batch_is_the_mean_of_its_parts() -> None:
     assert all(torch.allclose(one, two, rtol=1e-9, atol=1e-12) for one, two in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_power_penalty_is_on_every_value_of_the_blocks_outputs(checkpointed: bool) -> None:
+    """Value and gradients of TWEO's formula, and the two terms apart."""
+    built, batch = model(execution=Execution(activation_checkpointing=checkpointed)), rows()
+    built.configure_model()
+    built.double()
+    objective = PowerPenalty(weight=0.3, scale=2.0, power=3.0)
+    seen: list[Tensor] = []
+    outputs = [tap for tap in taps_of(built) if tap.site.endswith("residual.out")]
+    assert len(outputs) == SMALL.n_layers
+    for tap in outputs:
+        tap.edit = lambda h: seen.append(h) or h  # type: ignore[func-returns-value]
+    plain = built.loss(batch)
+    for tap in outputs:
+        tap.edit = None
+    expected = plain + 0.3 * sum((h.abs() / 2).pow(3).sum() / h.numel() for h in seen) / len(seen)
+    found, (task, auxiliary) = objective.loss(built, batch), objective.terms(built, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert auxiliary is not None
+    torch.testing.assert_close(task, plain, rtol=1e-12, atol=0)
+    torch.testing.assert_close(task + auxiliary, expected, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(loss, list(built.parameters())) for loss in (found, expected)]
+    assert all(torch.allclose(one, two, rtol=1e-9, atol=1e-12) for one, two in zip(*gradients, strict=True))
+
+
+def test_auxiliary_losses_add_up_apart_from_the_task() -> None:
+    built, batch = model(), rows()
+    built.configure_model()
+    both = OutlierPenalty(0.5, partial(PowerPenalty, 0.3)).terms(built, batch)
+    single = [OutlierPenalty(0.5).terms(built, batch), PowerPenalty(0.3).terms(built, batch)]
+    assert both[0] == single[0][0] == single[1][0] == built.loss(batch)
+    torch.testing.assert_close(both[1], single[0][1] + single[1][1])  # type: ignore[operator]
+    assert NextToken().terms(built, batch)[1] is None
+
+
+@pytest.mark.parametrize("objective", ["NextToken", "PowerPenalty"])
+def test_train_loss_is_that_of_the_task(objective: str, tmp_path: Path) -> None:
+    """Of two steps in two micro-batches each; the penalty is logged apart, and what is minimized is their sum."""
+    data = ["--data=Backcopy", "--data.context_length=12", "--data.batch_size=2", "--data.validation_rows=2"]
+    trainer = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_steps=1", "--progress.enabled=false"]
+    penalty = {"class_path": objective} | ({"init_args": {"weight": 50.0}} if objective == "PowerPenalty" else {})
+    options = [f"--model.objective={json.dumps(penalty)}", "--trainer.accumulate_grad_batches=2", "--seed_everything=0"]
+    more = ["--trainer.log_every_n_steps=1", "--model.architecture.n_layers=1", "--model.architecture.d_model=16"]
+    command = ["fit", "--model=CausalLM", *data, *trainer, *options, *more, "--run.dir", str(tmp_path)]
+    assert main(command) == 0
+    summary = RunFolder(tmp_path).summary()
+    assert summary["train_loss"] == pytest.approx(math.log(load_run(str(tmp_path)).model.vocab_size), abs=0.3)
+    assert ("train_auxiliary_loss" in summary) == (objective == "PowerPenalty")
+    if objective == "PowerPenalty":
+        assert summary["train_auxiliary_loss"] > 0
+        assert RunFolder(tmp_path).series("train/auxiliary_loss")[1][-1] == summary["train_auxiliary_loss"]
+
+
 def test_the_penalty_leaves_output_norms_out() -> None:
     """A sublayer before its output norm may be of any size: the penalty stays what it was."""
     built, batch = model(output_norm=partial(RMSNorm, eps=0.0)), rows()
@@ -365,7 +420,12 @@ def test_distillation_without_an_original_and_weights_out_of_range_are_rejected(
     for objective in (Distillation, partial(OutlierPenalty, objective=Distillation)):
         with pytest.raises(UserError, match=r"give its run folder as model\.start_from"):
             model(objective=objective)
-    for make in (lambda: Distillation(0.0), lambda: Distillation(1.5), lambda: OutlierPenalty(0.0)):
+    for make in (
+        lambda: Distillation(0.0),
+        lambda: Distillation(1.5),
+        lambda: OutlierPenalty(0.0),
+        lambda: PowerPenalty(0.0),
+    ):
         with pytest.raises(UserError, match="weight is"):
             make()
 
