@@ -51,7 +51,14 @@ def _at(name: str, about: dict[str, Any], point: tuple[tuple[str, str, dict[str,
     found = {key: value for key, value in about.items() if key != "without"}
     for axis, label, options in point:
         plain = {option: value for option, value in options.items() if option != "scaled"}
-        for key, added in (("arguments", plain), ("scaled", options.get("scaled", {}))):
+        factors = options.get("scaled", {})
+        if "published" in found:
+            # The point holds at the published size as well: its own number in place of one, or times the same factor.
+            found["published"] = {
+                option: plain.get(option, value) * factors[option] if option in factors else plain.get(option, value)
+                for option, value in found["published"].items()
+            }
+        for key, added in (("arguments", plain), ("scaled", factors)):
             before = found.get(key, {})
             if key == "scaled":
                 added = {option: factor * before.get(option, 1) for option, factor in added.items()}

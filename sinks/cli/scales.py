@@ -48,16 +48,15 @@ def _variant(
     file: Path, name: str, about: dict[str, Any], ablation: dict[str, Any], as_published: bool
 ) -> dict[str, Any]:
     rest = {key: value for key, value in about.items() if key not in ("scaled", "published")}
-    published, scaled = about.get("published", {}), about.get("scaled", {})
-    if as_published and published:
-        own = published
+    published = about.get("published", {}) if as_published else {}
+    if published:
         rest = {key: value for key, value in rest.items() if key not in ("needs", "measured")}
-    else:
-        given = rest.get("arguments", {})
-        own = {
-            option: factor * (given[option] if option in given else _number(file, name, option, ablation))
-            for option, factor in scaled.items()
-        }
+    given = rest.get("arguments", {})
+    own = published | {
+        option: factor * (given[option] if option in given else _number(file, name, option, ablation))
+        for option, factor in about.get("scaled", {}).items()
+        if option not in published
+    }
     return rest | {"arguments": rest.get("arguments", {}) | own} if own else rest
 
 

@@ -74,7 +74,8 @@ def parameter_groups(model: nn.Module, optimization: Optimization) -> Groups:
     """Every trained parameter of a model in exactly one group.
 
     Scales (gains, biases, sinks: fewer than two dimensions, or named in their module's `no_decay`) are separate
-    from weights. Weights are `hidden` matrices, `gates` (matrices of gates), and `embeddings` with everything else.
+    from weights. Weights are `hidden` matrices, `gates` (matrices of gates), and `embeddings` with everything else:
+    head, routers of experts, and what has more dimensions.
 
     Args:
         model: on any device.
@@ -116,7 +117,7 @@ def parameter_groups(model: nn.Module, optimization: Optimization) -> Groups:
 def _group_of(kind: str, parameter: nn.Parameter, no_decay: bool) -> str:
     if parameter.dim() < 2 or no_decay:
         return "scales"
-    if kind in ("embedding", "head") or parameter.dim() > 2:
+    if kind in ("embedding", "head", "routers") or parameter.dim() > 2:
         return "embeddings"
     return "gates" if kind.endswith("gates") else "hidden"
 
@@ -133,7 +134,7 @@ class AdamW(torch.optim.AdamW):
 
 
 class MuonAdamW(Optimizer):
-    """Muon on matrices (torch.optim.Muon), AdamW on embedding, head, scales and, by default, gates.
+    """Muon on matrices (torch.optim.Muon), AdamW on embedding, head, routers, scales and, by default, gates.
 
     Gates are those of attention's outputs and keys, and of norms. Stacks of experts and short convolutions, of three
     dimensions, are AdamW's too.

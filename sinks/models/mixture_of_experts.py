@@ -9,8 +9,7 @@ from torch import Tensor
 from sinks.errors import UserError, require
 from sinks.models.feed_forward import FeedForwardConfig, SwiGLU
 from sinks.models.grouped import grouped_product
-from sinks.models.layers import Linear
-from sinks.models.routed_experts import RoutedExperts, Rows
+from sinks.models.routed_experts import RoutedExperts, Router, Rows
 from sinks.models.splits import Split
 
 
@@ -42,7 +41,7 @@ class MixtureOfExperts(RoutedExperts):
         super().__init__(config, experts, chosen, width, router_bias=False)
         shared = dataclasses.replace(config, site=f"{config.site}.shared", hidden=width, bias=False)
         self.shared = SwiGLU(shared)
-        self.shared_gate = Linear(config.d_model, 1, config.init_std)
+        self.shared_gate = Router(config.d_model, 1, config.init_std)
 
     def hidden(self, tokens: Tensor, rows: Rows) -> Tensor:
         gate, up = grouped_product(tokens, self.gate_up, rows.counts).unflatten(-1, (-1, 2)).unbind(-1)

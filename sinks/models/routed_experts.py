@@ -61,6 +61,12 @@ def collecting(model: nn.Module) -> Iterator[list[Balance]]:
             balance.collects, balance.found = False, None
 
 
+class Router(Linear):
+    """Logits of experts. It chooses rather than mixes channels: Muon leaves it to AdamW, as it does the head."""
+
+    kind = "routers"
+
+
 class RoutedExperts(FeedForward):
     """Base: the chosen experts' outputs, weighted by the softmax of their own router logits.
 
@@ -90,7 +96,7 @@ class RoutedExperts(FeedForward):
         self.gate_up = nn.Parameter(torch.empty(experts, config.d_model, 2 * width))
         self.down = nn.Parameter(torch.empty(experts, width, config.d_model))
         RoutedExperts.reset_parameters(self)  # before the router is built: a module is reset before those in it
-        self.router = Linear(config.d_model, experts, config.init_std, router_bias)
+        self.router = Router(config.d_model, experts, config.init_std, router_bias)
         self.site = f"{config.site}.router"
         self.balance = Balance()
         self.report = Report()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sinks.cli import main
+from sinks.cli.axes import with_axes
 from sinks.cli.equal_parameters import WIDTH, parameters, width_for
 from sinks.cli.grid import read_ablation
 from sinks.cli.scales import at_scale
@@ -43,6 +44,27 @@ def test_at_the_published_size_numbers_are_those_published() -> None:
     clip = large["variants"]["10-clip-10"]
     assert clip["arguments"] == {"model.residual_clip.threshold": 10}
     assert not {"needs", "measured", "scaled", "published"} & set(clip)
+
+
+def test_axes_hold_at_the_published_size_too(tmp_path: Path) -> None:
+    """A factor is of the published number, another option takes its place, and what is not published is scaled."""
+    (tmp_path / "c.yaml").write_text("model: {lr: 3.0, decay: 5.0}")
+    axes = {
+        "lr": {"x2": {"scaled": {"model.lr": 2, "model.decay": 10}}, "own": {"model.lr": 9.0}},
+    }
+    variants = {
+        "v": {"scaled": {"model.lr": 0.5}, "published": {"model.lr": 7.0}, "measured": {}, "needs": "w"},
+        "w": {"scaled": {"model.lr": 0.5}},
+    }
+    scales = {
+        name: {"configs": [str(tmp_path / "c.yaml")], "as_published": name == "large"} for name in ("small", "large")
+    }
+    content = with_axes(Path("f"), {"name": "n", "scales": scales, "axes": axes, "variants": variants})
+    small, large = (at_scale(Path("f"), content, name)["variants"] for name in ("small", "large"))
+    assert small["v-lr-x2"]["arguments"] == {"model.lr": 3.0, "model.decay": 50.0}
+    assert large["v-lr-x2"] == {"label": "v, lr x2", "arguments": {"model.lr": 14.0, "model.decay": 50.0}}
+    assert large["v-lr-own"]["arguments"] == {"model.lr": 9.0}
+    assert large["w-lr-x2"]["arguments"] == {"model.lr": 3.0, "model.decay": 50.0}
 
 
 def test_the_last_configuration_gives_the_number(tmp_path: Path) -> None:

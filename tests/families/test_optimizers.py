@@ -33,7 +33,9 @@ def test_every_parameter_is_in_one_group_whatever_its_dimensions(name: str) -> N
     assert set().union(*named.values()) == {n for n, p in model.named_parameters() if p.requires_grad}
     assert sum(map(len, named.values())) == len(set().union(*named.values()))
     stacks = {n for n, p in model.named_parameters() if p.dim() > 2}  # of experts' matrices, of convolutions
-    assert named["embeddings"] == {"decoder.embedding.weight", "decoder.head.weight"} | stacks
+    routers = {n for n, p in model.named_parameters() if p.dim() == 2 and ("router." in n or "shared_gate." in n)}
+    assert bool(routers) == (name == "experts")
+    assert named["embeddings"] == {"decoder.embedding.weight", "decoder.head.weight"} | stacks | routers
     scales = {n for n, p in model.named_parameters() if p.requires_grad and p.dim() < 2}
     assert named.get("scales", set()) - scales == {
         n for n, p in model.named_parameters() if p.requires_grad and ".normalizer." in n and p.dim() == 2

@@ -81,7 +81,8 @@ def test_every_parameter_is_of_one_kind(name: str, tied: bool) -> None:
     assert counts["embedding"] == 11 * 16 + 12 * 16
     assert counts.get("head", 0) == (0 if tied else 11 * 16)
     assert counts["attention"] >= 2 * (16 * 24 + 16 * 12 * 2 + 24 * 16)
-    experts = 5 * 3 * 16 * 6 + 3 * 16 * 6 + 16 * (5 + 1)  # the shared one, router and its gate
+    experts = 5 * 3 * 16 * 6 + 3 * 16 * 6  # the shared one too
+    assert counts.get("routers", 0) == (2 * 16 * (5 + 1) if name == "experts" else 0)  # and the shared one's gate
     assert counts["feed-forward"] == 2 * (experts if name == "experts" else 2 * 16 * 24)
     assert counts.get("norm gates", 0) == (0 if "norm-gate" not in name and name not in GATED else GATES[name])
     assert counts.get("attention gates", 0) == ATTENTION_GATES.get(name, 0)

@@ -101,8 +101,8 @@ def test_parts_of_the_hidden_channels_sum_to_the_whole() -> None:
 
 def test_the_experts_of_a_token_are_counted() -> None:
     part = mixture()
-    maps = WIDTH * (EXPERTS + 1) + (CHOSEN + 1) * 3 * WIDTH * EXPERT
-    assert part.flops_per_token(12) == {"feed-forward": 2 * maps}
+    maps = {"feed-forward": (CHOSEN + 1) * 3 * WIDTH * EXPERT, "routers": WIDTH * (EXPERTS + 1)}
+    assert part.flops_per_token(12) == {kind: 2 * size for kind, size in maps.items()}
     assert part.idle_parameters() == (EXPERTS - CHOSEN) * 3 * WIDTH * EXPERT
 
 
@@ -110,8 +110,8 @@ def test_as_many_experts_as_the_granularity_cost_what_the_dense_layer_costs() ->
     kinds = (partial(MixtureOfExperts, experts=8, chosen=3, granularity=4), SwiGLU)
     counts = [build("baseline", feed_forward=kind).meta_decoder().flops_per_token(12) for kind in kinds]
     found, expected = (flops.forward_by_kind["feed-forward"] for flops in counts)
-    routing = 2 * 2 * 16 * (8 + 1)
-    assert found == expected + routing
+    assert found == expected
+    assert counts[0].forward_by_kind["routers"] == 2 * 2 * 16 * (8 + 1)
 
 
 @pytest.mark.parametrize("split_over", [1, 2])
