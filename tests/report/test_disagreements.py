@@ -53,7 +53,7 @@ def test_directions_are_compared_with_the_row_that_the_paper_names(tmp_path: Pat
     assert "One seed gives a direction without a spread." in text
     assert "Of 2 rows one seed cannot tell the sign of the loss difference." in text
     assert "Diverged in the paper and not here: clip." in text
-    assert text.endswith("This holds for models of 0.4 M parameters on 1 M tokens, and says nothing of larger ones.")
+    assert text.endswith("This holds for models of 0.4 M parameters on 1.02 M tokens, and says nothing of larger ones.")
 
 
 @pytest.mark.parametrize(("ratios", "named"), [((40.0, 50.0), True), ((40.0, 20.0), False), ((20.0, 10.0), False)])
