@@ -112,7 +112,7 @@ def _lead(ablation: Ablation) -> str:
     shown = sum(1 for variant in ablation.variants if variant.runs or variant.diverged)
     count = f"{len(runs)} finished run{'s' * (len(runs) != 1)} of {shown} variant{'s' * (shown != 1)}"
     seeded = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
-    return " ".join([f"{count}, {seeded}{f', {unseeded} unseeded' * bool(unseeded)}.", *_mixed(ablation)])
+    return f"{count}, {seeded}{f', {unseeded} unseeded' * bool(unseeded)}."
 
 
 def _mixed(ablation: Ablation) -> list[str]:
@@ -179,7 +179,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
     return {
         "title": ablation.title,
         "question": answer.question(comparison),
-        "answer": answer.answer(comparison, judged),
+        "answer": [*_mixed(ablation), *answer.answer(comparison, judged)],
         "broken": ablation.broken,
         "lead": " ".join([_lead(ablation), *_sees(comparison)]),
         "alert": outcomes.no_sink(comparison),

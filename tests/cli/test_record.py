@@ -106,7 +106,7 @@ def test_runs_of_two_machines_and_precisions_are_named_in_the_first_line(recorde
     for seed, precision in ((0, "32-true"), (1, "bf16-mixed")):
         RunFolder(runs / f"gated-norm/seed{seed}").write_config(f"trainer: {{precision: {precision}}}")
     assert main(["report", str(runs)]) == 0
-    first = (runs / "report.md").read_text().splitlines()[2]
+    first = (runs / "report.md").read_text().splitlines()[4]  # after the title and the question
     assert "of 2 devices (another machine, synthetic machine) and of 2 precisions (32-true, bf16-mixed)" in first
 
 
