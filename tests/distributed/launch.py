@@ -23,21 +23,27 @@ STRATEGIES: dict[str, tuple[int, int, list[str]]] = {
 }
 
 
-def run(folder: Path, strategy: str, *more: str, variant: str = "gated-both", rows: int = 4) -> RunFolder:
-    """A run with the same global batch whatever the strategy, and 11 validation rows, an uneven split."""
+def arguments_of(folder: Path, strategy: str, *more: str, variant: str = "gated-both", rows: int = 4) -> list[str]:
+    """Of `sinks`: the same global batch whatever the strategy, and 11 validation rows, an uneven split."""
     processes, readers, arguments = STRATEGIES[strategy]
-    arguments = [
-        *small(variant),
+    return [
+        *("fit", *small(variant)),
         *("--trainer.precision=32-true", "--data.validation_rows=11"),
         *(f"--data.batch_size={rows // readers}", f"--trainer.devices={processes}"),
         *("--run.dir", str(folder), *arguments, *more),
     ]
+
+
+def run(folder: Path, strategy: str, *more: str, variant: str = "gated-both", rows: int = 4) -> RunFolder:
+    """A run in processes of its own, see `arguments_of`."""
+    processes = STRATEGIES[strategy][0]
+    arguments = arguments_of(folder, strategy, *more, variant=variant, rows=rows)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     if processes == 1:
         launcher = [sys.executable, "-m"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run([*launcher, "sinks", "fit", *arguments], env=environment, capture_output=True, text=True)
+    done = subprocess.run([*launcher, "sinks", *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return RunFolder(folder)
 

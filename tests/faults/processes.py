@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,13 +16,13 @@ from pathlib import Path
 import yaml
 
 import sinks.cli.training  # noqa: F401
-from sinks.cli import main
+from sinks.cli import main, run
 
 PATIENCE_S = 120.0
 STARTED: list[BaseProcess] = []
 
 
-def _child(arguments: list[str], environment: dict[str, str], log: Path) -> None:
+def _child(commands: list[list[str]], environment: dict[str, str], log: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -29,7 +30,9 @@ def _child(arguments: list[str], environment: dict[str, str], log: Path) -> None
     for name in [n for n in os.environ if n.startswith(("SLURM_", "TORCHELASTIC_", "PL_"))]:
         del os.environ[name]
     os.environ.update(environment)
-    sys.exit(main(arguments))
+    for command in commands[:-1]:
+        assert run(command) == 0
+    sys.exit(main(commands[-1]))
 
 
 @dataclass
@@ -66,11 +69,13 @@ class Command:
         os.kill(self.process.pid, signum)
 
 
-def start(arguments: list[str], log: Path, environment: dict[str, str] | None = None) -> Command:
-    """Start `sinks ARGUMENTS`."""
+def start(
+    arguments: list[str], log: Path, environment: dict[str, str] | None = None, before: Sequence[list[str]] = ()
+) -> Command:
+    """Start `sinks ARGUMENTS`, after other commands in the same process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sinks.cli.training", "tests.faults.processes"])
-    process = context.Process(target=_child, args=(arguments, environment or {}, log))
+    process = context.Process(target=_child, args=([*before, arguments], environment or {}, log))
     process.start()
     STARTED.append(process)
     return Command(process, log)
@@ -88,8 +93,11 @@ def free_port(first: int = 0, last: int = 0) -> int:
     raise OSError("no free port")
 
 
-def start_ranks(arguments: list[str], log: Path, ranks: int = 2) -> list[Command]:
-    """Start a command as torchrun does, each rank's output in a file of its own."""
+def start_ranks(arguments: list[str], log: Path, ranks: int = 2, before: Sequence[list[str]] = ()) -> list[Command]:
+    """Start a command as torchrun does, each rank's output in a file of its own.
+
+    Other commands come before it in the same processes, in one process group.
+    """
     shared = {
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
@@ -99,7 +107,12 @@ def start_ranks(arguments: list[str], log: Path, ranks: int = 2) -> list[Command
         "TORCHELASTIC_RUN_ID": "test",
     }
     return [
-        start(arguments, log.with_name(f"{log.name}.{rank}"), shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        start(
+            arguments,
+            log.with_name(f"{log.name}.{rank}"),
+            shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            before,
+        )
         for rank in range(ranks)
     ]
 

@@ -1,0 +1,67 @@
+"""Blocks of every variant, compiled or checkpointed: the same loss and gradients as without."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sinks.families import CausalLM
+from sinks.models.execution import Execution
+from tests.families.variants import VARIANTS, build
+
+SAMPLE = sorted(random.Random(1).sample(sorted(VARIANTS), 4))
+
+
+def losses_and_gradients(name: str, **execution: bool) -> dict[str, Tensor]:
+    """Of what training minimizes, the second time that a model computes it."""
+    torch.manual_seed(0)
+    model: CausalLM = build(name, execution=Execution(**execution))
+    rows = torch.randint(0, 11, (3, 13), generator=torch.Generator().manual_seed(1))
+    for _ in range(2):
+        model.zero_grad()
+        loss = model.objective.loss(model, rows)
+        loss.backward()
+    return {"loss": loss.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_checkpointed_block_gives_the_same_gradients_bit_for_bit(name: str) -> None:
+    plain, found = losses_and_gradients(name), losses_and_gradients(name, activation_checkpointing=True)
+    assert plain.keys() == found.keys()
+    assert [n for n, value in plain.items() if not torch.equal(value, found[n])] == []
+
+
+def assert_compiled_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch, backend: str, **execution: bool) -> None:
+    compiled = 0
+
+    def compile_block(self: nn.Module) -> None:
+        nonlocal compiled
+        compiled += 1
+        self._compiled_call_impl = torch.compile(self._call_impl, backend=backend, fullgraph=True)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_block)
+    torch.compiler.reset()
+    plain, found = losses_and_gradients(name), losses_and_gradients(name, compile=True, **execution)
+    assert compiled == 2
+    assert plain.keys() == found.keys()
+    for key, value in plain.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SAMPLE else [pytest.mark.slow]) for n in VARIANTS])
+def test_a_compiled_block_gives_the_same_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_compiled_is_the_same(name, monkeypatch, "aot_eager")
+
+
+# One of each kind of axis.
+INDUCTOR = (
+    "softpick", "exclusive+gate", "truncated-gate", "gated-keys", "amplifying-norm-gate", "seednorm", "sandwich",
+    "clip-other-tokens", "hybrid", "experts",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INDUCTOR)
+def test_a_compiled_and_checkpointed_block_gives_the_same_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_compiled_is_the_same(name, monkeypatch, "inductor", activation_checkpointing=True)
