@@ -12,6 +12,10 @@ from tests.families.variants import VARIANTS, build
 
 SAMPLE = sorted(random.Random(1).sample(sorted(VARIANTS), 4))
 
+# Graphs as inductor's, run without generated code, which would take minutes. Plain aot_eager keeps softplus_backward
+# whole and assumes other strides than it gives (torch 2.14), which Gated DeltaNet meets.
+EAGER = "aot_eager_decomp_partition"
+
 
 def losses_and_gradients(name: str, **execution: bool) -> dict[str, Tensor]:
     """Of what training minimizes, the second time that a model computes it."""
@@ -51,7 +55,7 @@ def assert_compiled_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch, back
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SAMPLE else [pytest.mark.slow]) for n in VARIANTS])
 def test_a_compiled_block_gives_the_same_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_compiled_is_the_same(name, monkeypatch, "aot_eager")
+    assert_compiled_is_the_same(name, monkeypatch, EAGER)
 
 
 # One of each kind of axis.
