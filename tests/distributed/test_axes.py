@@ -17,8 +17,8 @@ from tests.faults.processes import start_ranks
 
 SAMPLE = sorted(random.Random(0).sample(sorted(EVERY), 3))
 SIX = ("--trainer.gradient_clip_val=0.02", "--trainer.log_every_n_steps=1")
-# Muon orthogonalizes in bfloat16.
-TOLERANCES = {name: 1e-4 if "muon" in name else 1e-5 for name in EVERY}
+# Muon orthogonalizes in bfloat16, where one rounding is .004 of an entry.
+TOLERANCES = {name: 1e-3 if "muon" in name else 1e-5 for name in EVERY}
 
 
 @pytest.fixture(scope="module")

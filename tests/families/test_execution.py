@@ -59,10 +59,10 @@ def test_a_compiled_block_gives_the_same_gradients(name: str, monkeypatch: pytes
     assert_compiled_is_the_same(name, monkeypatch, EAGER)
 
 
-# One of each kind of axis.
+# One of each kind of axis; experts, whose blocks are not one graph if also checkpointed, in test_load_balance.py.
 INDUCTOR = (
     "softpick", "exclusive+gate", "truncated-gate", "gated-keys", "amplifying-norm-gate", "seednorm", "sandwich",
-    "clip-other-tokens", "hybrid", "experts",
+    "clip-other-tokens", "hybrid",
 )  # fmt: skip
 
 
