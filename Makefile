@@ -145,7 +145,7 @@ $(VENV)/.docs: $(VENV)/.installed
 docs: $(VENV)/.docs  ## the documentation as a site, without a network (a minute); then open build/docs/index.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html -c docs . build/docs
 
-kernel-report: $(VENV)/.installed  ## compile every pinned kernel for sm_80, sm_90, sm_100 without a GPU
+kernel-report: $(VENV)/.installed  ## compile every pinned kernel for sm_80 to sm_120 without a GPU
 	$(BIN)/python -m benchmarks.kernels.compile_report --output $(call quoted,$(RUNS)/kernel-report)
 
 # A bare GPU machine has no .venv, and none is built there: its own Python has torch.

@@ -267,6 +267,8 @@ def violations(row: dict[str, Any]) -> list[str]:
         found.append("no tensor-core instruction: check the operand types of tl.dot")
     if row["hot_loop"]["spills"] and row["width"] != 256:
         found.append(f"{row['hot_loop']['spills']} spills inside the hot loop: use a smaller tile or more warps")
+    if row["kernel"] == "backward_rows" and row["spills"]:
+        found.append(f"{row['spills']} spills in a kernel without a loop: use fewer rows")
     return found
 
 

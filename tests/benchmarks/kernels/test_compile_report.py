@@ -54,9 +54,11 @@ def test_every_gpu_class_has_every_kernel_at_the_usual_head_dimensions():
             assert {(kernel, gpu, 64), (kernel, gpu, 128)} <= pinned
 
 
-def test_the_element_wise_kernel_needs_no_tensor_cores():
-    row = {**ROW, "kernel": "backward_rows", "tensor_core_instructions": 0}
+def test_the_element_wise_kernel_needs_no_tensor_cores_but_may_not_spill():
+    row = {**ROW, "kernel": "backward_rows", "tensor_core_instructions": 0, "spills": 0}
     assert compile_report.violations(row) == []
+    (violation,) = compile_report.violations({**row, "spills": 339})
+    assert "339 spills in a kernel without a loop" in violation
 
 
 LOOP = Loop(instructions=400, tensor_core=20, special=0, spills=0, asynchronous=20, partial_waits=0)
