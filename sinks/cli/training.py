@@ -245,6 +245,9 @@ def command_line(arguments: list[str], run: bool = True, cli: type[TrainingCLI] 
         )
     except OmegaConfBaseException as error:
         raise UserError(f"{one_line(str(error))}: check the expression between ${{ and }}") from None
+    except yaml.YAMLError as error:
+        # OmegaConf reads values back as YAML, which cannot hold half of a surrogate pair.
+        raise UserError(f"{one_line(str(error))}: a value has a character that is no text, leave it out") from None
     except MisconfigurationException as error:
         raise UserError(one_line(str(error))) from None
     except Exception as error:

@@ -61,7 +61,7 @@ def test_metrics_that_cannot_be_written_are_named(tmp_path: Path, capsys: pytest
 
 # Bytes that are left after step 3; what of the checkpoint of step 4 then finds no space.
 @pytest.mark.parametrize(
-    ("leave", "what"), [(64 * 1024, "/checkpoints/step00000004.ckpt could"), (0, "")], ids=["checkpoint", "everything"]
+    ("leave", "what"), [(100_000, "/checkpoints/step00000004.ckpt could"), (0, "")], ids=["checkpoint", "everything"]
 )
 def test_a_full_disk_gets_one_line_and_the_same_command_resumes(
     leave: int, what: str, undisturbed: RunFolder, tmp_path: Path
@@ -100,7 +100,7 @@ def test_a_full_disk_is_one_line_of_two_processes(strategy: str, tmp_path: Path)
     sharded = ["--trainer.strategy=sinks.parallel.strategy.Sharded", "--trainer.strategy.replicas=1"]
     spread = sharded if strategy == "sharded" else ["--trainer.strategy=ddp"]
     fill = ["--trainer.callbacks=tests.faults.phases.Fill", "--trainer.callbacks.step=3"]
-    fill += [f"--trainer.callbacks.file={disk}/filler", "--trainer.callbacks.leave=64000"]
+    fill += [f"--trainer.callbacks.file={disk}/filler", "--trainer.callbacks.leave=100000"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command = ["sinks", "fit", *SMALL, *EVERY_2, *spread, *fill, "--trainer.devices=2", "--data.batch_size=2"]
     done = on_a_small_disk([*launcher, *command, "--run.dir", f"{disk}/run"], disk)
