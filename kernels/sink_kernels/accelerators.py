@@ -6,6 +6,7 @@ import functools
 import warnings
 
 import torch
+from torch.cuda import is_available
 
 # Older GPUs have no bfloat16 tensor cores: kernels spill thousands of registers there, or do not compile.
 OLDEST_CAPABILITY = (8, 0)
@@ -17,6 +18,8 @@ def unsupported(device: torch.device) -> str | None:
     if device.type != "cuda" or torch.version.hip is not None:
         kind = "ROCm" if device.type == "cuda" else device.type
         return f"the Triton kernels are for NVIDIA GPUs and were never tried on {kind}"
+    if not is_available():
+        return None  # a plan for a GPU that is not here, on tensors without data
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) < OLDEST_CAPABILITY:
         limit = ".".join(map(str, OLDEST_CAPABILITY))

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from sink_kernels import attention_op, reference
+from sink_kernels import accelerators, attention_op, reference
 from sink_kernels.accelerators import _warn
 from sink_kernels.attention import _backend
 from sink_kernels.launching import gpu_unsupported, runs_kernels
@@ -22,6 +22,7 @@ def gpu(monkeypatch):
     """Pretends that there is a GPU of a capability."""
 
     def of(*capability, hip=None):
+        monkeypatch.setattr(accelerators, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(torch.version, "hip", hip)
         return torch.device("cuda", 0)
@@ -46,6 +47,11 @@ def test_older_ones_get_the_reference_and_one_line(gpu, capability):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not runs_kernels(device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_here_can_be_planned_for():
+    assert gpu_unsupported(torch.device("cuda", 0)) is None
 
 
 def test_rocm_and_other_accelerators_get_the_reference(gpu):
