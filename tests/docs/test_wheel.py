@@ -57,8 +57,8 @@ def test_the_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> 
     (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     options = ["--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
     install = [sys.executable, "-m", "pip", "--python", str(home / "bin/python"), "install", *options, str(wheel)]
-    subprocess.run(install, check=True)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(install, env=environment, check=True)
 
     def run(*command: str) -> str:
         program = str(home / "bin" / command[0])

@@ -14,6 +14,7 @@ EXPONENTIAL = AVERAGE % ("ExponentialAverage", "decay: 0.7")
 MEAN = AVERAGE % ("MeanOfLast", "fraction: 0.8")
 WSD = ["--model.optimization.schedule=wsd", "--model.optimization.decay_fraction=0.5"]
 MUON = "--model.optimizer=MuonAdamW"
+SHARDED = ["--trainer.strategy=sinks.parallel.strategy.Sharded", "--trainer.strategy.replicas=1"]
 HYBRID = ["--model.mixer=GatedDeltaNet", "--model.mixer_pattern=[mixer, attention]"]
 # A variant's file, and more arguments.
 STATEFUL: dict[str, tuple[str, list[str]]] = {
@@ -46,11 +47,11 @@ def test_a_killed_run_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("strategy", "optimizer"), [("ddp", [MUON]), ("sinks.parallel.strategy.Sharded", [])], ids=["ddp", "fsdp2"]
+    ("strategy", "optimizer"), [(["--trainer.strategy=ddp"], [MUON]), (SHARDED, [])], ids=["ddp", "fsdp2"]
 )
-def test_killed_processes_resume_bit_for_bit(strategy: str, optimizer: list[str], tmp_path: Path) -> None:
+def test_killed_processes_resume_bit_for_bit(strategy: list[str], optimizer: list[str], tmp_path: Path) -> None:
     whole, interrupted = (tmp_path / kind for kind in ("whole", "interrupted"))
-    two = [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--data.batch_size=2"]
+    two = [*strategy, "--trainer.devices=2", "--data.batch_size=2"]
     sittings = ((whole, [], True), (interrupted, [("Kill", {"step": 5})], False), (interrupted, [], True))
     for i, (folder, faults, ends) in enumerate(sittings):
         command = [*arguments(folder, "moe", *HYBRID, *optimizer, MEAN, *WSD, *two), *callbacks(folder, *faults)]
