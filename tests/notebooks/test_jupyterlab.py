@@ -63,6 +63,8 @@ def test_a_notebook_reads_before_it_runs_and_redraws_afterward(address: str) -> 
         images.nth(1).wait_for()
         assert page.page.locator(".jp-OutputArea").filter(has_text="step: 800").count()  # its settings, as text
         assert page.page.locator(".widget-dropdown select").count() == 0
+        # What is run before the kernel is there is not run later.
+        page.page.locator("#jp-main-statusbar").get_by_text("Idle").first.wait_for()
         page.page.get_by_role("menuitem", name="Run", exact=True).click()
         page.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         page.page.locator(".widget-dropdown select").first.wait_for()
