@@ -131,7 +131,8 @@ class RoutedExperts(FeedForward):
     def flops_per_token(self, tokens: int) -> dict[str, float]:
         """Of the router, the chosen experts, and what else has linear maps."""
         counts = linear_flops(self)
-        counts[self.kind] += 2 * 3 * self.chosen * self.config.d_model * self.width
+        products = 2 * 3 * self.chosen * self.config.d_model * self.width
+        counts[self.kind] = counts.get(self.kind, 0) + products
         return counts
 
     def idle_parameters(self) -> int:

@@ -80,8 +80,8 @@ def test_parts_of_the_hidden_channels_sum_to_the_whole() -> None:
 
 
 def test_the_chosen_experts_are_counted() -> None:
-    products = WIDTH * EXPERTS + CHOSEN * (WIDTH * 2 * HIDDEN + HIDDEN * WIDTH)
-    assert experts().flops_per_token(12) == {"feed-forward": 2 * products}
+    products = CHOSEN * (WIDTH * 2 * HIDDEN + HIDDEN * WIDTH)
+    assert experts().flops_per_token(12) == {"routers": 2 * WIDTH * EXPERTS, "feed-forward": 2 * products}
 
 
 @pytest.mark.parametrize("split_over", [1, 2])
@@ -89,7 +89,8 @@ def test_a_plan_needs_no_values(split_over: int) -> None:
     model = CausalLM(11, 12, architecture=SMALL, feed_forward=partial(Experts, experts=4, chosen=2))
     layout = Layout(2, "sharded", split_over)
     plan = plan_model(model, layout, read_precision("bf16-mixed"), Batch(11, 12, 2, 1), "cuda")
-    assert plan.parameters["feed-forward"] == 2 * (4 * 16 + 4 + 4 * (16 * 48 + 48 + 24 * 16 + 16))
+    assert plan.parameters["routers"] == 2 * (4 * 16 + 4)
+    assert plan.parameters["feed-forward"] == 2 * 4 * (16 * 48 + 48 + 24 * 16 + 16)
     assert plan.memory.activations > 0
 
 
