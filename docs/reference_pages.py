@@ -7,6 +7,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout, suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
@@ -62,7 +63,7 @@ def commands() -> str:
     """Every command's `--help`."""
     lines = ["# Commands", "", "```text", usage(), "```", ""]
     for name, (_, description) in COMMANDS.items():
-        shown = printed(lambda name=name: run([name, "--help"]))  # type: ignore[misc]
+        shown = printed(partial(run, [name, "--help"]))
         sentence = f"{description[0].upper()}{description[1:].rstrip('?')}{'?' if description.endswith('?') else '.'}"
         lines += [f"## sinks {name}", "", sentence, "", "```text", shown, "```", ""]
     return "\n".join(lines)

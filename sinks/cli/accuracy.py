@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sinks.cli.parser import run_function
-from sinks.cli.subjects import ABOUT, each_model, load_subject
+from sinks.cli.subjects import ABOUT, digest, each_model, identity, load_subject
 from sinks.errors import UserError, require
 
 
@@ -47,7 +47,6 @@ def accuracy(
     for name, value in (("rows", rows), ("continuation_tokens", continuation_tokens), ("batch_size", batch_size)):
         require(name, value, at_least=1, remedy="give e.g. 8")
 
-    from sinks.cli.quantize import digest, identity
     from sinks.probes.accuracy import measure
     from sinks.record.folder import from_json, to_json, write_atomically
     from sinks.record.provenance import provenance

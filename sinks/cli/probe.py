@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sinks.cli.analyze import collected
 from sinks.cli.parser import run_function
-from sinks.cli.subjects import ABOUT, each_model, load_subject
+from sinks.cli.subjects import ABOUT, digest, each_model, identity, load_subject
 from sinks.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -164,7 +164,6 @@ def measure(
     Returns:
         The file, and whether it had all of it already.
     """
-    from sinks.cli.quantize import digest, identity
     from sinks.probes.probe import Results
     from sinks.probes.probe import probe as run_probe
     from sinks.record.folder import to_json, write_atomically

@@ -1,6 +1,5 @@
 """`sinks quantize`: what simulated quantization costs a run or a pretrained model."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from itertools import product
@@ -9,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sinks.cli.analyze import collected
 from sinks.cli.parser import run_function
-from sinks.cli.subjects import ABOUT, each_model, load_subject
+from sinks.cli.subjects import ABOUT, digest, each_model, identity, load_subject
 from sinks.errors import UserError, require
 from sinks.quantize.rounding import Method
 from sinks.quantize.schemes import Only, Reach
 from sinks.quantize.transforms import Name
 
 if TYPE_CHECKING:
-    from sinks.quantize.subject import Subject
+    pass
 
 # What is shown of a result, and what of a breakdown.
 RESULTS = ("loss", "accuracy", "quantized", "folds")
@@ -147,30 +146,6 @@ def quantize(
         return f"{folder}: {len(asked) - unchanged} measured, {unchanged} unchanged"
 
     each_model(models, "quantize", measure_model)
-
-
-def identity(subject: "Subject") -> dict[str, Any]:
-    """What names a measurement besides its options: weights, rows and calibration rows."""
-    import torch
-
-    weights = hashlib.sha256()
-    for name, tensor in subject.model.state_dict().items():
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return {
-        "model": subject.name,
-        "weights": weights.hexdigest()[:16],
-        "text": subject.text,
-        "rows": list(subject.rows.shape),
-        "rows_sha256": digest(subject.rows.tolist()),
-        "calibration_rows": list(subject.calibration.shape),
-        "calibration_sha256": digest(subject.calibration.tolist()),
-    }
-
-
-def digest(content: Any) -> str:
-    """The first 16 hex digits of the SHA-256 of something that JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_result(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:

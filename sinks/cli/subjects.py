@@ -1,9 +1,11 @@
-"""What `sinks probe` and `sinks quantize` measure: runs and pretrained models, one after the other."""
+"""What `sinks probe`, `quantize` and `accuracy` measure: runs and pretrained models, one after the other."""
 
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sinks.cli.analyze import ANALYSES, device_of, slug
 from sinks.errors import UserError
@@ -105,3 +107,27 @@ def load_subject(
         model, text, rows, calibration_rows, tokens, bos, device_of(device), trust_remote_code, cache
     )
     return subject, (out or ANALYSES) / slug(model) / kind
+
+
+def identity(subject: "Subject") -> dict[str, Any]:
+    """What names a measurement besides its options: weights, rows and calibration rows."""
+    import torch
+
+    weights = hashlib.sha256()
+    for name, tensor in subject.model.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {
+        "model": subject.name,
+        "weights": weights.hexdigest()[:16],
+        "text": subject.text,
+        "rows": list(subject.rows.shape),
+        "rows_sha256": digest(subject.rows.tolist()),
+        "calibration_rows": list(subject.calibration.shape),
+        "calibration_sha256": digest(subject.calibration.tolist()),
+    }
+
+
+def digest(content: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of something that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

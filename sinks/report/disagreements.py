@@ -1,11 +1,13 @@
 """Where the paper's rows and these runs disagree, at the level that their seeds can carry: sentences of the answer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from sinks.report.outcomes import ATTENTION, Comparison, Outcome
+from sinks.report.claims import Claim
+from sinks.report.outcomes import ATTENTION, MEASURES, Comparison, Outcome, VariantResult
 from sinks.report.paper_rows import Beside, beside
-from sinks.report.spread import Spread
+from sinks.report.spread import MATERIAL, Spread
 from sinks.report.tables import with_half_range, with_interval
+from sinks.report.wording import NAMES, listed, short
 
 # Below this first-token mass of its strongest head a seed of a baseline with an attention sink is named.
 FORMED_FROM = 0.2
@@ -15,11 +17,46 @@ OUTCOMES: Mapping[Outcome, str] = {
 }
 
 
-def sentences(comparison: Comparison) -> list[str]:
-    """Disagreements besides those of claims and contrary outcomes; empty if there is none."""
+def sentences(comparison: Comparison, claims: Iterable[Claim]) -> list[str]:
+    """Every disagreement, and how far it goes; empty if there is none."""
     rows = beside(comparison)
     found = [*_divergence(comparison), *_outliers(comparison, rows), *_losses(comparison, rows)]
-    return [*_without_sink(comparison), *found, *_outcomes(comparison)]
+    known = [*_against(comparison, claims), *_without_sink(comparison), *found, *_outcomes(comparison)]
+    return [*known, _reach(comparison)] if known else []
+
+
+def _against(comparison: Comparison, claims: Iterable[Claim]) -> list[str]:
+    """The claims and the expectations of the paper that do not hold."""
+    contradicted = [f"{claim.key} ({claim.claim.rstrip('.')})" for claim in claims if claim.verdict == "contradicted"]
+    contrary = [f"{r.variant.short} ({r.reason})" for r in comparison.results if r.outcome == "contrary"]
+    contrary += [f"{r.variant.short} ({words}, one seed)" for r in comparison.results if (words := _other_way(r))]
+    parts = [f"{what} {listed(found)}" for what, found in (("claims", contradicted), ("variants", contrary)) if found]
+    return [f"Against the paper: {'; '.join(parts)}."] if parts else []
+
+
+def _reach(comparison: Comparison) -> str:
+    """How far a disagreement goes."""
+    runs = comparison.ablation.runs
+    sizes = sorted({int(n) for run in runs if (n := run.value("parameters")) is not None})
+    tokens = sorted({int(n) for run in runs if (n := run.value("tokens")) is not None})
+    size = f" of {sizes[-1] / 1e6:.3g} M parameters" if sizes else ""
+    length = f" on {tokens[-1] / 1e6:.3g} M tokens" if tokens else ""
+    return f"This holds for models{size}{length}, and says nothing of larger ones."
+
+
+def _other_way(result: VariantResult) -> str:
+    """Measures of a single seed that rise by more than `MATERIAL` where the paper expects a fall."""
+    base = result.baseline
+    if base is None or result.no_effect:
+        return ""
+    rise = [
+        f"{MEASURES[key]} rises from {short(base.spreads[key])} to {short(result.spreads[key])}"
+        for key in NAMES
+        if result.expected.get(key) == "falls"
+        and result.changes.get(key) == "one seed"
+        and result.spreads[key].mean > (1 + MATERIAL) * base.spreads[key].mean
+    ]
+    return ", ".join(rise)
 
 
 def _divergence(comparison: Comparison) -> list[str]:

@@ -5,8 +5,11 @@ Chromium is the distribution's, driven by Playwright; axe-core comes with axe-pl
 
 import importlib.util
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +23,7 @@ needs_browser = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.
 Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 WIDTHS = (1280, 400)
+SECONDS = 120  # for a server to start, on a busy machine
 
 
 class Page:
@@ -70,6 +74,33 @@ def chromium() -> Iterator[Page]:
             yield Page(browser.new_page())
         finally:
             browser.close()
+
+
+@contextmanager
+def serving(command: Sequence[str], ready: Callable[[str], bool], cwd: Path | None = None) -> Iterator[str]:
+    """The address of a server, which is ended in the end.
+
+    Args:
+        command: with `{port}` where the number of a free port goes.
+        ready: whether the server at an address is; an OSError says no.
+        cwd: where it runs.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen([part.format(port=port) for part in command], cwd=cwd)
+    try:
+        until = time.monotonic() + SECONDS
+        while time.monotonic() < until:
+            with suppress(OSError):
+                if ready(address):
+                    break
+            time.sleep(0.2)
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def check_everywhere(page: Page, at: str | Path) -> None:

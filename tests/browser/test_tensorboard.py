@@ -1,44 +1,29 @@
 """TensorBoard of a run in a browser: the overview it opens on, and maps as images."""
 
-import socket
-import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 
 import pytest
 
 from sinks.record import board
-from tests.browser.browser import chromium, needs_browser
+from tests.browser.browser import SECONDS, chromium, needs_browser, serving
 from tests.cli.small import fit
 
 pytestmark = [pytest.mark.slow, needs_browser]
-SECONDS = 90
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("runs")
     fit(folder / "baseline/seed0")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", "--logdir", folder, "--port", str(port)])
-    try:
-        until = time.monotonic() + SECONDS
-        while time.monotonic() < until:
-            try:
-                tags = urllib.request.urlopen(f"http://127.0.0.1:{port}/data/plugin/scalars/tags").read()
-                if b"validation" in tags:
-                    break
-            except OSError:
-                pass
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait()
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "{port}"]
+
+    def ready(at: str) -> bool:
+        return b"validation" in urllib.request.urlopen(f"{at}/data/plugin/scalars/tags").read()
+
+    with serving(command, ready) as at:
+        yield at
 
 
 def test_the_overview_has_a_chart_for_each_number(address: str) -> None:

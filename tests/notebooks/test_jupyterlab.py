@@ -1,10 +1,7 @@
 """A notebook in JupyterLab, in headless Chromium: it is there before it runs, and its controls redraw its figures."""
 
 import shutil
-import socket
-import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +9,13 @@ from pathlib import Path
 import pytest
 
 from sinks.report import notebook
-from tests.browser.browser import chromium, needs_browser
+from tests.browser.browser import SECONDS, chromium, needs_browser, serving
 from tests.notebooks.folders import NOTEBOOKS, make
 
 pytest.importorskip("jupyterlab")
 pytestmark = [pytest.mark.slow, needs_browser]
 
 NAME = "watch_a_sink_form.ipynb"
-SECONDS = 120
 IMAGES = "all => all.map(image => image.src)"
 
 
@@ -30,29 +26,13 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "config"))
     (tmp_path / "notebooks").mkdir()
     shutil.copy(NOTEBOOKS / NAME, tmp_path / "notebooks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = [
-        "--no-browser",
-        "--allow-root",
-        "--IdentityProvider.token=",
-        f"--port={port}",
-        "--notebook-dir=notebooks",
-    ]
-    server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=tmp_path)
-    try:
-        until = time.monotonic() + SECONDS
-        while time.monotonic() < until:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api")
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/lab/tree/{NAME}"
-    finally:
-        server.terminate()
-        server.wait()
+    options = ["--no-browser", "--allow-root", "--IdentityProvider.token=", "--port={port}", "--notebook-dir=notebooks"]
+
+    def ready(at: str) -> bool:
+        return urllib.request.urlopen(f"{at}/api").status == 200
+
+    with serving([sys.executable, "-m", "jupyterlab", *options], ready, tmp_path) as at:
+        yield f"{at}/lab/tree/{NAME}"
 
 
 def test_a_notebook_reads_before_it_runs_and_redraws_afterward(address: str) -> None:

@@ -47,7 +47,7 @@ def test_a_single_seed_against_the_paper_is_named_as_such(tmp_path: Path) -> Non
 
 def test_the_question_is_the_files(tmp_path: Path) -> None:
     root = write_ablation(tmp_path, {name: BACKCOPY[name] for name in ("baseline", "dyt")})
-    assert question(compare(load_ablation(root))).startswith("What do 1 variants change")
+    assert question(compare(load_ablation(root))).startswith("What does one variant change")
     content = yaml.safe_load((root / "ablation.yaml").read_text())
     (root / "ablation.yaml").write_text(yaml.safe_dump(content | {"question": "Why?"}))
     assert question(compare(load_ablation(root))) == "Why?"
