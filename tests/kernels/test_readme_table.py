@@ -4,7 +4,9 @@ import json
 import re
 from pathlib import Path
 
+import torch
 from sink_kernels.accelerators import OLDEST_CAPABILITY
+from sink_kernels.tiles import Tile, rows_a_block, tile_for
 
 from benchmarks.kernels.compile_report import GPUS, pinned
 
@@ -25,6 +27,19 @@ KERNELS = {
 def test_the_recorded_report_is_of_the_kernels_as_they_are_pinned() -> None:
     assert set(ROWS) == {config.name for config in pinned()}
     assert [row["name"] for row in RECORDED["rows"] if row["violations"]] == []
+
+
+def test_the_recorded_report_has_the_tiles_of_the_table() -> None:
+    for row in RECORDED["rows"]:
+        if row["kernel"].startswith("gated_norm"):
+            continue
+        capability = divmod(GPUS[row["gpu"]].capability, 10)
+        dtype = torch.float32 if "float32" in row["features"] else torch.bfloat16
+        if row["kernel"] == "backward_rows":
+            expected = Tile(rows_a_block(row["width"]), 0, 4, 1)
+        else:
+            expected = tile_for(row["kernel"], row["width"], dtype, capability)
+        assert row["tile"] == expected._asdict(), row["name"]
 
 
 def test_every_compiled_gpu_has_a_row_and_older_ones_the_reference() -> None:

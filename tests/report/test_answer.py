@@ -13,6 +13,7 @@ from sinks.report import compare, load_ablation
 from sinks.report.answer import answer, question
 from sinks.report.claims import claims
 from sinks.report.render import write_report
+from sinks.report.wording import listed
 from tests.report.synthetic import BACKCOPY, Levels, write_ablation, write_run
 
 
@@ -99,3 +100,10 @@ def test_two_hundred_runs_are_built_in_seconds_and_33_stay_small(tmp_path: Path)
     assert time.process_time() - begun < 60  # the goal is 20 s on an idle machine; here other tests run beside
     assert len(comparison.ablation.runs) == 200
     assert html.stat().st_size < 3e6
+
+
+def test_a_long_list_is_counted_and_names_with_commas_are_kept_apart() -> None:
+    assert listed(["one"]) == "one"
+    assert listed("abc") == "a, b and c"
+    assert listed(["a, b", "c"]) == "a, b; and c"
+    assert listed("abcdefgh") == "a, b, c, d, e, f and 2 more"
