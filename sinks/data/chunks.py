@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 
 from sinks.data.manifest import INDEX_FILE
 from sinks.errors import UserError
+from sinks.parallel.process_exit import end_with_writer
 from sinks.record.atomic import FULL
 
 POLL_S = 0.05
@@ -81,12 +81,6 @@ def _chunks_in_index(folder: Path) -> int:
     return len(json.loads(file.read_text(encoding="utf-8"))["chunks"]) if file.is_file() else 0
 
 
-def _end_with_parent(parent: int) -> None:
-    """Kill this process and litdata's workers when the parent process ends: the chunks would be unused."""
-    os.read(parent, 1)
-    os.killpg(0, signal.SIGKILL)
-
-
 def _optimize(
     tokens: Callable[[Any], np.ndarray],
     inputs: dict[Path, list[Any]],
@@ -98,7 +92,8 @@ def _optimize(
 ) -> None:
     os.setpgrp()
     os.close(held)
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    # With litdata's workers: without the parent process the chunks would be unused.
+    end_with_writer(parent)
     # Advertisement and progress bars; shown only when something fails.
     stream = log.open("w", encoding="utf-8", buffering=1)
     os.dup2(stream.fileno(), 1)

@@ -2,7 +2,9 @@
 
 import atexit
 import os
+import signal
 import sys
+import threading
 from typing import NoReturn
 
 
@@ -22,3 +24,17 @@ def exit_process(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def end_with_writer(pipe: int) -> None:
+    """Kill this process and its group once nobody has the writing end of a pipe: it closes however its process ends.
+
+    Args:
+        pipe: file descriptor of the reading end, to which nothing is ever written.
+    """
+
+    def wait() -> None:
+        os.read(pipe, 1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
