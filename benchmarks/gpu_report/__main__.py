@@ -1,7 +1,7 @@
 """`python -m benchmarks.gpu_report --output DIR --budget MINUTES`: every stage in its own process, then report.md.
 
-Stages run in order of value until the time is up. Each writes a JSON and a Markdown file as it runs, so an interrupted
-run keeps its results; the same command again runs only unfinished stages. A stage that is compiling when its time is
+Stages run in order of value until the time is up. Each writes a JSON and a Markdown file as it runs; the same command
+again goes on with what is not yet measured, however the one before ended. A stage that is compiling when its time is
 up may take another minute, but never past --limit.
 """
 

@@ -11,7 +11,8 @@ def page(records: dict[str, dict[str, Any]], texts: dict[str, str], not_run: dic
     """The report.
 
     Args:
-        records: JSON of every available stage, by file name.
+        records: JSON of every available stage, by file name: `stage`, `fingerprint`, `dry`, `minutes`, `state`,
+            `error`, `result`, and `commands`: provenance and `seconds` of each command that worked on it.
         texts: Markdown of the same.
         not_run: why a stage was not run, by file name.
     """
@@ -30,14 +31,20 @@ def page(records: dict[str, dict[str, Any]], texts: dict[str, str], not_run: dic
 def _cells(file: str, record: dict[str, Any] | None, not_run: str | None) -> list[str]:
     if record is None:
         return [file, not_run or "not run"]
-    known = record["provenance"]
-    versions = known.get("versions", {})
+    commands = record["commands"]
     state = f"{record['state']}: {_line(record['error'])}" if record["error"] else record["state"]
     state += f" (before; now {not_run})" if not_run else ""
-    commit = f"{str(known.get('commit'))[:12]}{' (dirty)' if known.get('dirty') else ''}"
-    device = f"{known.get('gpus', '')} x {known.get('device', '')}"
-    torch_and_triton = f"{versions.get('torch')}, {versions.get('triton')}"
-    return [file, state, f"{record['seconds']:.0f}", device, commit, torch_and_triton, known.get("started", "")]
+    seconds = f"{sum(command['seconds'] for command in commands):.0f}"
+    origins = (
+        (
+            f"{command['gpus']} x {command['device']}",
+            f"{str(command['commit'])[:12]}{' (dirty)' if command['dirty'] else ''}",
+            f"{command['versions']['torch']}, {command['versions']['triton']}",
+            command["started"],
+        )
+        for command in commands
+    )
+    return [file, state, seconds, *("; ".join(dict.fromkeys(column)) for column in zip(*origins, strict=True))]
 
 
 def _line(text: str) -> str:

@@ -19,11 +19,12 @@ from benchmarks.gpu_report.stage_context import StageContext
 from benchmarks.tables import number, table
 from sinks.data.module import TokenData
 from sinks.data.order import identity_order
-from sinks.parallel.process_exit import exit_process
+from sinks.parallel.process_exit import end_with_writer, exit_process
 from sinks.parallel.strategy import Sharded
 from sinks.record import RunFolder
 from sinks.record.folder import from_json, to_json, write_atomically
 
+ALONE = "one process"
 STRATEGIES: dict[str, Callable[[], Any]] = {"ddp": lambda: "ddp", "fsdp2": lambda: Sharded()}
 VARIANT = "gated-both"
 ROWS_A_GPU, STEPS, LOG_EVERY = 16, 40, 10
@@ -99,7 +100,7 @@ def train(folder: Path, name: str, processes: int, batch_size: int, dry: bool) -
 
     Args:
         folder: parent of the run's folder.
-        name: of a strategy, or "one process".
+        name: of a strategy, or `ALONE`.
         processes: number of processes.
         batch_size: rows over all processes.
         dry: tiny sizes.
@@ -128,19 +129,21 @@ def series(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(context: StageContext) -> Iterator[dict[str, Any]]:
-    """One process first: the reference for the others."""
+    """One process first: the reference for the others, of which all that are still unknown run together."""
     processes = DRY_PROCESSES if context.device.type == "cpu" else torch.cuda.device_count()
     batch_size = 4 if context.dry else ROWS_A_GPU * processes
-    result: dict[str, Any] = {"processes": processes, "rows": [], "faults": [], "left_out": []}
-    shutil.rmtree(context.folder / "one-process", ignore_errors=True)
-    alone = train(context.folder, "one process", 1, batch_size, context.dry)
-    result["rows"].append(series(context.folder, alone))
-    free_memory()  # the following processes share the first GPU with this one
+    rows = [row for row in context.before.get("rows", ()) if "refused" not in row]
+    result: dict[str, Any] = {"processes": processes, "rows": rows, "faults": [], "left_out": []}
+    if not rows:
+        shutil.rmtree(context.folder / ALONE, ignore_errors=True)
+        rows.append(series(context.folder, train(context.folder, ALONE, 1, batch_size, context.dry)))
+        free_memory()  # the following processes share the first GPU with this one
     yield result
+    names = [name for name in STRATEGIES if name not in {row["name"] for row in rows}]
     if context.late:
-        yield result | {"left_out": list(STRATEGIES)}
+        yield result | {"left_out": names}
         return
-    for row in launch(context, processes, batch_size):
+    for row in launch(context, names, processes, batch_size) if names else ():
         if "refused" in row:
             result["faults"].append(f"{row['name']}: {row['refused']}")
         else:
@@ -149,14 +152,14 @@ def run(context: StageContext) -> Iterator[dict[str, Any]]:
     yield result
 
 
-def launch(context: StageContext, processes: int, batch_size: int) -> list[dict[str, Any]]:
-    """Run every strategy in turn under one torchrun; `refused` is the reason of a failure."""
-    answers = {name: context.folder / f"{name}.json" for name in STRATEGIES}
+def launch(context: StageContext, names: list[str], processes: int, batch_size: int) -> list[dict[str, Any]]:
+    """Run strategies in turn under one torchrun; `refused` is the reason of a failure."""
+    answers = {name: context.folder / f"{name}.json" for name in names}
     for name, answer in answers.items():
         answer.unlink(missing_ok=True)
         shutil.rmtree(context.folder / name, ignore_errors=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "benchmarks.gpu_report.parallel", str(context.folder), str(processes), str(batch_size)]
+    command += ["-m", "benchmarks.gpu_report.parallel", str(context.folder), str(processes), str(batch_size), *names]
     done = subprocess.run(command + (["--dry"] if context.dry else []), capture_output=True, text=True)
     print(done.stdout, done.stderr, flush=True)
     lines = [line for line in done.stderr.splitlines() if "Error" in line and "ChildFailedError" not in line]
@@ -214,9 +217,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("processes", type=int)
     parser.add_argument("batch_size", type=int)
+    parser.add_argument("names", nargs="+", help="strategies")
     parser.add_argument("--dry", action="store_true")
     options = parser.parse_args()
-    for name in STRATEGIES:
+    end_with_writer(0)
+    for name in options.names:
         found = train(options.folder, name, options.processes, options.batch_size, options.dry)
         if torch.distributed.get_rank() == 0:
             write_atomically(options.folder / f"{name}.json", to_json(found))

@@ -23,7 +23,9 @@ from benchmarks.gpu_report.results import Results
 from benchmarks.gpu_report.stage_context import ROOT
 from benchmarks.gpu_report.stages import STAGES, Stage, shares
 from sinks.errors import UserError
+from sinks.record.atomic import PARTIAL, remove_leftovers, replace_atomically, with_filename
 from sinks.record.folder import to_json, write_atomically
+from sinks.record.lock import run_lock
 from sinks.record.provenance import PACKAGES
 
 # Time that a stage may exceed its limit before it is killed: the longest single compilation.
@@ -92,7 +94,26 @@ class Report:
         return hashlib.sha256(to_json(part).encode()).hexdigest()[:16]
 
     def run(self, stages: list[Stage]) -> int:
-        """Run unfinished stages; exit code 1 if a stage failed."""
+        """Run unfinished stages; exit code 1 if a stage failed.
+
+        Raises:
+            UserError: if another command is writing to the folder, or it cannot be written.
+        """
+        with run_lock(self.folder, "--output"):
+            remove_leftovers(self.folder)
+            self._end_interrupted()
+            # An interrupted command did not write what it had measured.
+            self.write({})
+            return self._run_all(stages)
+
+    def _end_interrupted(self) -> None:
+        """Mark the stages that ended with their command: nothing runs now."""
+        for stage in STAGES:
+            record = Results(self.folder, stage.file).read()
+            if record is not None and record["state"] == "running":
+                self._end(record, "its command was interrupted")
+
+    def _run_all(self, stages: list[Stage]) -> int:
         end = time.monotonic()
         failed = False
         not_run: dict[str, str] = {}
@@ -105,20 +126,20 @@ class Report:
             left = min(end, last) - time.monotonic()
             fingerprint = self.fingerprint(stage, minutes)
             before = Results(self.folder, stage.file).read()
-            if before is not None and done(before, fingerprint, left):
-                state = f"{before['state']} before"
+            if before is not None and before["fingerprint"] == fingerprint and before["state"] == "done":
+                state = "done before"
             elif left < 30 * stage.least:
                 state = f"not run: {max(0.0, left / 60):.1f} minutes are left for it, it needs {stage.least:g}"
                 not_run[stage.file] = state
             else:
-                state = self._run(stage, minutes, left, fingerprint)
+                state = self._run(stage, minutes, left, fingerprint, before)
                 failed = failed or state in ("failed", "killed")
             print(f"{stage.file}: {state}", flush=True)
             self.write(not_run)
         return 1 if failed else 0
 
-    def _run(self, stage: Stage, minutes: float, left: float, fingerprint: str) -> str:
-        """Run one stage and return how it ended."""
+    def _run(self, stage: Stage, minutes: float, left: float, fingerprint: str, before: dict[str, Any] | None) -> str:
+        """Run one stage and return how it ended; `before`: its record until now."""
         results = Results(self.folder, stage.file)
         log = self.folder / "work" / stage.file / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -131,27 +152,24 @@ class Report:
         seconds = time.monotonic() - started
         tail = "".join(f"    {line}\n" for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
         record = results.read()
-        if record is not None and record["fingerprint"] == fingerprint and record["state"] != "running":
+        # Unchanged if the process ended before it wrote anything.
+        if record is not None and record != before and record["state"] != "running":
             if record["state"] == "failed":
                 print(f"{stage.file} failed after {seconds:.0f} s; the end of {log}:\n{tail}", file=sys.stderr)
             return str(record["state"])
         reason = f"over its time, after {seconds:.0f} s" if code is None else f"exit code {code} after {seconds:.0f} s"
-        kept = (
-            record if record is not None and record["fingerprint"] == fingerprint else {"result": {}, "provenance": {}}
-        )
-        text = results.markdown.read_text(encoding="utf-8") if kept["result"] else f"# {stage.file}\n"
-        ended = {
-            "stage": stage.file,
-            "fingerprint": fingerprint,
-            "state": "killed",
-            "seconds": seconds,
-            "error": reason,
-        }
-        results.write(
-            {**kept, "dry": self.dry, "minutes": minutes, "limit_s": left} | ended, f"{text}\nEnded early: {reason}."
-        )
+        if record is None or record["fingerprint"] != fingerprint:
+            named = {"stage": stage.file, "fingerprint": fingerprint, "dry": self.dry, "minutes": minutes}
+            record = named | {"commands": [], "result": {}}
+        self._end(record, reason)
         print(f"{stage.file} was ended: {reason}; the end of {log}:\n{tail}", file=sys.stderr)
         return "killed"
+
+    def _end(self, record: dict[str, Any], reason: str) -> None:
+        """Keep what a stage measured before something ended it."""
+        results = Results(self.folder, record["stage"])
+        text = results.markdown.read_text(encoding="utf-8") if record["result"] else f"# {record['stage']}\n"
+        results.write(record | {"state": "killed", "error": reason}, f"{text}\nEnded early: {reason}.")
 
     def _environment(self) -> dict[str, str]:
         path = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -182,15 +200,10 @@ def sources() -> Iterator[Path]:
         yield from sorted(ROOT.glob(pattern))
 
 
-def done(record: dict[str, Any], fingerprint: str, left: float) -> bool:
-    """Whether a result is final: failed stages run again, and those out of time if they now have more."""
-    if record["fingerprint"] != fingerprint:
-        return False
-    return record["state"] == "done" or (record["state"] == "out of time" and left <= record["limit_s"])
-
-
 def in_a_group(command: list[str], seconds: float, output: int, environment: dict[str, str]) -> int | None:
     """Run a command in its own process group; its exit code, None if killed after `seconds`.
+
+    Its standard input, and that of everything it starts, is a pipe that closes when this process ends, however it ends.
 
     Args:
         command: and its arguments.
@@ -199,27 +212,32 @@ def in_a_group(command: list[str], seconds: float, output: int, environment: dic
         environment: variables.
     """
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+        command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
     )
+    assert process.stdin is not None
     try:
         return process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         return None
     finally:
-        # Loader workers and ranks may outlive their parent.
+        # Ranks, which torchrun starts in process groups of their own, read the pipe.
+        process.stdin.close()
+        # Loader workers may outlive their parent.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def pack(folder: Path, archive: Path) -> None:
-    """Archive the folder without token data and arrays, replacing an older archive."""
+    """Archive the folder without token data, arrays and hidden files, replacing an older archive."""
 
     def wanted(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        return None if entry.name.endswith(NOT_ARCHIVED) else entry
+        hidden = Path(entry.name).name.startswith(".")
+        return None if hidden or entry.name.endswith(NOT_ARCHIVED) else entry
 
     archive.parent.mkdir(parents=True, exist_ok=True)
-    temporary = archive.with_name(f".{archive.name}.{os.getpid()}")
-    with tarfile.open(temporary, "w:gz") as stream:
+    # The same in every process: what a killed one leaves is overwritten.
+    temporary = archive.with_name(f".{archive.name}{PARTIAL}")
+    with with_filename(archive), tarfile.open(temporary, "w:gz") as stream:
         stream.add(folder, arcname="gpu-report", filter=wanted)
-    temporary.replace(archive)
+    replace_atomically(temporary, archive)

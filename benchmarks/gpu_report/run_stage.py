@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.gpu_report.results import Results, origin
 from benchmarks.gpu_report.stage_context import StageContext
+from sinks.parallel.process_exit import end_with_writer
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,33 +28,40 @@ def main(arguments: list[str] | None = None) -> int:
     results = Results(options.output, options.file)
     folder = options.output / "work" / options.file
     folder.mkdir(parents=True, exist_ok=True)
-    context = StageContext(folder, options.dry, options.minutes, started + options.limit)
-    known = origin()
+    before = results.read()
+    if before is None or before["fingerprint"] != options.fingerprint:
+        before = {"commands": [], "result": {}}
+    result: dict[str, Any] = before["result"]
+    context = StageContext(folder, options.dry, options.minutes, started + options.limit, result)
+    command = origin()
+    commands = [*before["commands"], command]
     record: dict[str, Any] = {
         "stage": options.file,
         "fingerprint": options.fingerprint,
         "dry": options.dry,
         "minutes": options.minutes,
-        "limit_s": options.limit,
-        "provenance": known,
+        "commands": commands,
     }
-    result: dict[str, Any] = {}
     stage: Any = None
 
     def write(state: str, error: str | None = None) -> None:
-        seconds = time.monotonic() - started
+        command["seconds"] = time.monotonic() - started
         text = stage.markdown(result) if stage is not None and result else f"# {options.file}\n"
         text += "".join(f"\nNot measured: {name} ({why}).\n" for name, why in result.get("missing", {}).items())
         text += "".join(f"\nNot reached in time: {what}.\n" for what in result.get("left_out", ()))
-        text += f"\nMeasured on {known['device']}, commit {known['commit']}, {known['started']}.\n"
+        for one in commands:
+            text += (
+                f"\nMeasured on {one['device']}, commit {one['commit']}, {one['started']}, in {one['seconds']:.0f} s.\n"
+            )
         if options.dry:
             text += "\nA dry run: tiny sizes, to test that everything runs. No number here indicates speed.\n"
         if error is not None:
             text += f"\nFailed:\n\n```\n{error.rstrip()}\n```\n"
-        results.write(record | {"state": state, "seconds": seconds, "error": error, "result": result}, text)
+        results.write(record | {"state": state, "error": error, "result": result}, text)
 
     try:
         stage = importlib.import_module(options.module)
+        write("running")
         for grown in stage.run(context):
             result = grown
             write("running")
@@ -69,4 +77,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_with_writer(0)
     raise SystemExit(main())

@@ -1,8 +1,9 @@
 """The context of a stage."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,12 +19,15 @@ class StageContext:
         dry: tiny sizes, to test that everything runs; also without a GPU.
         minutes: its part of the budget.
         deadline: `time.monotonic()` after which it starts nothing new.
+        before: its result until now, of commands that ended before it was done; {} for none. What it has is not
+            measured again, except what failed.
     """
 
     folder: Path
     dry: bool
     minutes: float
     deadline: float
+    before: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:

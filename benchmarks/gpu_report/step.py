@@ -115,10 +115,11 @@ class Runner:
     Args:
         context: the stage's.
         width: shape.
+        measured_flops: rate of a large matrix product on this machine.
     """
 
-    def __init__(self, context: StageContext, width: Width) -> None:
-        self.device, self.dry, self.width = context.device, context.dry, width
+    def __init__(self, context: StageContext, width: Width, measured_flops: float) -> None:
+        self.device, self.dry, self.width, self.measured_flops = context.device, context.dry, width, measured_flops
         generator = torch.Generator().manual_seed(0)
         size = (width.batch_size, width.context_length + 1)
         self.rows = torch.randint(0, width.vocab_size, size, generator=generator).to(self.device)
@@ -192,40 +193,67 @@ def uncompiled(step: Step) -> Step:
 
 
 def run(context: StageContext) -> Iterator[dict[str, Any]]:
-    """At each width the baseline, then everything else in turns with it."""
+    """At each width the baseline, then everything else in turns with it.
+
+    What an earlier command measured was in turns with the baseline's steps then; only its ratios are compared.
+    """
     if context.dry:
         torch.compiler.set_stance("force_eager")  # compilation would dominate a dry run
     matmul = roofs(Bench(context.device, context.dry))["matmul_tflops"] * 1e12
     result: dict[str, Any] = {
         "peak_flops": dense_peak(context.device),
-        "measured_flops": matmul,
-        "rows": [],
-        "missing": {},
+        "rows": [row for row in context.before.get("rows", ()) if "refused" not in row],
+        "missing": unavailable(),
         "faults": [],
         "left_out": [],
     }
     for width in widths(context.dry):
-        yield from _at(context, width, result)
+        yield from _at(context, width, matmul, result)
     yield result
 
 
-def _at(context: StageContext, width: Width, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def unavailable() -> dict[str, str]:
+    """Why baseline models are missing, by name."""
+    missing = {}
+    tiny = widths(dry=True)[0]
+    for name, build_model in BASELINE_MODELS.items():
+        try:
+            build_model(tiny.shape, tiny.vocab_size, tiny.context_length)
+        except ImportError as reason:
+            missing[name] = str(reason)
+    return missing
+
+
+def _at(context: StageContext, width: Width, measured_flops: float, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    known = {(row["contestant"], row["compiled"]): row for row in result["rows"] if row["width"] == width.name}
+    todo = [(name, c) for name, c in CONTESTANTS if (name, c) not in known and name not in result["missing"]]
+    first = known.get((BASELINE, False))
+    if first is not None and "statistics_overhead" in first and not todo:
+        return
+    if context.late:
+        result["left_out"].append(f"everything else at {width.name}" if known else f"everything at {width.name}")
+        return
     compile_alike()
     gc.collect()
-    runner = Runner(context, width)
+    runner = Runner(context, width, measured_flops)
     before = _allocated(context.device)
     model = width.variant(BASELINE)
     flops = model.flops_per_token().per_token
     baseline = runner.ours(model)
-    first = _row(runner, result, BASELINE, model, (baseline,), flops, before)
-    result["rows"].append(first)
-    yield result
-    try:
-        first["statistics_overhead"] = runner.statistics_overhead(baseline, model)
-    except Exception as failure:
-        result["faults"].append(f"statistics at {width.name}: {reason_of(failure)}")
-    yield result
-    for name, compiled in CONTESTANTS:
+    if first is None:
+        first = _row(runner, result, BASELINE, model, (baseline,), flops, before)
+        first |= {"contestant": BASELINE, "compiled": False}
+        result["rows"].append(first)
+        yield result
+    else:
+        runner.warm_up(baseline)
+    if "statistics_overhead" not in first:
+        try:
+            first["statistics_overhead"] = runner.statistics_overhead(baseline, model)
+        except Exception as failure:
+            result["faults"].append(f"statistics at {width.name}: {reason_of(failure)}")
+        yield result
+    for name, compiled in todo:
         label = name + (", compiled" if compiled else "")
         if context.late:
             result["left_out"].append(f"{label} at {width.name}")
@@ -237,13 +265,10 @@ def _at(context: StageContext, width: Width, result: dict[str, Any]) -> Iterator
                 row = _baseline_model(runner, result, name, compiled, baseline, flops, before)
             else:
                 row = _variant(runner, result, name, baseline, before)
-        except ImportError as reason:
-            result["missing"][name] = str(reason)
-            continue
         # A failure, e.g. out of memory, is a row of the table, and the others continue.
         except Exception as failure:
             row = {"width": width.name, "name": label, "covered": name in COVERED, "refused": reason_of(failure)}
-        result["rows"].append(row)
+        result["rows"].append(row | {"contestant": name, "compiled": compiled})
         yield result
 
 
@@ -269,7 +294,7 @@ def _baseline_model(
     label = name + (f", {other.compile()}" if compiled else "")
     step = stepper(model, other.loss, runner.device)
     row = _row(runner, result, label, model, (baseline, step), flops, before)
-    return row | {"baseline_model": True, "compiled": compiled}
+    return row | {"baseline_model": True}
 
 
 def _row(
@@ -290,10 +315,12 @@ def _row(
         "parameters": count,
         "parameters_to_baseline": count / first,
         "tokens_per_second": tokens_per_second,
+        "baseline_tokens_per_second": width.tokens / statistics.median(of_baseline),
         "to_baseline": statistics.median(a / b for a, b in zip(of_baseline, own, strict=True)),
         "spread": max(own) / min(own) - 1,
         "mfu": None if result["peak_flops"] is None else rate / result["peak_flops"],
-        "of_measured_rate": rate / result["measured_flops"],
+        "measured_flops": runner.measured_flops,
+        "of_measured_rate": rate / runner.measured_flops,
         "peak_mib": None if peak is None else peak - before,
     }
 
@@ -301,14 +328,15 @@ def _row(
 def markdown(result: dict[str, Any]) -> str:
     """One table per width."""
     known = result["peak_flops"]
+    rates = dict.fromkeys(f"{row['measured_flops'] / 1e12:.2f}" for row in result["rows"] if "refused" not in row)
     lines = [
         "# d. A training step",
         "",
         "bfloat16 autocast, AdamW, clipping; blocks compiled by torch.compile. Contestants take turns with the "
         "baseline; medians. Variants have the baseline's number of parameters within 1 %: their feed-forward is "
         "narrowed. MFU: FLOPs of the model (causal attention counted half) over the data sheet's dense rate, "
-        f"here {f'{known / 1e12:.0f} TFLOP/s' if known else 'unknown'}; of measured: over a large matrix product here, "
-        f"{result['measured_flops'] / 1e12:.2f} TFLOP/s. Statistics: extra time of training with statistics every "
+        f"here {f'{known / 1e12:.0f} TFLOP/s' if known else 'unknown'}; of measured: over a large matrix product in "
+        f"the same command, {'; '.join(rates)} TFLOP/s. Statistics: extra time of training with statistics every "
         f"{INTERVAL} steps. Of Hugging Face's Llama the layers are compiled, like our blocks: compiled as a whole "
         "before torch 2.14, it builds a T x T mask, so SDPA cannot use its fused causal kernels.",
     ]

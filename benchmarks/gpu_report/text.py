@@ -119,7 +119,8 @@ def prepare(folder: Path, vocab_size: int, most_bytes: int | None = None, proces
     settings = [corpus.fingerprint(), corpus.in_pieces, vocab_size, VALIDATION_SHARE, SAMPLE_BYTES]
     fingerprint = hashlib.sha256(to_json(settings).encode()).hexdigest()[:16]
     prepared = folder / f"text-{fingerprint[:8]}"
-    if (prepared / "text.json").is_file():
+    # An archive of the report has only the first.
+    if all((prepared / name).is_file() for name in ("text.json", "train.bin", "val.bin")):
         return prepared
     shutil.rmtree(prepared, ignore_errors=True)
     prepared.mkdir(parents=True)

@@ -30,6 +30,8 @@ FAMILIES = (
     "pre-affine",
 )
 LEAST_MINUTES = 3.0  # per family; in fewer no sink can be expected
+# Of the time that other families had in an earlier command: with less, a family waits for the next.
+LEAST_FRACTION = 0.9
 VALIDATE_EVERY = 200
 INFORMATIVE = 0.1
 SEED = 0
@@ -78,7 +80,10 @@ def configuration(dry: bool) -> dict[str, Any]:
 
 
 def run(context: StageContext) -> Iterator[dict[str, Any]]:
-    """Prepare the text, then train each family for the same time."""
+    """Prepare the text, then train each family for the same time.
+
+    A family whose training was interrupted starts again, in a later command with as much time as the others had.
+    """
     sections = configuration(context.dry)
     options = sections["data"]["init_args"]
     text = prepare(context.folder, options["vocab_size"], most_bytes=300_000 if context.dry else None)
@@ -86,10 +91,17 @@ def run(context: StageContext) -> Iterator[dict[str, Any]]:
     data = InstalledText(text, seed=SEED, **given)
     families = list(FAMILIES[:2] if context.dry else FAMILIES[: max(1, int(context.minutes / LEAST_MINUTES))])
     result: dict[str, Any] = {"text": vars(data.content), "recipe": sections, "seed": SEED}
-    result |= {"runs": [], "faults": [], "left_out": []}
+    # On another machine there may be other text, on which the losses are not comparable.
+    before = context.before if context.before.get("text") == result["text"] else {}
+    result |= {"runs": before.get("runs", [])[:], "faults": [], "left_out": []}
+    todo = [family for family in families if family not in {run["family"] for run in result["runs"]}]
+    left = context.seconds_left
+    result["seconds_each"] = each = before["seconds_each"] if result["runs"] else left / len(families)
+    count = affordable(len(todo), left, each)
+    result["left_out"] += todo[count:]
     yield result
-    for position, family in enumerate(families):
-        seconds = context.seconds_left / (len(families) - position)
+    for position, family in enumerate(todo[:count]):
+        seconds = min(each, context.seconds_left / (count - position))
         if seconds <= 0:
             result["left_out"].append(family)
             continue
@@ -109,6 +121,11 @@ def run(context: StageContext) -> Iterator[dict[str, Any]]:
             result["runs"].append({"family": family, "summary": summary, "curves": curves(folder, data)})
         yield result
     yield result
+
+
+def affordable(count: int, left: float, each: float) -> int:
+    """How many of `count` families can train for about `each` of `left` seconds."""
+    return min(count, int(left / (LEAST_FRACTION * each))) if left > 0 else 0
 
 
 def curves(folder: RunFolder, data: TokenData) -> dict[str, list[float]]:

@@ -37,31 +37,33 @@ class Contestant(NamedTuple):
     run: Callable[[dict[str, Tensor]], Tensor]
 
 
-def shapes(bench: Bench) -> list[Shape]:
+def shapes(head_dim: int, dry: bool) -> list[Shape]:
     """16 k tokens per batch and width 2048, as in published tables; longer sequences as a batch of one."""
-    if bench.dry:
+    if dry:
         return [Shape(1, 2, 48, 32)]
     lengths = (1024, 2048, 4096, 8192, 16384, 32768)
-    return [Shape(max(1, 16384 // t), 2048 // d, t, d) for d in bench.head_dims for t in lengths]
+    return [Shape(max(1, 16384 // t), 2048 // head_dim, t, head_dim) for t in lengths]
 
 
-def rows(bench: Bench) -> Iterator[dict[str, Any]]:
-    """One row of results per contestant and shape, then `key_mass`."""
-    baselines, missing = attention_baselines(bench.device)
-    yield {"table": "missing baselines", "missing": missing}
-    contestants = _ours() + [_of_baseline(baseline, sink=False) for baseline in baselines]
-    contestants += [_of_baseline(baseline, sink=True) for baseline in baselines if baseline.sink]
-    for shape in shapes(bench):
-        for contestant in contestants:
-            yield {
-                "table": "attention",
-                "contestant": contestant.name,
-                "ours": contestant.ours,
-                "features": list(contestant.features),
-                **shape._asdict(),
-                **attempt(measure, bench, contestant, shape),
-            }
-        yield {"table": "key_mass", "ours": True, **shape._asdict(), **attempt(_key_mass, bench, shape)}
+def contestants(device: torch.device) -> tuple[list[Contestant], dict[str, str]]:
+    """(ours and the available baselines, why the other baselines are missing)."""
+    baselines, missing = attention_baselines(device)
+    found = _ours() + [_of_baseline(baseline, sink=False) for baseline in baselines]
+    return found + [_of_baseline(baseline, sink=True) for baseline in baselines if baseline.sink], missing
+
+
+def rows(bench: Bench, contestants: list[Contestant], shape: Shape) -> Iterator[dict[str, Any]]:
+    """One row of results per contestant, then `key_mass`."""
+    for contestant in contestants:
+        yield {
+            "table": "attention",
+            "contestant": contestant.name,
+            "ours": contestant.ours,
+            "features": list(contestant.features),
+            **shape._asdict(),
+            **attempt(measure, bench, contestant, shape),
+        }
+    yield {"table": "key_mass", "ours": True, **shape._asdict(), **attempt(_key_mass, bench, shape)}
 
 
 def _ours() -> list[Contestant]:

@@ -16,11 +16,10 @@ TOLERANCE = 2e-2
 
 
 class Bench(NamedTuple):
-    """Where, how thoroughly and for which head dimensions to measure."""
+    """Where and how thoroughly to measure."""
 
     device: torch.device
     dry: bool
-    head_dims: tuple[int, ...] = (64, 128, 256)
 
     def milliseconds(self, run: Callable[[], Any]) -> float:
         """Median time of a call; on a GPU with a cold L2 cache."""

@@ -12,6 +12,8 @@ from benchmarks.kernels.baselines import norm_baselines
 from benchmarks.kernels.measure import Bench, attempt, gate
 
 RANK = 16
+# By name: whether it has the gate, and what computes it.
+Contestants = dict[str, tuple[bool, Callable[..., Tensor]]]
 
 
 def shapes(dry: bool) -> list[tuple[int, int]]:
@@ -19,28 +21,28 @@ def shapes(dry: bool) -> list[tuple[int, int]]:
     return [(96, 64)] if dry else [(32768, width) for width in (1024, 2048, 4096, 8192)]
 
 
-def rows(bench: Bench) -> Iterator[dict[str, Any]]:
-    """One row of results per contestant and shape."""
-    baselines, missing = norm_baselines(bench.device)
-    yield {"table": "missing baselines", "missing": missing}
-    contestants: dict[str, tuple[bool, Callable[..., Tensor]]] = {
-        "sink_kernels": (True, gated_norm),
-        "torch eager": (True, _unfused),
-    }
-    if bench.device.type == "cuda":
-        contestants["torch.compile"] = (True, torch.compile(_unfused, dynamic=False))
+def contestants(device: torch.device) -> tuple[Contestants, dict[str, str]]:
+    """(ours, torch's and the available baselines, why the other baselines are missing)."""
+    baselines, missing = norm_baselines(device)
+    found: Contestants = {"sink_kernels": (True, gated_norm), "torch eager": (True, _unfused)}
+    if device.type == "cuda":
+        found["torch.compile"] = (True, torch.compile(_unfused, dynamic=False))
     for name, baseline in baselines.items():
-        contestants[name] = (False, lambda x, weight, *_, run=baseline: run(x, weight))
-    for count, width in shapes(bench.dry):
-        for name, (gated, run) in contestants.items():
-            yield {
-                "table": "norm",
-                "contestant": name,
-                "gated": gated,
-                "rows": count,
-                "width": width,
-                **attempt(_measure, bench, run, gated, count, width),
-            }
+        found[name] = (False, lambda x, weight, *_, run=baseline: run(x, weight))
+    return found, missing
+
+
+def rows(bench: Bench, contestants: Contestants, count: int, width: int) -> Iterator[dict[str, Any]]:
+    """One row of results per contestant, for x [count, width]."""
+    for name, (gated, run) in contestants.items():
+        yield {
+            "table": "norm",
+            "contestant": name,
+            "gated": gated,
+            "rows": count,
+            "width": width,
+            **attempt(_measure, bench, run, gated, count, width),
+        }
 
 
 def _unfused(x: Tensor, weight: Tensor, w_down: Tensor, w_up: Tensor) -> Tensor:

@@ -7,10 +7,14 @@ from benchmarks.tables import number, table
 Row = dict[str, Any]
 
 
-def markdown(rows: list[Row], roofs: dict[str, float]) -> str:
-    """Roofs, then one table each for attention, key_mass and the norm."""
+def markdown(rows: list[Row]) -> str:
+    """Roofs, then one table each for attention, key_mass and the norm; every row has the `roofs` measured with it."""
+    roofs = dict.fromkeys(
+        f"bfloat16 product {row['roofs']['matmul_tflops']:.2f} TFLOP/s, copy {row['roofs']['copy_gbs']:.1f} GB/s"
+        for row in rows
+    )
     lines = [
-        f"Measured roofs: bfloat16 product {roofs['matmul_tflops']:.2f} TFLOP/s, copy {roofs['copy_gbs']:.1f} GB/s. "
+        f"Measured roofs, one pair for each command: {'; '.join(roofs)}. "
         "Every row passed its correctness gate first; bfloat16; medians.",
         "",
         "## Attention, causal",
@@ -20,7 +24,7 @@ def markdown(rows: list[Row], roofs: dict[str, float]) -> str:
     lines += table(
         "D | T | B x H | contestant | features | forward ms | TFLOP/s | of roof | to best baseline "
         "| backward ms | TFLOP/s | of roof | to best baseline | peak MiB | error",
-        [_attention(row, rows, roofs["matmul_tflops"]) for row in rows if row["table"] == "attention"],
+        [_attention(row, rows) for row in rows if row["table"] == "attention"],
     )
     lines += ["", "## key_mass"]
     lines += table("D | T | B x H | ms | of a forward", [_key_mass(row) for row in rows if row["table"] == "key_mass"])
@@ -28,7 +32,7 @@ def markdown(rows: list[Row], roofs: dict[str, float]) -> str:
     lines += table(
         "rows x width | contestant | gate | forward ms | GB/s | of copy | backward ms | GB/s | of copy | peak MiB "
         "| error",
-        [_norm(row, roofs["copy_gbs"]) for row in rows if row["table"] == "norm"],
+        [_norm(row) for row in rows if row["table"] == "norm"],
     )
     return "\n".join(lines) + "\n"
 
@@ -41,7 +45,7 @@ def _shape(row: Row) -> list[str]:
     return [row["head_dim"], row["tokens"], f"{row['batch']} x {row['heads']}"]
 
 
-def _attention(row: Row, rows: list[Row], roof: float) -> list[str]:
+def _attention(row: Row, rows: list[Row]) -> list[str]:
     cells = [*_shape(row), row["contestant"], " ".join(row["features"]) or "-"]
     if "refused" in row:
         return [*cells, row["refused"]]
@@ -49,7 +53,7 @@ def _attention(row: Row, rows: list[Row], roof: float) -> list[str]:
         speed = row[f"{way}_tflops"]
         best = max((other[f"{way}_tflops"] for other in _baselines(row, rows)), default=None)
         ratio = "-" if best is None or not row["ours"] else f"{speed / best:.2f}"
-        cells += [f"{row[f'{way}_ms']:.3f}", f"{speed:.2f}", f"{speed / roof:.2f}", ratio]
+        cells += [f"{row[f'{way}_ms']:.3f}", f"{speed:.2f}", f"{speed / row['roofs']['matmul_tflops']:.2f}", ratio]
     return cells + _cells(row, peak_mib=".0f", error=".0e")
 
 
@@ -70,11 +74,11 @@ def _key_mass(row: Row) -> list[str]:
     return _shape(row) + measured
 
 
-def _norm(row: Row, roof: float) -> list[str]:
+def _norm(row: Row) -> list[str]:
     cells = [f"{row['rows']} x {row['width']}", row["contestant"], "yes" if row["gated"] else "no"]
     if "refused" in row:
         return [*cells, row["refused"]]
     for way in ("forward", "backward"):
         speed = row[f"{way}_gbs"]
-        cells += [f"{row[f'{way}_ms']:.3f}", f"{speed:.1f}", f"{speed / roof:.2f}"]
+        cells += [f"{row[f'{way}_ms']:.3f}", f"{speed:.1f}", f"{speed / row['roofs']['copy_gbs']:.2f}"]
     return cells + _cells(row, peak_mib=".0f", error=".0e")

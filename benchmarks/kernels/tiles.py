@@ -13,17 +13,14 @@ from sink_kernels.tiles import CANDIDATES, Tile, capability_of, tile_for
 from benchmarks.kernels.measure import Bench, attempt
 
 
-def rows(bench: Bench) -> Iterator[dict[str, Any]]:
-    """One row per kernel, head dimension and tile, fastest first; needs a GPU or the interpreter."""
-    for (kernel, head_dim), candidates in CANDIDATES.items():
-        if head_dim not in bench.head_dims or (bench.dry and head_dim != 64):
-            continue
-        chosen = tile_for(kernel, head_dim, torch.bfloat16, capability_of(bench.device))
-        timed: list[dict[str, Any]] = []
-        for tile in dict.fromkeys((chosen, *candidates)):
-            row = {"kernel": kernel, "head_dim": head_dim, "tile": list(tile)}
-            timed.append({**row, "chosen": tile == chosen, **attempt(_measure, bench, kernel, head_dim, tile)})
-        yield from sorted(timed, key=lambda row: row.get("ms", float("inf")))
+def ranking(bench: Bench, kernel: str, head_dim: int) -> list[dict[str, Any]]:
+    """One row per tile of a kernel at a head dimension, fastest first; needs a GPU or the interpreter."""
+    chosen = tile_for(kernel, head_dim, torch.bfloat16, capability_of(bench.device))
+    timed: list[dict[str, Any]] = []
+    for tile in dict.fromkeys((chosen, *CANDIDATES[kernel, head_dim])):
+        row = {"kernel": kernel, "head_dim": head_dim, "tile": list(tile)}
+        timed.append({**row, "chosen": tile == chosen, **attempt(_measure, bench, kernel, head_dim, tile)})
+    return sorted(timed, key=lambda row: row.get("ms", float("inf")))
 
 
 @contextmanager

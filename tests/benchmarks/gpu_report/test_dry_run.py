@@ -15,16 +15,24 @@ from benchmarks.gpu_report.stages import STAGES
 from tests.test_imports import BLOCK, ROOT
 
 
-def report(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def started(folder: Path, *more: str, **variables: str) -> subprocess.Popen[str]:
     """`python -m benchmarks.gpu_report --dry` without the packages that a bare machine lacks, also in subprocesses."""
     hidden = folder / "hidden"
     hidden.mkdir(exist_ok=True)
     (hidden / "sitecustomize.py").write_text(BLOCK)
     path = os.pathsep.join([str(hidden), str(ROOT), str(ROOT / "kernels")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "SINKS_COMMIT": "c0ffee"}
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "SINKS_COMMIT": "c0ffee"} | variables
     environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, "-m", "benchmarks.gpu_report", "--dry", "--output", str(folder / "out"), *more]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, cwd=folder, stdout=pipe, stderr=pipe, text=True)
+
+
+def report(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """The same, ended."""
+    process = started(folder, *more)
+    output, errors = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +83,9 @@ def test_provenance_is_recorded_and_nothing_is_left_out(folder: Path) -> None:
     for record in results(folder).values():
         assert record["state"] == "done"
         assert record["dry"]
-        assert record["provenance"]["commit"]
-        assert record["provenance"]["versions"]["torch"]
+        (command,) = record["commands"]
+        assert command["commit"]
+        assert command["versions"]["torch"]
         assert not record["result"].get("left_out")
 
 

@@ -1,8 +1,7 @@
 """Budget, resumption and failure, with fake stages."""
 
 import json
-import os
-import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,14 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu_report import run as running
-from benchmarks.gpu_report import run_stage
 from benchmarks.gpu_report.__main__ import main
-from benchmarks.gpu_report.run import Report
+from benchmarks.gpu_report.results import Results
+from benchmarks.gpu_report.run import Report, pack
 from benchmarks.gpu_report.stages import STAGES, Stage, chosen, shares
 from sinks.errors import UserError
+from sinks.record.lock import run_lock
 from tests.benchmarks.gpu_report.fakes.quick import runs
+from tests.benchmarks.gpu_report.processes import alive
 
 QUICK = Stage("a", "correctness", "tests.benchmarks.gpu_report.fakes.quick", least=0.05, weight=1)
 FAILING = Stage("d", "step", "tests.benchmarks.gpu_report.fakes.failing", least=0.05, weight=1)
@@ -24,35 +25,8 @@ LONG = Stage("c", "tiles", "tests.benchmarks.gpu_report.fakes.long", least=0.05,
 TRAINING = Stage("e", "training", "tests.benchmarks.gpu_report.fakes.quick", least=0.05, weight=1)
 
 
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fork workers from this process, which has imported torch, instead of starting interpreters."""
-
-    def in_a_fork(command: list[str], seconds: float, output: int, environment: dict[str, str]) -> int | None:
-        process = os.fork()
-        if process == 0:
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            sys.stdout = sys.stderr = os.fdopen(output, "w")
-            code = run_stage.main(command[3:])
-            sys.stdout.flush()
-            os._exit(code)
-        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-    monkeypatch.setattr(running, "in_a_group", in_a_fork)
-
-
 def result(folder: Path, stage: Stage) -> dict[str, Any]:
     return json.loads((folder / f"{stage.file}.json").read_text())
-
-
-def alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    # A child that nobody has waited for is a zombie, and dead.
-    return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 @pytest.mark.usefixtures("forked")
@@ -62,7 +36,8 @@ def test_finished_stages_are_not_run_again(tmp_path: Path) -> None:
     assert runs(tmp_path / "work" / QUICK.file) == 1
     record = result(tmp_path, QUICK)
     assert (record["state"], record["result"]) == ("done", {"answer": 42})
-    assert {"commit", "versions", "device", "gpus", "started"} <= record["provenance"].keys()
+    (command,) = record["commands"]
+    assert {"commit", "versions", "device", "gpus", "started", "seconds"} <= command.keys()
     assert "is 42." in (tmp_path / f"{QUICK.file}.md").read_text()
     assert "## The answer" in (tmp_path / "report.md").read_text()
 
@@ -132,10 +107,11 @@ def test_a_hanging_stage_ends_and_is_reported_before_the_machines_limit(
 @pytest.mark.usefixtures("forked")
 def test_a_stage_ends_before_the_machines_limit_minus_the_grace_period(tmp_path: Path) -> None:
     Report(tmp_path, 5, dry=True, limit=5).run([LONG])
-    assert result(tmp_path, LONG)["limit_s"] == pytest.approx(300 - running.GRACE_S - running.CLOSING_S, abs=5)
+    expected = 300 - running.GRACE_S - running.CLOSING_S
+    assert result(tmp_path, LONG)["result"]["seconds_left"] == pytest.approx(expected, abs=5)
     # With a grace to spare the limit changes nothing.
-    Report(tmp_path, 8, dry=True, limit=9.5).run([QUICK])
-    assert result(tmp_path, QUICK)["limit_s"] == pytest.approx(480, abs=5)
+    Report(tmp_path / "other", 8, dry=True, limit=9.5).run([LONG])
+    assert result(tmp_path / "other", LONG)["result"]["seconds_left"] == pytest.approx(480, abs=5)
 
 
 def test_a_budget_above_the_limit_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,26 +128,72 @@ def test_stages_beyond_the_budget_are_reported_as_not_run(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("forked")
-def test_a_stage_out_of_time_is_run_again_with_more(tmp_path: Path) -> None:
-    states, limits = [], []
-    for budget in (0.5, 0.5, 5):
-        assert Report(tmp_path, budget, dry=True).run([LONG]) == 0
+def test_a_stage_out_of_time_goes_on_from_its_result(tmp_path: Path) -> None:
+    found = []
+    for _ in range(4):
+        assert Report(tmp_path, 0.5, dry=True).run([LONG]) == 0
         record = result(tmp_path, LONG)
-        states.append(record["state"])
-        limits.append(record["limit_s"])
-    assert states == ["out of time", "out of time", "done"]
-    assert limits[0] == pytest.approx(limits[1], abs=1)
+        found.append((record["state"], record["result"]["rows"], len(record["commands"])))
+    assert found == [("out of time", 1, 1), ("out of time", 2, 2), ("done", 3, 3), ("done", 3, 3)]
+    for text in ((tmp_path / f"{LONG.file}.md").read_text(), (tmp_path / "report.md").read_text()):
+        # When and where each of them measured.
+        assert text.count("\nMeasured on ") == 3
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_result_of_other_code_is_not_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Report(tmp_path, 0.5, dry=True).run([LONG])
+    monkeypatch.setattr(running, "sources", list)
+    Report(tmp_path, 0.5, dry=True).run([LONG])
+    record = result(tmp_path, LONG)
+    assert (record["result"]["rows"], len(record["commands"])) == (1, 1)
 
 
 @pytest.mark.usefixtures("forked")
 def test_an_archive_holds_the_report(tmp_path: Path) -> None:
-    import tarfile
-
     archive = tmp_path / "given" / "report.tar.gz"
     Report(tmp_path / "report", 10, dry=True, archive=archive).run([QUICK])
     with tarfile.open(archive) as stream:
         names = set(stream.getnames())
     assert {f"gpu-report/{name}" for name in ("report.md", f"{QUICK.file}.json", f"{QUICK.file}.md")} <= names
+
+
+def test_an_archive_replaces_what_a_killed_command_left_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    (folder / "report.md").write_text("# GPU report\n")
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / ".report.tar.gz.partial").write_bytes(b"half of an arch")
+    pack(folder, tmp_path / "given" / "report.tar.gz")
+    assert [path.name for path in (tmp_path / "given").iterdir()] == ["report.tar.gz"]
+    with tarfile.open(tmp_path / "given" / "report.tar.gz") as stream:
+        assert stream.getnames() == ["gpu-report", "gpu-report/report.md"]
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_command_first_reports_what_an_interrupted_one_measured(tmp_path: Path) -> None:
+    folder, archive = tmp_path / "report", tmp_path / "report.tar.gz"
+    assert Report(folder, 0.5, dry=True).run([LONG]) == 0
+    results = Results(folder, LONG.file)
+    record = results.read()
+    assert record is not None
+    results.write(record | {"state": "running"}, results.markdown.read_text())
+    (folder / "report.md").write_text("older")
+    (folder / ".report.md.123.partial").write_text("half")
+    assert Report(folder, 0.5, dry=True, archive=archive).run([]) == 0
+    assert f"{LONG.file} | killed: its command was interrupted |" in (folder / "report.md").read_text()
+    assert "1 rows." in (folder / "report.md").read_text()
+    assert not list(folder.glob("*.partial"))
+    with tarfile.open(archive) as stream:
+        assert "gpu-report/report.md" in stream.getnames()
+
+
+def test_two_commands_do_not_write_the_same_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with run_lock(tmp_path):
+        assert main(["--output", str(tmp_path), "--dry", "--stages", "a"]) == 2
+    assert "is being written by process" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.md"))
 
 
 @pytest.mark.parametrize("budget", [0.5, 1, 4, 9.5, 10, 30, 240])

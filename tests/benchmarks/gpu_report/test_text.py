@@ -64,5 +64,8 @@ def test_only_new_text_is_prepared(installed: Path) -> None:
     before = (folder / "train.bin").stat().st_mtime_ns
     assert text.prepare(installed / "out", 300, processes=1) == folder
     assert (folder / "train.bin").stat().st_mtime_ns == before
+    (folder / "val.bin").unlink()
+    assert text.prepare(installed / "out", 300, processes=1) == folder
+    assert (folder / "val.bin").is_file()
     (installed / "lib" / "NOTES.md").write_text("# Other notes\n")
     assert text.prepare(installed / "out", 300, processes=1) != folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sink_kernels.tiles import CANDIDATES
 
 from benchmarks.kernels import attention as bench_attention
 from benchmarks.kernels import norm as bench_norm
@@ -15,15 +16,21 @@ DRY = Bench(torch.device("cuda" if torch.cuda.is_available() else "cpu"), dry=Tr
 
 
 def test_dry_rows_make_tables():
-    rows = [row for part in (bench_attention, bench_norm) for row in part.rows(DRY)]
-    missing = {name for row in rows for name in row.get("missing", ())}
+    attention, no_attention = bench_attention.contestants(DRY.device)
+    norms, no_norm = bench_norm.contestants(DRY.device)
+    rows = [
+        row for shape in bench_attention.shapes(128, DRY.dry) for row in bench_attention.rows(DRY, attention, shape)
+    ]
+    rows += [row for size in bench_norm.shapes(DRY.dry) for row in bench_norm.rows(DRY, norms, *size)]
+    missing = no_attention.keys() | no_norm.keys()
     measured = {row["contestant"] for row in rows if "contestant" in row}
     everyone = {"sink_kernels", "SDPA flash", "SDPA cuDNN", "FlexAttention, lse rescale", "FlashAttention-4"}
     everyone |= {"fla parallel_attn", "torch eager", "torch RMSNorm", "Liger RMSNorm"}
     assert everyone <= measured | missing
     assert not any("refused" in row for row in rows)
     assert all(row["error"] < 2e-2 for row in rows if "error" in row)
-    tables = markdown(rows, roofs(DRY))
+    found = roofs(DRY)
+    tables = markdown([row | {"roofs": found} for row in rows])
     assert "## Attention, causal" in tables
     assert "## GatedNorm" in tables
 
@@ -50,10 +57,10 @@ def test_flops_are_counted_over_the_causal_half():
 
 @pytest.mark.usefixtures("triton_device")
 def test_tiles_are_ranked_fastest_first():
-    rows = list(bench_tiles.rows(DRY))
-    kernels = ("forward", "backward_keys", "backward_queries", "key_mass")
-    assert {row["kernel"] for row in rows} == set(kernels)
+    kernels = [kernel for kernel, head_dim in CANDIDATES if head_dim == 64]
+    assert set(kernels) == {"forward", "backward_keys", "backward_queries", "key_mass"}
     for kernel in kernels:
-        ranked = [row for row in rows if row["kernel"] == kernel]
+        ranked = bench_tiles.ranking(DRY, kernel, 64)
+        assert len(ranked) >= len(CANDIDATES[kernel, 64])
         assert sum(row["chosen"] for row in ranked) == 1
         assert [row["ms"] for row in ranked] == sorted(row["ms"] for row in ranked)

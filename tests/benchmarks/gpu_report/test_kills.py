@@ -1,0 +1,169 @@
+"""SIGKILL of a command at random moments: the same command goes on, and ends in the report of one never killed."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu_report.run import Report, in_a_group
+from benchmarks.gpu_report.stages import STAGES, Stage
+from tests.benchmarks.gpu_report.processes import alive, eventually, in_session, with_variable
+from tests.benchmarks.gpu_report.test_dry_run import report, started
+
+ROWS = [Stage(letter, "rows", "tests.benchmarks.gpu_report.fakes.rows", least=0.05, weight=1) for letter in "ad"]
+# A stage with a rank, which torchrun starts in a session of its own.
+RANK = "import time; from sinks.parallel.process_exit import end_with_writer; end_with_writer(0); time.sleep(600)"
+STAGE = f"""
+import subprocess, sys, time
+from sinks.parallel.process_exit import end_with_writer
+end_with_writer(0)
+rank = subprocess.Popen([sys.executable, "-c", {RANK!r}], start_new_session=True)
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(rank.pid, worker.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every record; fails if one cannot be parsed."""
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("?-*.json")}
+
+
+def opened(archive: Path) -> list[str]:
+    """The names in an archive; fails if it is not complete."""
+    with tarfile.open(archive) as stream:
+        return [member.name for member in stream.getmembers()]
+
+
+def headings(folder: Path) -> list[str]:
+    return [line for line in (folder / "report.md").read_text().splitlines() if line.startswith(("#", "- "))]
+
+
+def in_a_session(folder: Path) -> int:
+    """Start a command in a forked process with a session of its own; its process."""
+    process = os.fork()
+    if process == 0:
+        os.setsid()
+        code = 1
+        with contextlib.suppress(BaseException):
+            code = Report(folder / "out", 10, dry=True, archive=folder / "report.tar.gz").run(ROWS)
+        os._exit(code)
+    return process
+
+
+def waited_for(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("seed", range(2))
+def test_a_killed_command_goes_on_and_measures_no_row_twice(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    out = tmp_path / "killed" / "out"
+    begun = [out / "work" / stage.file / "begun" for stage in ROWS]
+    kills = 0
+    while True:
+        known = {
+            name: record["result"].get("rows", []) for name, record in (records(out) if out.exists() else {}).items()
+        }
+        before = [file.read_text().splitlines() if file.exists() else [] for file in begun]
+        process = in_a_session(tmp_path / "killed")
+        if kills < 8:
+            time.sleep(rng.uniform(0.02, 0.5))
+            os.kill(process, signal.SIGKILL)
+        code = waited_for(process)
+        assert eventually(lambda session=process: not in_session(session))
+        if (tmp_path / "killed" / "report.tar.gz").exists():
+            opened(tmp_path / "killed" / "report.tar.gz")
+        for stage, file, lines in zip(ROWS, begun, before, strict=True):
+            again = file.read_text().splitlines()[len(lines) :] if file.exists() else []
+            assert not set(again) & set(known.get(stage.file, ()))
+            assert len(set(again)) == len(again)
+        if code != -signal.SIGKILL:
+            break
+        kills += 1
+    assert code == 0
+    assert kills > 3
+    assert max(len(record["commands"]) for record in records(out).values()) > 1
+
+    never = tmp_path / "never"
+    assert waited_for(in_a_session(never)) == 0
+    ended, whole = records(out), records(never / "out")
+    assert {name: (record["state"], record["result"]) for name, record in ended.items()} == {
+        name: (record["state"], record["result"]) for name, record in whole.items()
+    }
+    assert headings(out) == headings(never / "out")
+    assert sorted(opened(tmp_path / "killed" / "report.tar.gz")) == sorted(opened(never / "report.tar.gz"))
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_all_that_a_stage_started_ends_with_it_and_with_its_command(killed: bool, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    command = os.fork()
+    if command == 0:
+        with log.open("w") as stream:
+            code = in_a_group([sys.executable, "-c", STAGE], 600 if killed else 2, stream.fileno(), dict(os.environ))
+        os._exit(0 if code is None else 1)
+    assert eventually(lambda: log.exists() and log.read_text().endswith("\n"))
+    started_by_stage = [int(process) for process in log.read_text().split()]
+    assert all(map(alive, started_by_stage))
+    if killed:
+        os.kill(command, signal.SIGKILL)
+    assert waited_for(command) == (-signal.SIGKILL if killed else 0)
+    assert eventually(lambda: not any(map(alive, started_by_stage)))
+
+
+def row_names(folder: Path) -> dict[str, list[str]]:
+    """What each stage measured, without the numbers."""
+    keys = ("case", "shape", "contestant", "features", "compiled", "kernel", "tile", "width", "name", "family")
+    return {
+        name: sorted(
+            str([row.get(key) for key in keys]) for row in record["result"].get("rows") or record["result"]["runs"]
+        )
+        for name, record in records(folder).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("never-killed")
+    done = report(folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "out"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_a_killed_dry_run_ends_in_the_report_of_one_never_killed(seed: int, tmp_path: Path, never_killed: Path) -> None:
+    rng = random.Random(seed)
+    marker = uuid.uuid4().hex
+    kills = 0
+    while True:
+        command = started(tmp_path, "--archive", str(tmp_path / "report.tar.gz"), MARKER=marker)
+        # Imports take some seconds.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            command.wait(rng.uniform(4, 30) if kills < 8 else None)
+        command.kill()
+        code = command.wait()
+        assert eventually(lambda: not with_variable("MARKER", marker)), with_variable("MARKER", marker)
+        found = records(tmp_path / "out")
+        assert not [name for name, record in found.items() if record["state"] == "failed"]
+        if (tmp_path / "report.tar.gz").exists():
+            opened(tmp_path / "report.tar.gz")
+        if code != -signal.SIGKILL:
+            break
+        kills += 1
+    assert code == 0
+    assert kills > 2
+    assert [record["state"] for record in found.values()] == ["done"] * len(STAGES)
+    assert row_names(tmp_path / "out") == row_names(never_killed)
