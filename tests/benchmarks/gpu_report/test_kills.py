@@ -39,6 +39,10 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("?-*.json")}
 
 
+def lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
 def opened(archive: Path) -> list[str]:
     """The names in an archive; fails if it is not complete."""
     with tarfile.open(archive) as stream:
@@ -76,17 +80,19 @@ def test_a_killed_command_goes_on_and_measures_no_row_twice(seed: int, tmp_path:
         known = {
             name: record["result"].get("rows", []) for name, record in (records(out) if out.exists() else {}).items()
         }
-        before = [file.read_text().splitlines() if file.exists() else [] for file in begun]
+        before = [lines(file) for file in begun]
         process = in_a_session(tmp_path / "killed")
-        if kills < 8:
-            time.sleep(rng.uniform(0.02, 0.5))
+        if kills < 6:
+            some = sum(map(len, before)) + rng.randint(0, 3)
+            assert eventually(lambda some=some: sum(len(lines(file)) for file in begun) >= some)
+            time.sleep(rng.uniform(0, 0.05))
             os.kill(process, signal.SIGKILL)
         code = waited_for(process)
         assert eventually(lambda session=process: not in_session(session))
         if (tmp_path / "killed" / "report.tar.gz").exists():
             opened(tmp_path / "killed" / "report.tar.gz")
-        for stage, file, lines in zip(ROWS, begun, before, strict=True):
-            again = file.read_text().splitlines()[len(lines) :] if file.exists() else []
+        for stage, file, earlier in zip(ROWS, begun, before, strict=True):
+            again = lines(file)[len(earlier) :]
             assert not set(again) & set(known.get(stage.file, ()))
             assert len(set(again)) == len(again)
         if code != -signal.SIGKILL:
@@ -106,21 +112,33 @@ def test_a_killed_command_goes_on_and_measures_no_row_twice(seed: int, tmp_path:
     assert sorted(opened(tmp_path / "killed" / "report.tar.gz")) == sorted(opened(never / "report.tar.gz"))
 
 
-@pytest.mark.parametrize("killed", [True, False])
-def test_all_that_a_stage_started_ends_with_it_and_with_its_command(killed: bool, tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
+def started_by(log: Path) -> list[int]:
+    """The processes that `STAGE` started."""
+    assert eventually(lambda: log.exists() and log.read_text().endswith("\n"))
+    return [int(process) for process in log.read_text().split()]
+
+
+def in_the_stage(log: Path, seconds: float) -> int | None:
+    with log.open("w") as stream:
+        return in_a_group([sys.executable, "-c", STAGE], seconds, stream.fileno(), dict(os.environ))
+
+
+def test_all_that_a_stage_started_ends_with_a_killed_command(tmp_path: Path) -> None:
     command = os.fork()
     if command == 0:
-        with log.open("w") as stream:
-            code = in_a_group([sys.executable, "-c", STAGE], 600 if killed else 2, stream.fileno(), dict(os.environ))
-        os._exit(0 if code is None else 1)
-    assert eventually(lambda: log.exists() and log.read_text().endswith("\n"))
-    started_by_stage = [int(process) for process in log.read_text().split()]
-    assert all(map(alive, started_by_stage))
-    if killed:
-        os.kill(command, signal.SIGKILL)
-    assert waited_for(command) == (-signal.SIGKILL if killed else 0)
-    assert eventually(lambda: not any(map(alive, started_by_stage)))
+        in_the_stage(tmp_path / "log.txt", 600)
+        os._exit(1)
+    found = started_by(tmp_path / "log.txt")
+    assert all(map(alive, found))
+    os.kill(command, signal.SIGKILL)
+    assert waited_for(command) == -signal.SIGKILL
+    assert eventually(lambda: not any(map(alive, found)))
+
+
+def test_all_that_a_stage_started_ends_with_it(tmp_path: Path) -> None:
+    assert in_the_stage(tmp_path / "log.txt", 2.0) is None
+    found = started_by(tmp_path / "log.txt")
+    assert eventually(lambda: not any(map(alive, found)))
 
 
 def rows(folder: Path, complete: bool = False) -> list[dict[str, Any]]:

@@ -216,6 +216,7 @@ def test_one_process_trains_once_and_only_strategies_that_failed_again(
         return {"name": name}
 
     def launch(context: StageContext, names: list[str], *more: Any) -> list[Result]:
+        assert names
         for name in names:
             measured(name)
         return [{"name": name} | ({"refused": "exit code 1"} if name in failing else {}) for name in names]

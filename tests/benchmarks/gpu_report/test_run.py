@@ -158,6 +158,18 @@ def test_an_archive_holds_the_report(tmp_path: Path) -> None:
     assert {f"gpu-report/{name}" for name in ("report.md", f"{QUICK.file}.json", f"{QUICK.file}.md")} <= names
 
 
+@pytest.mark.usefixtures("forked")
+def test_a_stage_that_wrote_nothing_does_not_end_as_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Report(tmp_path, 10, dry=True).run([FAILING])
+    monkeypatch.setattr(running, "in_a_group", lambda *_: -11)
+    assert Report(tmp_path, 10, dry=True).run([FAILING]) == 1
+    record = result(tmp_path, FAILING)
+    assert (record["state"], record["result"]) == ("killed", {"half": "measured"})
+    assert "exit code -11" in record["error"]
+
+
 def test_an_archive_replaces_what_a_killed_command_left_of_it(tmp_path: Path) -> None:
     folder = tmp_path / "report"
     folder.mkdir()
