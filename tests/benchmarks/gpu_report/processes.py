@@ -44,7 +44,7 @@ def _stat(process: int) -> list[str]:
     return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[:4]
 
 
-def eventually(holds: Callable[[], object], seconds: float = 10.0) -> bool:
+def eventually(holds: Callable[[], object], seconds: float = 60.0) -> bool:
     """Whether something holds within some seconds."""
     end = time.monotonic() + seconds
     while not holds():
