@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from sinks.observe import Reader
 from sinks.observe.groups import GROUPS
 
 Step = Callable[[Tensor], None]
+# The same in every baseline: litgpt's default is another.
+_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def llama(shape: Architecture, vocab_size: int, context_length: int) -> Baseline
             num_key_value_heads=shape.n_kv_heads or shape.n_heads,
             head_dim=shape.head_dim or shape.d_model // shape.n_heads,
             max_position_embeddings=context_length,
+            rms_norm_eps=_EPS,
             tie_word_embeddings=shape.tied_embeddings,
             attn_implementation="sdpa",
             use_cache=False,
@@ -91,6 +95,7 @@ def litgpt(shape: Architecture, vocab_size: int, context_length: int) -> Baselin
             parallel_residual=False,
             bias=False,
             norm_class_name="RMSNorm",
+            norm_eps=_EPS,
             mlp_class_name="LLaMAMLP",
         )
     )
@@ -99,7 +104,63 @@ def litgpt(shape: Architecture, vocab_size: int, context_length: int) -> Baselin
     return BaselineModel(model, model)
 
 
-BASELINE_MODELS = {"Hugging Face Llama, SDPA": llama, "litgpt GPT": litgpt}
+def torchtitan(shape: Architecture, vocab_size: int, context_length: int) -> BaselineModel:
+    """torchtitan's Llama 3 with fused projections of queries, keys and values, and torch's own fused attention.
+
+    Its language models train with FlexAttention, because documents of a row do not see each other. Here a row is one
+    document, for which torchtitan's SDPA module computes the same faster.
+
+    Raises:
+        ImportError: if torchtitan is not installed.
+    """
+    common: Any = importlib.import_module("torchtitan.models.common")
+    config: Any = importlib.import_module("torchtitan.models.common.config_utils")
+    sdpa: Any = importlib.import_module("torchtitan.models.common.attention").ScaledDotProductAttention
+    llama3: Any = importlib.import_module("torchtitan.models.llama3.model")
+    width, head_dim = shape.d_model, shape.head_dim or shape.d_model // shape.n_heads
+    linear = {"weight": partial(nn.init.normal_, std=shape.init_std)}
+
+    def norm() -> Any:
+        return common.RMSNorm.Config(normalized_shape=width, eps=_EPS, param_init={"weight": nn.init.ones_})
+
+    def block() -> Any:
+        return llama3.Llama3TransformerBlock.Config(
+            attention_norm=norm(),
+            ffn_norm=norm(),
+            attention=config.make_gqa_config(
+                dim=width,
+                n_heads=shape.n_heads,
+                n_kv_heads=shape.n_kv_heads,
+                head_dim=head_dim,
+                wqkv_param_init=linear,
+                wo_param_init=linear,
+                inner_attention=sdpa.Config(),
+                fuse_qkv=True,
+                rope=common.ComplexRoPE.Config(dim=head_dim, max_seq_len=context_length),
+            ),
+            feed_forward=config.make_ffn_config(
+                dim=width, hidden_dim=shape.ffn_hidden, w1_param_init=linear, w2w3_param_init=linear
+            ),
+        )
+
+    model = llama3.Llama3Model.Config(
+        dim=width,
+        vocab_size=vocab_size,
+        enable_weight_tying=shape.tied_embeddings,
+        tok_embeddings=common.Embedding.Config(
+            num_embeddings=vocab_size,
+            embedding_dim=width,
+            param_init={"weight": partial(nn.init.normal_, std=shape.embedding_std)},
+        ),
+        norm=norm(),
+        lm_head=common.Linear.Config(in_features=width, out_features=vocab_size, param_init=linear),
+        layers=[block() for _ in range(shape.n_layers)],
+    ).build()
+    model.init_states()
+    return BaselineModel(model, model, model.layers.values())
+
+
+BASELINE_MODELS = {"Hugging Face Llama, SDPA": llama, "litgpt GPT": litgpt, "torchtitan Llama 3, SDPA": torchtitan}
 
 
 def stepper(
