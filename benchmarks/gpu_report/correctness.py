@@ -9,7 +9,16 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_report.stage_context import StageContext
-from benchmarks.kernels.checks import Check, attention_checks, make_call, norm_checks, poisoned_memory, wrong
+from benchmarks.kernels.checks import (
+    LAYOUTS,
+    Check,
+    attention_checks,
+    graph_checks,
+    make_call,
+    norm_checks,
+    poisoned_memory,
+    wrong,
+)
 from benchmarks.kernels.measure import reason_of
 from benchmarks.tables import table
 
@@ -22,13 +31,18 @@ HEAD_DIMS = (128, 64, 256, 96, 32)
 
 
 def cases(dry: bool) -> list[Case]:
-    """The most used first. 300 tokens are several full tiles and a partial one, for every tile of the table."""
+    """The most used first. 300 tokens are several full tiles and a partial one, for every tile of the table.
+
+    At 4096 tokens, a common context length, the reference's T x T matrices leave memory for one row and two heads.
+    """
     if dry:
         return [
             {"kernel": "attention", "dtype": "float32", "normalizer": "learnable_sink", "head_dim": 16, "tokens": 40,
              "gate": "element", "heads": 2, "kv_heads": 1},
             {"kernel": "attention", "dtype": "float16", "normalizer": "sigmoid", "head_dim": 16, "tokens": 40,
              "gate": "head", "heads": 1, "kv_heads": 1},
+            {"kernel": "attention", "dtype": "bfloat16", "normalizer": "learnable_sink", "head_dim": 16, "tokens": 20,
+             "gate": "head", "heads": 2, "kv_heads": 1, "layout": "stride 2"},
             {"kernel": "norm", "dtype": "float32", "shape": [40, 64], "rank": 4, "pre_affine": True},
         ]  # fmt: skip
     found: list[Case] = []
@@ -49,6 +63,18 @@ def cases(dry: bool) -> list[Case]:
             plain | {"normalizer": "sigmoid", "gate": None, "window": 64, "softcap": 5.0},
             plain | {"normalizer": "softmax", "gate": None, "tokens": 1},
         ]
+        if dtype == "bfloat16":
+            found += [plain | {"kernel": "graph", "normalizer": "learnable_sink", "gate": "element", "kv_heads": 1}]
+            found += [
+                plain | {"normalizer": normalizer, "head_dim": head_dim, "tokens": 4096, "kv_heads": 1, "gate": None}
+                for head_dim in (128, 64)
+                for normalizer in NORMALIZERS
+            ]
+            found += [
+                plain | {"normalizer": normalizer, "kv_heads": 1, "gate": gate, "batch": 2, "layout": layout}
+                for layout in LAYOUTS
+                for normalizer, gate in (("learnable_sink", "head"), ("sigmoid", "element"))
+            ]
         found += [
             {"kernel": "norm", "dtype": dtype, "shape": shape, "rank": rank, "pre_affine": pre_affine}
             for shape, rank, pre_affine in (
@@ -68,7 +94,8 @@ def describe(case: Case) -> str:
     parts = [case["normalizer"], case["dtype"], f"D {case['head_dim']}", f"T {case['tokens']}"]
     parts += [f"{case['heads']}/{case['kv_heads']} heads"]
     parts += [f"{case['gate']} gate"] if case["gate"] else []
-    parts += [f"{name} {case[name]}" for name in ("window", "softcap") if name in case]
+    parts += [f"{name} {case[name]}" for name in ("window", "softcap", "layout") if name in case]
+    parts += ["in a CUDA graph"] if case["kernel"] == "graph" else []
     return " ".join(parts)
 
 
@@ -80,8 +107,11 @@ def check(case: Case, device: str) -> dict[str, Any]:
         with poisoned_memory():
             if kernel == "norm":
                 found = norm_checks(**options, dtype=dtype, device=device, eps=1e-5, offset=0.5)
+            elif kernel == "graph":
+                found = graph_checks(make_call(**options, dtype=dtype).to(device), dtype)
             else:
-                found = attention_checks(make_call(**options, dtype=dtype).to(device), dtype)
+                layout = options.pop("layout", None)
+                found = attention_checks(make_call(**options, dtype=dtype).to(device), dtype, layout)
     # A kernel that does not compile or launch is a result, and the other cases continue.
     except Exception as failure:
         return {"case": describe(case), "refused": reason_of(failure)}

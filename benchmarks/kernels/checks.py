@@ -23,6 +23,13 @@ ATTENTION_TOLERANCES = {
     torch.float16: (6e-4, 1e-3, 5e-3, 2e-6),
     torch.bfloat16: (4e-3, 6e-3, 5e-3, 2e-6),
 }
+# Layouts in memory of the same values: of a fused projection's column, of another order of dimensions, of a projection
+# [B, T, H, D] read as [B, H, T, D].
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "stride 2": lambda x: torch.stack([x, x + 1], -1)[..., 0],
+    "reversed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+    "projected": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2) if x.dim() > 2 else x,
+}
 # (output, gradients)
 NORM_TOLERANCES = {torch.float32: (2e-6, 1e-5), torch.float16: (6e-4, 2e-3), torch.bfloat16: (4e-3, 8e-3)}
 
@@ -83,6 +90,11 @@ class Call(NamedTuple):
         moved: dict[str, Any] = {name: x.to(device) for name, x in self.tensors.items()}
         return self._replace(**moved)
 
+    def laid_out(self, layout: str) -> Call:
+        """The same values, each tensor in one of `LAYOUTS`, differentiable."""
+        laid: dict[str, Any] = {name: LAYOUTS[layout](x) for name, x in self.tensors.items()}
+        return self._replace(**laid)
+
     def run(self, function: Callable[..., Any], **more: Any) -> Any:
         """Call `function`, an attention, on these tensors and options."""
         return function(self.q, self.k, self.v, sink=self.sink, gate=self.gate, **self.options, **more)
@@ -134,30 +146,37 @@ def _finite(error: Tensor) -> float:
     return math.inf if error.isnan() else error.item()
 
 
-def out_and_grads(call: Call, function: Callable[..., Any], **more: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def out_and_grads(
+    call: Call, function: Callable[..., Any], expanded: bool = False, **more: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The output of `function` and the gradient of each tensor for one fixed random dOut."""
     out = call.run(function, **more)
     out = out[0] if isinstance(out, tuple) else out
-    return out.detach(), dict(zip(call.tensors, gradients(out, list(call.tensors.values())), strict=True))
+    return out.detach(), dict(zip(call.tensors, gradients(out, list(call.tensors.values()), expanded), strict=True))
 
 
-def gradients(out: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The gradient of each input for one fixed random dOut, rounded once so that all dtypes see the same numbers."""
-    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
-    return torch.autograd.grad(out, list(inputs), grad.to(out))
+def gradients(out: Tensor, inputs: Sequence[Tensor], expanded: bool = False) -> tuple[Tensor, ...]:
+    """The gradient of each input for one fixed random dOut, rounded once so that all dtypes see the same numbers.
+
+    If `expanded`, dOut is one number per row, repeated with stride 0 as in the gradient of a sum.
+    """
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16).to(out)
+    return torch.autograd.grad(out, list(inputs), grad[..., :1].expand_as(out) if expanded else grad)
 
 
-def attention_checks(call: Call, dtype: torch.dtype) -> dict[str, Check]:
+def attention_checks(call: Call, dtype: torch.dtype, layout: str | None = None) -> dict[str, Check]:
     """Output, every gradient, and every statistic of the Triton attention in `dtype`.
 
+    With a layout of `LAYOUTS` the kernels read tensors stored so, and an expanded gradient of the output.
     A GPU multiplies float32 in three TF32 passes and approximates exp, hence the wider limits.
     """
     own, exact = call.cast(dtype), call.cast(torch.float64)
+    own = own if layout is None else own.laid_out(layout)
     of_out, of_grads, of_sink, of_stats = ATTENTION_TOLERANCES[dtype]
     if call.q.device.type == "cuda":
         of_out, of_grads, of_stats = 5 * of_out, 5 * of_grads, 1e-5
-    out, grads = out_and_grads(own, attention, backend="triton")
-    expected, expected_grads = out_and_grads(exact, attention, backend="reference")
+    out, grads = out_and_grads(own, attention, layout is not None, backend="triton")
+    expected, expected_grads = out_and_grads(exact, attention, layout is not None, backend="reference")
     checks = {"output": Check(relative_error(out, expected), of_out)}
     # If a query sees only one key, dq and dk are zero up to rounding.
     one_key = call.q.shape[2] == 1 or call.options.get("window") == 1
@@ -175,6 +194,46 @@ def attention_checks(call: Call, dtype: torch.dtype) -> dict[str, Check]:
         scale = expected_stats[name].abs().max().clamp_min(1.0)
         checks[name] = Check(_finite((value - expected_stats[name]).abs().max() / scale), 4 * of_stats)
     return checks
+
+
+def graph_checks(call: Call, dtype: torch.dtype) -> dict[str, Check]:
+    """A replayed CUDA graph of a forward and backward pass, on inputs written after its capture, against a plain pass.
+
+    The kernels are deterministic, so both must agree bit for bit.
+    """
+    own = call.cast(dtype)
+    inputs = list(own.tensors.values())
+    grad = torch.randn_like(own.q)
+
+    def step() -> list[Tensor]:
+        out, stats = own.run(attention, backend="triton", stats=("lse", "first_key_mass", "entropy"))
+        return [x.detach() for x in (out, *stats.values(), *torch.autograd.grad(out, inputs, grad))]
+
+    replay, results = capture(step)
+    with torch.no_grad():
+        for x in inputs:
+            x.copy_(x.flip(-1))
+    replay()
+    replayed = [x.clone() for x in results]
+    names = ["output", "lse", "first_key_mass", "entropy", *(f"gradient of {name}" for name in own.tensors)]
+    expected = step()
+    return {name: Check(relative_error(x, y), 1e-12) for name, x, y in zip(names, replayed, expected, strict=True)}
+
+
+def capture(function: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
+    """A CUDA graph's replay, and the tensors into which it writes what `function` returns."""
+    # A capture must not compile, load or tune anything, hence the calls before it, on a stream of their own as torch
+    # demands.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = function()
+    return graph.replay, results
 
 
 def make_norm_inputs(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sink_kernels import STATISTICS, attention, attention_op, gated_norm, gated_norm_op, key_mass, tiles
 
-from benchmarks.kernels.checks import make_norm_inputs
+from benchmarks.kernels.checks import LAYOUTS, make_norm_inputs
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
@@ -15,15 +15,14 @@ pytestmark = [
 
 
 def layouts(x):
-    """Four tensors of x's shape: a column slice, a transpose, and two with repeated memory."""
-    column = torch.stack([x, x + 1], -1)[..., 0]
-    return column, x.transpose(0, -1).contiguous().transpose(0, -1), x[..., :1].expand_as(x), x[:1].expand_as(x)
+    """Tensors of x's shape: its values in other layouts, and two with repeated memory."""
+    return *(layout(x) for layout in LAYOUTS.values()), x[..., :1].expand_as(x), x[:1].expand_as(x)
 
 
 def assert_strides_do_not_matter(function, tensors, close):
-    """`function` maps named tensors to a list. In four calls every argument has every layout."""
-    for turn in range(4):
-        given = {name: layouts(x)[(turn + place) % 4] for place, (name, x) in enumerate(tensors.items())}
+    """`function` maps named tensors to a list. In five calls every argument has every layout."""
+    for turn in range(5):
+        given = {name: layouts(x)[(turn + place) % 5] for place, (name, x) in enumerate(tensors.items())}
         expected = function(**{name: x.contiguous() for name, x in given.items()})
         for own, right in zip(function(**given), expected, strict=True):
             torch.testing.assert_close(own, right, **close)
