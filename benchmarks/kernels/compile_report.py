@@ -6,8 +6,9 @@ shared memory over the GPU's limit, no tensor-core instruction.
 
 Utilization is a model, not a measurement: cycles of one hot-loop iteration for the tensor cores, the special-function
 units and the issue slots of one SM, from no overlap to as much as the code allows. On sm_90 products by `mma.sync`
-reach 63 % of the peak of `wgmma` (arXiv:2402.13499), and where the loop waits for all of its products (`wait_group 0`),
-only other warpgroups of the SM overlap with them.
+reach 63 % of the peak of `wgmma` (arXiv:2402.13499), and a warpgroup that has waited for all of its products overlaps
+with those of the SM's other warpgroups alone, but for the special-function instructions that the code issues beside a
+product.
 """
 
 import argparse
@@ -68,7 +69,10 @@ class Config(NamedTuple):
 
 
 def pinned() -> list[Config]:
-    """Every configuration of the report; attention has a learnable sink unless it names another normalizer."""
+    """Every configuration of the report; attention has a learnable sink unless it names another normalizer.
+
+    "ahead" is the first candidate of the table that computes scores ahead.
+    """
     kernels = ("forward", "backward_keys", "backward_queries")
     configs = [Config(kernel, gpu, dim) for gpu in GPUS for dim in (64, 128) for kernel in kernels]
     configs += [Config(kernel, gpu, 256) for gpu in ("sm_80", "sm_86", "sm_90", "sm_120") for kernel in kernels]
@@ -78,6 +82,7 @@ def pinned() -> list[Config]:
     configs += [Config("key_mass", "sm_90", dim) for dim in (64, 128)]
     configs += [Config("forward", "sm_90", dim, ("gate",)) for dim in (64, 128)]
     configs += [Config("forward", "sm_90", dim, ("gate", "statistics")) for dim in (64, 128)]
+    configs += [Config("forward", "sm_90", dim, ("ahead",)) for dim in (64, 128)]
     configs += [Config(kernel, "sm_90", 128, ("window",)) for kernel in kernels]
     configs += [Config("forward", "sm_90", 64, ("sigmoid",)), Config("forward", "sm_90", 128, ("softcap",))]
     configs += [Config("backward_keys", "sm_90", 128, ("gqa",))]
@@ -115,6 +120,8 @@ def _attention(config: Config, tile: Any) -> tuple[Any, dict[str, Any], Any]:
     capability = divmod(GPUS[config.gpu].capability, 10)
     if config.kernel == "backward_rows":
         tile = tiles.Tile(tiles.rows_a_block(config.width), 0, 4, 1)
+    if "ahead" in config.features:
+        tile = tile or next(each for each in tiles.CANDIDATES[config.kernel, config.width] if each.ahead)
     dtype = torch.float32 if "float32" in config.features else torch.bfloat16
     tile = tile or tiles.tile_for(config.kernel, config.width, dtype, capability)
     constants = {
@@ -130,6 +137,7 @@ def _attention(config: Config, tile: Any) -> tuple[Any, dict[str, Any], Any]:
         "WINDOW": "window" in config.features,
         "CAP": "softcap" in config.features,
         "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
+        "AHEAD": tile.ahead,
     }
     return kernel, constants, tile
 
@@ -205,7 +213,7 @@ def _row(
     config: Config, tile: dict[str, int], shared: int, resources: dict[str, int], code: Code, flops: int, seconds: float
 ) -> dict[str, Any]:
     gpu = GPUS[config.gpu]
-    hot = code.hot_loop or Loop(0, 0, 0, 0, 0, 0)
+    hot = code.hot_loop or Loop(0, 0, 0, 0, 0, 0, 0)
     resident = ctas_an_sm(resources["REG"], shared, tile["warps"], gpu)
     row = {
         "name": config.name,
@@ -222,7 +230,7 @@ def _row(
         "async_copies": code.async_copies,
         "spills": code.spills,
         "hot_loop": hot._asdict(),
-        "utilization": utilization(hot, tile["warps"], flops, gpu, resident),
+        "utilization": utilization(hot, tile["warps"], flops, _PRODUCTS.get(config.kernel, 0), gpu, resident),
         "compile_seconds": round(seconds, 2),
     }
     row["violations"] = violations(row)
@@ -235,13 +243,16 @@ def ctas_an_sm(registers: int, shared: int, warps: int, gpu: Gpu) -> int:
     return min(65536 // (a_warp * warps), gpu.shared_an_sm // (shared + 1024), 64 // warps, 32)
 
 
-def utilization(loop: Loop, warps: int, flops: int, gpu: Gpu, ctas: int) -> list[float]:
-    """Fraction of the tensor cores' peak, [no overlap, as much as the code allows]; empty if memory is the limit.
+def utilization(loop: Loop, warps: int, flops: int, products: int, gpu: Gpu, ctas: int) -> list[float]:
+    """Fraction of the tensor cores' peak, [no overlap but a warpgroup's own, as much as the code allows].
+
+    Empty if memory is the limit. A warpgroup's own overlap is at most one of its products.
 
     Args:
         loop: of one program.
         warps: of one program.
         flops: of one program's products in an iteration.
+        products: their number.
         gpu: whose SM it runs on.
         ctas: programs on an SM.
     """
@@ -250,11 +261,14 @@ def utilization(loop: Loop, warps: int, flops: int, gpu: Gpu, ctas: int) -> list
     peak = flops / gpu.flops_a_clock
     tensor = peak if gpu.capability != 90 or loop.asynchronous else peak / _SYNCHRONOUS
     rest = max(loop.special * warps * 32 / 16, loop.instructions * warps / 4)
+    alone = tensor + rest
+    if loop.beside:
+        alone -= min(tensor / products, rest * loop.beside / loop.special)
     most = max(tensor, rest)
     if loop.asynchronous and not loop.partial_waits:
         # A warpgroup that waits for its products does nothing meanwhile; the others share the SM's units.
-        most = max(most, (tensor + rest) / max(1, ctas * warps // 4))
-    return [round(peak / (tensor + rest), 2), round(peak / most, 2)]
+        most = max(most, alone / max(1, ctas * warps // 4))
+    return [round(peak / alone, 2), round(peak / most, 2)]
 
 
 def violations(row: dict[str, Any]) -> list[str]:
@@ -283,7 +297,7 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     lines += table(
         "kernel | GPU | D | features | tile, warps, stages | registers | shared KB | CTAs/SM | tensor-core "
-        "| by wgmma, waits for all | loop instructions | special | spills | utilization | gates",
+        "| by wgmma, waits for all | loop instructions | special, beside a product | spills | utilization | gates",
         map(_cells, report["rows"]),
     )
     return "\n".join(lines) + "\n"
@@ -298,7 +312,7 @@ def _cells(row: dict[str, Any]) -> list[Any]:
     cells += [
         waits if row["gpu"] == "sm_90" and hot["tensor_core"] else "-",
         hot["instructions"],
-        hot["special"],
+        f"{hot['special']}, {hot['beside']}",
         f"{hot['spills']} / {row['spills']}",
     ]
     used = " - ".join(f"{fraction:.2f}" for fraction in row["utilization"]) or "-"

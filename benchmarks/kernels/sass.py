@@ -7,8 +7,9 @@ _LABEL = re.compile(r"\s*(\.L_x?_?\w+):")
 _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
 _BRANCH_TARGET = re.compile(r"\(?(\.L_x?_?\w+)")
 _TENSOR_CORE = re.compile(r"(HGMMA|HMMA|QGMMA|IMMA|UTC\w*MMA)(\.|$)")
+_ASYNCHRONOUS = ("HGMMA", "QGMMA", "IGMMA")
 # WARPGROUP.DEPBAR.LE gsb0, 0x1: up to one group of products may still run.
-_PARTIAL_WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE\s+gsb\d+,\s*0x0*[1-9a-f]")
+_WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE\s+gsb\d+,\s*0x([0-9a-f]+)")
 
 
 class Loop(NamedTuple):
@@ -21,6 +22,7 @@ class Loop(NamedTuple):
         spills: loads and stores of local memory.
         asynchronous: wgmma, products that a warpgroup starts and waits for later.
         partial_waits: waits for products that leave some of them running (`wait_group` above 0).
+        beside: of the special ones, those issued while a product of the same warpgroup may run.
     """
 
     instructions: int
@@ -29,6 +31,7 @@ class Loop(NamedTuple):
     spills: int
     asynchronous: int
     partial_waits: int
+    beside: int
 
 
 class Code(NamedTuple):
@@ -81,13 +84,27 @@ def read(text: str) -> Code:
                 _tensor_core(body),
                 _count(body, "MUFU"),
                 _count(body, "LDL", "STL"),
-                _count(body, "HGMMA", "QGMMA", "IGMMA"),
-                sum(_PARTIAL_WAIT.match(line) is not None for line in lines[start:stop]),
+                _count(body, *_ASYNCHRONOUS),
+                sum(wait is not None and int(wait[1], 16) > 0 for wait in map(_WAIT.match, lines[start:stop])),
+                _beside(lines[start:stop]),
             )
             for start, stop in innermost
             for body in [operations[start:stop]]
         ],
     )
+
+
+def _beside(loop: list[str]) -> int:
+    """Special-function instructions between the start of a product and the wait for it, also across iterations."""
+    running, found = False, 0
+    for iteration in range(2):
+        for line in loop:
+            operation = line.split(".")[0]
+            if wait := _WAIT.match(line):
+                running = running and int(wait[1], 16) > 0
+            running = running or operation in _ASYNCHRONOUS
+            found += iteration == 1 and running and operation.startswith("MUFU")
+    return found
 
 
 def _tensor_core(operations: list[str]) -> int:

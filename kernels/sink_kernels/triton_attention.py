@@ -39,7 +39,8 @@ def forward(
         attention_forward_kernel[(triton.cdiv(tokens, tile.rows) * batch * heads,)](
             q, k, v, sinks, gates, out, lse, first, entropy, max_logit,
             *_strides(q, k, v, gates, out), heads, tokens, *_scalars(options),
-            GATE=_gate_kind(gate), FIRST=first_key, ROWS=row_stats, **_constants(q, k, options), **_of_tile(tile),
+            GATE=_gate_kind(gate), FIRST=first_key, ROWS=row_stats, AHEAD=tile.ahead,
+            **_constants(q, k, options), **_of_tile(tile),
         )  # fmt: skip
     return out, lse, first, entropy, max_logit
 

@@ -30,43 +30,76 @@ from sink_kernels.triton_math import (
 
 
 @triton.jit
-def _attend(
-    b_out, b_total, b_max, b_slogs, b_q, p_k, p_v, start, stop, o_m, o_n, o_d, s_kt, s_vt,
-    T, squash, factor, bias, window,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr,
+def _scores(
+    b_q, p_k, n, o_n, o_d, s_kt, T,
+    D: tl.constexpr, BD: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Raw dot products [BM, BN] with the keys from n on; zero past the last."""
+    b_k = load_rows(p_k, n, o_n, o_d, s_kt, T, D, BD, MASKED)  # [BN, BD]
+    return tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+
+
+@triton.jit
+def _add_keys(
+    b_out, b_total, b_max, b_slogs, b_s, p_v, n, o_m, o_n, o_d, s_vt, T, squash, factor, bias, window,
+    D: tl.constexpr, BD: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr,
     MASKED: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attend to the keys in [start, stop); returns the running output, total, maximum and sum of p * (s - maximum).
+    """The running output, total, maximum and sum of p * (s - maximum) with the keys from n on, of raw products b_s.
 
     For sigmoid that sum is of p log p. The maximum is subtracted because an entropy may be far smaller than the logits.
     """
-    for n in range(start, stop, BN):
-        b_k = load_rows(p_k, n, o_n, o_d, s_kt, T, D, BD, MASKED)  # [BN, BD]
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BM, BN]
-        if CAP:
-            b_s = tanh(b_s * squash)
-        b_v = load_rows(p_v, n, o_n, o_d, s_vt, T, D, BD, MASKED)  # [BN, BD]
-        if MASKED:
-            m_seen = visible(o_m[:, None], n + o_n[None, :], T, window, WINDOW)
-            b_s = tl.where(m_seen, b_s, FAR_BELOW)
-        if NORM == SIGMOID:
-            b_p = sigmoid2(b_s * factor + bias)
-            if ROWS:
-                b_max = tl.maximum(b_max, tl.max(b_s, 1))
-                b_total += tl.sum(b_p, 1)
-                b_slogs += tl.sum(b_p * tl.log2(tl.maximum(b_p, 1e-37)), 1)
-            b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
-        else:
-            b_new = tl.maximum(b_max, tl.max(b_s, 1))
-            b_decay = tl.exp2((b_max - b_new) * factor)
-            b_p = tl.exp2(b_s * factor - (b_new * factor)[:, None])
-            if ROWS:
-                b_slogs = (b_slogs + b_total * (b_max - b_new)) * b_decay + tl.sum(b_p * (b_s - b_new[:, None]), 1)
-            b_total = b_total * b_decay + tl.sum(b_p, 1)
-            b_out = b_out * b_decay[:, None]
-            b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
-            b_max = b_new
+    if CAP:
+        b_s = tanh(b_s * squash)
+    b_v = load_rows(p_v, n, o_n, o_d, s_vt, T, D, BD, MASKED)  # [BN, BD]
+    if MASKED:
+        m_seen = visible(o_m[:, None], n + o_n[None, :], T, window, WINDOW)
+        b_s = tl.where(m_seen, b_s, FAR_BELOW)
+    if NORM == SIGMOID:
+        b_p = sigmoid2(b_s * factor + bias)
+        if ROWS:
+            b_max = tl.maximum(b_max, tl.max(b_s, 1))
+            b_total += tl.sum(b_p, 1)
+            b_slogs += tl.sum(b_p * tl.log2(tl.maximum(b_p, 1e-37)), 1)
+        b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
+    else:
+        b_new = tl.maximum(b_max, tl.max(b_s, 1))
+        b_decay = tl.exp2((b_max - b_new) * factor)
+        b_p = tl.exp2(b_s * factor - (b_new * factor)[:, None])
+        if ROWS:
+            b_slogs = (b_slogs + b_total * (b_max - b_new)) * b_decay + tl.sum(b_p * (b_s - b_new[:, None]), 1)
+        b_total = b_total * b_decay + tl.sum(b_p, 1)
+        b_out = b_out * b_decay[:, None]
+        b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
+        b_max = b_new
     return b_out, b_total, b_max, b_slogs
+
+
+@triton.jit
+def _attend(
+    b_out, b_total, b_max, b_slogs, b_s, b_q, p_k, p_v, start, stop, o_m, o_n, o_d, s_kt, s_vt,
+    T, squash, factor, bias, window,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr,
+    MASKED: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """Attend to the keys in [start, stop).
+
+    With AHEAD the raw products of the next keys are computed beside the softmax of these, so that the tensor cores work
+    during the exponentials: b_s are the products with the first keys, and those with the keys from `stop` on are
+    returned.
+    """
+    for n in range(start, stop, BN):
+        if AHEAD:
+            b_next = _scores(b_q, p_k, n + BN, o_n, o_d, s_kt, T, D, BD, True, PRECISION)
+        else:
+            b_s = _scores(b_q, p_k, n, o_n, o_d, s_kt, T, D, BD, MASKED, PRECISION)
+        b_out, b_total, b_max, b_slogs = _add_keys(
+            b_out, b_total, b_max, b_slogs, b_s, p_v, n, o_m, o_n, o_d, s_vt, T, squash, factor, bias, window,
+            D, BD, NORM, ROWS, MASKED, WINDOW, CAP, PRECISION,
+        )  # fmt: skip
+        if AHEAD:
+            b_s = b_next
+    return b_out, b_total, b_max, b_slogs, b_s
 
 
 @triton.jit
@@ -76,7 +109,7 @@ def attention_forward_kernel(
     H, T, scale, softcap, bias, window,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
     GATE: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """One program: BM queries of one head. Grid: blocks of queries (fastest, longest rows first) x B * H."""
     blocks = tl.cdiv(T, BM)
@@ -107,22 +140,27 @@ def attention_forward_kernel(
 
     stop = tl.minimum(first + BM, T)
     diagonal = first // BN * BN
+    start = 0
     inside = 0
     if WINDOW:
         start = tl.maximum(first - window + 1, 0) // BN * BN
         inside = tl.maximum(first + BM - window + BN - 1, 0) // BN * BN
         inside = tl.minimum(tl.maximum(inside, start), diagonal)
-        b_out, b_total, b_max, b_slogs = _attend(
-            b_out, b_total, b_max, b_slogs, b_q, p_k, p_v, start, inside, o_m, o_n, o_d, s_kt, s_vt,
-            T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, True, WINDOW, CAP, PRECISION,
+    b_s = tl.zeros([BM, BN], tl.float32)
+    if AHEAD:
+        b_s = _scores(b_q, p_k, start, o_n, o_d, s_kt, T, D, BD, True, PRECISION)
+    if WINDOW:
+        b_out, b_total, b_max, b_slogs, b_s = _attend(
+            b_out, b_total, b_max, b_slogs, b_s, b_q, p_k, p_v, start, inside, o_m, o_n, o_d, s_kt, s_vt,
+            T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, True, WINDOW, CAP, PRECISION, AHEAD,
         )  # fmt: skip
-    b_out, b_total, b_max, b_slogs = _attend(
-        b_out, b_total, b_max, b_slogs, b_q, p_k, p_v, inside, diagonal, o_m, o_n, o_d, s_kt, s_vt,
-        T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, False, WINDOW, CAP, PRECISION,
+    b_out, b_total, b_max, b_slogs, b_s = _attend(
+        b_out, b_total, b_max, b_slogs, b_s, b_q, p_k, p_v, inside, diagonal, o_m, o_n, o_d, s_kt, s_vt,
+        T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, False, WINDOW, CAP, PRECISION, AHEAD,
     )  # fmt: skip
-    b_out, b_total, b_max, b_slogs = _attend(
-        b_out, b_total, b_max, b_slogs, b_q, p_k, p_v, diagonal, stop, o_m, o_n, o_d, s_kt, s_vt,
-        T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, True, WINDOW, CAP, PRECISION,
+    b_out, b_total, b_max, b_slogs, b_s = _attend(
+        b_out, b_total, b_max, b_slogs, b_s, b_q, p_k, p_v, diagonal, stop, o_m, o_n, o_d, s_kt, s_vt,
+        T, squash, factor, bias, window, D, BD, BN, NORM, ROWS, True, WINDOW, CAP, PRECISION, AHEAD,
     )  # fmt: skip
 
     row = tl.cast(bh, tl.int64) * T + o_m

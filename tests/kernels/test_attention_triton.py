@@ -70,6 +70,29 @@ def test_equals_the_reference_in_float64(dtype, normalizer, tile, case, make_cal
     torch.testing.assert_close((mass + stats["sink_mass"]).sum(-1), torch.full_like(mass[..., 0], case["tokens"]))
 
 
+@pytest.mark.parametrize("tile", [SQUARE, WIDE, TALL], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"normalizer": "softmax", "tokens": 70},
+        {"normalizer": "softmax", "tokens": 1},
+        {"normalizer": "learnable_sink", "tokens": 97, "window": 40, "gate": "element", "kv_heads": 1},
+        {"normalizer": "sigmoid", "tokens": 65, "softcap": 2.0, "head_dim": 24},
+    ],
+    ids=str,
+)
+def test_scores_computed_ahead_are_the_same_bit_for_bit(tile, case, make_call, use_tile, triton_device):
+    call = make_call(**case).to(triton_device)
+    results = []
+    for each in (tile, tile._replace(ahead=True)):
+        use_tile(each)
+        results.append(call.run(attention, backend="triton", stats=STATISTICS, numbers=call.q[..., :1].abs()))
+    (out, stats), (ahead, stats_ahead) = results
+    assert torch.equal(ahead, out)
+    for name, value in stats.items():
+        assert torch.equal(stats_ahead[name], value), name
+
+
 @pytest.mark.parametrize("sink", [60.0, -60.0])
 def test_extreme_sinks(sink, make_call, out_and_grads, relative_error, use_tile, triton_device):
     use_tile(SQUARE)
@@ -212,4 +235,6 @@ def test_every_head_dimension_dtype_and_gpu_has_a_tile():
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for head_dim in (16, 32, 64, 128, 256):
                 for kernel in KERNELS:
-                    assert min(tile_for(kernel, head_dim, dtype, capability)[:2]) >= 16
+                    tile = tile_for(kernel, head_dim, dtype, capability)
+                    assert min(tile[:2]) >= 16
+                    assert kernel == "forward" or not tile.ahead

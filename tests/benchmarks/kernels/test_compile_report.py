@@ -61,7 +61,7 @@ def test_the_element_wise_kernel_needs_no_tensor_cores_but_may_not_spill():
     assert "339 spills in a kernel without a loop" in violation
 
 
-LOOP = Loop(instructions=400, tensor_core=20, special=0, spills=0, asynchronous=20, partial_waits=0)
+LOOP = Loop(instructions=400, tensor_core=20, special=0, spills=0, asynchronous=20, partial_waits=0, beside=0)
 FLOPS = 4096 * 800  # 800 cycles of the tensor cores of sm_90, beside 800 of instructions of 8 warps
 
 
@@ -73,16 +73,19 @@ FLOPS = 4096 * 800  # 800 cycles of the tensor cores of sm_90, beside 800 of ins
         (LOOP._replace(instructions=800, partial_waits=1), 4, 1, [0.5, 1.0]),  # unless it leaves products running
         (LOOP._replace(instructions=800), 4, 2, [0.5, 1.0]),
         (LOOP._replace(asynchronous=0), 8, 1, [0.39, 0.63]),  # mma.sync
+        (LOOP._replace(special=40, beside=40), 8, 1, [0.67, 1.0]),  # one of two products beside the exponentials
+        (LOOP._replace(special=40, beside=10), 8, 1, [0.57, 1.0]),
+        (LOOP._replace(special=40, beside=40, instructions=800), 4, 1, [0.67, 0.67]),
     ],
 )
 def test_the_model_of_utilization(loop, warps, ctas, expected):
-    assert compile_report.utilization(loop, warps, FLOPS, compile_report.GPUS["sm_90"], ctas) == expected
+    assert compile_report.utilization(loop, warps, FLOPS, 2, compile_report.GPUS["sm_90"], ctas) == expected
 
 
 def test_other_gpus_have_one_kind_of_product():
     gpu = compile_report.GPUS["sm_80"]
-    assert compile_report.utilization(LOOP._replace(asynchronous=0), 8, 2048 * 800, gpu, 1) == [0.5, 1.0]
-    assert compile_report.utilization(LOOP, 8, 0, gpu, 1) == []
+    assert compile_report.utilization(LOOP._replace(asynchronous=0), 8, 2048 * 800, 2, gpu, 1) == [0.5, 1.0]
+    assert compile_report.utilization(LOOP, 8, 0, 0, gpu, 1) == []
 
 
 def test_programs_per_sm():

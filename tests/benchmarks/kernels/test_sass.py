@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.kernels.sass import Loop, read
 
 LISTING = """
@@ -34,8 +36,27 @@ def test_counts_innermost_loops_spills_and_tensor_core_work():
     assert code.tensor_core == 2
     assert code.async_copies == 1
     assert code.spills == 2
-    assert code.loops == [Loop(7, 1, 1, 1, 1, 1), Loop(2, 1, 0, 0, 0, 0)]
-    assert code.hot_loop == Loop(2, 1, 0, 0, 0, 0)
+    assert code.loops == [Loop(7, 1, 1, 1, 1, 1, 0), Loop(2, 1, 0, 0, 0, 0, 0)]
+    assert code.hot_loop == Loop(2, 1, 0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("loop", "beside"),
+    [
+        ("HGMMA MUFU MUFU WAIT0 MUFU", 2),
+        ("WAIT0 MUFU HGMMA MUFU", 1),  # the wait of the next iteration
+        ("MUFU HGMMA WAIT1 MUFU WAIT0 MUFU HGMMA WAIT0", 1),
+        ("HGMMA WAIT0 MUFU HGMMA FADD WAIT0", 0),
+        ("MUFU HGMMA", 1),  # never waited for
+    ],
+)
+def test_what_is_issued_beside_a_product(loop, beside):
+    lines = {"WAIT0": "WARPGROUP.DEPBAR.LE gsb0, 0x0 ;", "WAIT1": "WARPGROUP.DEPBAR.LE gsb0, 0x1 ;"}
+    body = "\n".join(
+        f"        /*{i:04x}*/  {lines.get(name, name + ' R1 ;')}" for i, name in enumerate(loop.split(), 1)
+    )
+    (found,) = read(f".L_x_1:\n{body}\n        /*00ff*/  @P0 BRA `(.L_x_1) ;").loops
+    assert found.beside == beside
 
 
 def test_a_kernel_without_loops_has_no_hot_one():
