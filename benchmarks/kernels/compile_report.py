@@ -71,7 +71,7 @@ class Config(NamedTuple):
 def pinned() -> list[Config]:
     """Every configuration of the report; attention has a learnable sink unless it names another normalizer.
 
-    "ahead" is the first candidate of the table that computes scores ahead.
+    "ahead" and "specialized" are the first candidates of that schedule.
     """
     kernels = ("forward", "backward_keys", "backward_queries")
     configs = [Config(kernel, gpu, dim) for gpu in GPUS for dim in (64, 128) for kernel in kernels]
@@ -82,7 +82,7 @@ def pinned() -> list[Config]:
     configs += [Config("key_mass", "sm_90", dim) for dim in (64, 128)]
     configs += [Config("forward", "sm_90", dim, ("gate",)) for dim in (64, 128)]
     configs += [Config("forward", "sm_90", dim, ("gate", "statistics")) for dim in (64, 128)]
-    configs += [Config("forward", "sm_90", dim, ("ahead",)) for dim in (64, 128)]
+    configs += [Config("forward", "sm_90", dim, (how,)) for dim in (64, 128) for how in ("ahead", "specialized")]
     configs += [Config(kernel, "sm_90", 128, ("window",)) for kernel in kernels]
     configs += [Config("forward", "sm_90", 64, ("sigmoid",)), Config("forward", "sm_90", 128, ("softcap",))]
     configs += [Config("backward_keys", "sm_90", 128, ("gqa",))]
@@ -93,7 +93,12 @@ def pinned() -> list[Config]:
 
 def compile_config(config: Config, tile: Any = None) -> dict[str, Any]:
     """Compile one configuration and return its row of the report; `tile` replaces the table's."""
-    kernel, constants, table_tile = _norm(config) if config.kernel in _NORM_KERNELS else _attention(config, tile)
+    if config.kernel in _NORM_KERNELS:
+        kernel, constants, table_tile = _norm(config)
+    elif "specialized" in config.features:
+        kernel, constants, table_tile = _specialized(config, tile)
+    else:
+        kernel, constants, table_tile = _attention(config, tile)
     tile = tile or table_tile
     started = time.perf_counter()
     half = "float32" not in config.features
@@ -121,7 +126,8 @@ def _attention(config: Config, tile: Any) -> tuple[Any, dict[str, Any], Any]:
     if config.kernel == "backward_rows":
         tile = tiles.Tile(tiles.rows_a_block(config.width), 0, 4, 1)
     if "ahead" in config.features:
-        tile = tile or next(each for each in tiles.CANDIDATES[config.kernel, config.width] if each.ahead)
+        candidates = tiles.CANDIDATES[config.kernel, config.width]
+        tile = tile or next(each for each in candidates if each.schedule == "ahead")
     dtype = torch.float32 if "float32" in config.features else torch.bfloat16
     tile = tile or tiles.tile_for(config.kernel, config.width, dtype, capability)
     constants = {
@@ -129,17 +135,33 @@ def _attention(config: Config, tile: Any) -> tuple[Any, dict[str, Any], Any]:
         "BD": config.width,
         "BM": tile.rows,
         "BN": tile.columns,
-        "GROUP": 4 if "gqa" in config.features else 1,
-        "NORM": next((_NORMALIZERS[name] for name in config.features if name in _NORMALIZERS), 1),
-        "GATE": next((_GATES[name] for name in config.features if name in _GATES), 0),
+        **_common(config),
         "FIRST": "statistics" in config.features,
         "ROWS": "statistics" in config.features,
         "WINDOW": "window" in config.features,
         "CAP": "softcap" in config.features,
         "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
-        "AHEAD": tile.ahead,
+        "AHEAD": tile.schedule == "ahead",
     }
     return kernel, constants, tile
+
+
+def _specialized(config: Config, tile: Any) -> tuple[Any, dict[str, Any], Any]:
+    """(kernel, compile-time constants, tile) of the forward in Gluon."""
+    from sink_kernels import gluon_forward, tiles
+
+    tile = tile or tiles.SPECIALIZED[config.kernel, config.width][0]
+    constants = {"D": config.width, "BM": tile.rows, "BN": tile.columns, "STAGES": tile.stages, "num_warps": tile.warps}
+    constants |= _common(config)
+    return gluon_forward.gluon_forward_kernel, constants, tile
+
+
+def _common(config: Config) -> dict[str, Any]:
+    return {
+        "GROUP": 4 if "gqa" in config.features else 1,
+        "NORM": next((_NORMALIZERS[name] for name in config.features if name in _NORMALIZERS), 1),
+        "GATE": next((_GATES[name] for name in config.features if name in _GATES), 0),
+    }
 
 
 def _norm(config: Config) -> tuple[Any, dict[str, Any], Any]:
@@ -170,8 +192,11 @@ _FLOAT_POINTERS |= {"p_dweight", "p_dpre", "p_ddown", "p_dup"}
 def _compile(kernel: Any, constants: dict[str, Any], gpu: str, warps: int, stages: int, data: str = "*bf16") -> Any:
     """Compile as the JIT would: aligned pointers, strides and lengths divisible by 16."""
     import triton
+    from sink_kernels import gluon_forward
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     signature: dict[str, str] = {}
     constexprs: dict[tuple[int, ...], Any] = {}
@@ -180,6 +205,10 @@ def _compile(kernel: Any, constants: dict[str, Any], gpu: str, warps: int, stage
         if kernel.params[index].is_constexpr:
             signature[name] = "constexpr"
             constexprs[(index,)] = constants[name]
+        elif name in ("q", "k", "v"):
+            layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+            rows = constants["BM"] if name == "q" else constants["BN"]
+            signature[name] = f"tensordesc<bf16[1, 1, {rows}, {constants['D']}],{layout!r}>"
         elif name.startswith("p_"):
             signature[name] = "*fp32" if name in _FLOAT_POINTERS else data
         elif name in ("scale", "softcap", "bias", "eps", "offset"):
@@ -188,9 +217,11 @@ def _compile(kernel: Any, constants: dict[str, Any], gpu: str, warps: int, stage
             signature[name] = "i32"
         if signature[name] != "constexpr" and (name.startswith(("p_", "s_")) or name in ("T", "M", "D")):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constexprs, attributes)
+    specialized = "q" in kernel.arg_names
+    source = (GluonASTSource if specialized else ASTSource)(kernel, signature, constexprs, attributes)
     target = GPUTarget("cuda", GPUS[gpu].capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+    options = {"maxnreg": gluon_forward.REGISTERS} if specialized else {"num_stages": stages}
+    return triton.compile(source, target=target, options={"num_warps": warps} | options)
 
 
 def _disassemble(cubin: bytes) -> tuple[dict[str, int], Code]:
@@ -214,7 +245,9 @@ def _row(
 ) -> dict[str, Any]:
     gpu = GPUS[config.gpu]
     hot = code.hot_loop or Loop(0, 0, 0, 0, 0, 0, 0)
-    resident = ctas_an_sm(resources["REG"], shared, tile["warps"], gpu)
+    # The loading warp takes a warpgroup's registers.
+    warps = tile["warps"] + 4 * ("specialized" in config.features)
+    resident = ctas_an_sm(resources["REG"], shared, warps, gpu)
     row = {
         "name": config.name,
         "kernel": config.kernel,

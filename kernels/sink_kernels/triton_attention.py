@@ -35,12 +35,19 @@ def forward(
     gates = q if gate is None else _dense_rows(gate)
     sinks = lse if sink is None else sink.contiguous()
     tile = _tile("forward", q)
+    constants, gate_kind = _constants(q, k, options), _gate_kind(gate)
     with on_device(q.device):
+        if tile.schedule == "specialized":
+            from sink_kernels import gluon_forward
+
+            if gluon_forward.unsupported(q, k, v, constants, first_key or row_stats) is None:
+                gluon_forward.launch(q, k, v, sinks, gates, out, lse, options.scale, constants, gate_kind, tile)
+                return out, lse, first, entropy, max_logit
         attention_forward_kernel[(triton.cdiv(tokens, tile.rows) * batch * heads,)](
             q, k, v, sinks, gates, out, lse, first, entropy, max_logit,
             *_strides(q, k, v, gates, out), heads, tokens, *_scalars(options),
-            GATE=_gate_kind(gate), FIRST=first_key, ROWS=row_stats, AHEAD=tile.ahead,
-            **_constants(q, k, options), **_of_tile(tile),
+            GATE=gate_kind, FIRST=first_key, ROWS=row_stats, AHEAD=tile.schedule == "ahead",
+            **constants, **_of_tile(tile),
         )  # fmt: skip
     return out, lse, first, entropy, max_logit
 

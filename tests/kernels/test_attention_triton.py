@@ -84,7 +84,7 @@ def test_equals_the_reference_in_float64(dtype, normalizer, tile, case, make_cal
 def test_scores_computed_ahead_are_the_same_bit_for_bit(tile, case, make_call, use_tile, triton_device):
     call = make_call(**case).to(triton_device)
     results = []
-    for each in (tile, tile._replace(ahead=True)):
+    for each in (tile, tile._replace(schedule="ahead")):
         use_tile(each)
         results.append(call.run(attention, backend="triton", stats=STATISTICS, numbers=call.q[..., :1].abs()))
     (out, stats), (ahead, stats_ahead) = results
@@ -237,4 +237,4 @@ def test_every_head_dimension_dtype_and_gpu_has_a_tile():
                 for kernel in KERNELS:
                     tile = tile_for(kernel, head_dim, dtype, capability)
                     assert min(tile[:2]) >= 16
-                    assert kernel == "forward" or not tile.ahead
+                    assert kernel == "forward" or tile.schedule == "plain"

@@ -130,6 +130,8 @@ for kernel, width, features in [
     ("forward", 64, ("softmax", "head_gate", "statistics", "window")),
     ("forward", 32, ("off_by_one", "gate", "statistics", "softcap")),
     ("forward", 32, ("sigmoid", "statistics", "window")),
+    ("forward", 64, ("specialized", "softmax", "head_gate", "gqa")),
+    ("forward", 64, ("specialized", "off_by_one", "gate")),
     ("backward_keys", 32, ("sigmoid", "softcap", "window", "gqa")),
     ("backward_queries", 32, ("sigmoid", "softcap", "window")),
     ("backward_rows", 64, ("head_gate",)),
