@@ -99,7 +99,7 @@ def _beside(loop: list[str]) -> int:
     running, found = False, 0
     for iteration in range(2):
         for line in loop:
-            operation = line.split(".")[0]
+            operation = re.split(r"\W", line, maxsplit=1)[0]
             if wait := _WAIT.match(line):
                 running = running and int(wait[1], 16) > 0
             running = running or operation in _ASYNCHRONOUS
