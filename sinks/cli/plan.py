@@ -96,7 +96,7 @@ def table(plan: Plan) -> str:
                 ("buffers", memory.buffers, "rotary angles"),
                 ("copies of weights", memory.weight_copies, "for the products, kept by autocast"),
                 ("activations", memory.activations, activations_remark(plan)),
-                ("logits", memory.logits, "three float32 tensors at once"),
+                ("logits", memory.logits, "of the loss and the head at work, at their peak"),
             )
             if size
         ),

@@ -31,7 +31,6 @@ from sinks.models.attention_config import AttentionConfig
 from sinks.models.attention_gates import AttentionGate, NoGate
 from sinks.models.clips import NoClip, ResidualClip
 from sinks.models.counting import Flops
-from sinks.models.cross_entropy import cross_entropy
 from sinks.models.decoder import Architecture, Components, Decoder
 from sinks.models.exclusion import Exclusion, NoExclusion
 from sinks.models.execution import Execution
@@ -216,8 +215,8 @@ class CausalLM(Described, lightning.LightningModule):
             start(self.decoder, self.start_from)
         self.objective.prepare(self)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids [B, T] -> logits [B, T, V].
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Token ids [B, T] -> logits [B, T, V], or with targets [B, T] their mean cross-entropy in nats.
 
         Raises:
             UserError: if T is above the context length.
@@ -227,7 +226,7 @@ class CausalLM(Described, lightning.LightningModule):
             raise UserError(
                 f"{tokens.shape[1]} tokens were given, but the context length is {self.context_length}: give fewer"
             )
-        return self.decoder(tokens)
+        return self.decoder(tokens, targets)
 
     @torch.no_grad()
     def attention_maps(self, tokens: Tensor) -> Tensor:
@@ -238,8 +237,7 @@ class CausalLM(Described, lightning.LightningModule):
 
     def loss(self, rows: Tensor) -> Tensor:
         """Mean next-token cross-entropy of rows [B, T + 1]."""
-        logits = self(rows[:, :-1])
-        return cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+        return self(rows[:, :-1], rows[:, 1:])
 
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """What is minimized (`loss`), and its two terms, detached."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class Objective:
     """Base: a scalar loss of a batch, and what it needs before the first one."""
 
+    whole_logits = False  # whether it reads the model's logits, and not its loss alone
+
     def check(self, model: "CausalLM") -> None:
         """Reject a model that this objective cannot train, at construction.
 
@@ -49,6 +51,7 @@ class WithAuxiliary(Objective):
 
     def __init__(self, objective: Callable[[], Objective]) -> None:
         self.objective = objective()
+        self.whole_logits = self.objective.whole_logits
 
     def check(self, model: "CausalLM") -> None:
         self.objective.check(model)
@@ -81,6 +84,8 @@ class Distillation(Objective):
     Args:
         weight: of the divergence; at 1 the targets do not count.
     """
+
+    whole_logits = True
 
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = require("distillation weight", weight, above=0, at_most=1, remedy="give e.g. 1")

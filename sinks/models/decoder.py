@@ -13,6 +13,7 @@ from sinks.models.attention import Attention
 from sinks.models.attention_config import AttentionConfig
 from sinks.models.clips import ResidualClip
 from sinks.models.counting import Flops, linear_flops
+from sinks.models.cross_entropy import linear_cross_entropy
 from sinks.models.feed_forward import FeedForwardConfig
 from sinks.models.layers import Embedding, Linear
 from sinks.models.mixers import FeedForward, SequenceMixer, Sublayer
@@ -219,13 +220,19 @@ class Block(nn.Module):
 
 
 class Head(Linear):
-    """From the residual stream to logits."""
+    """From the residual stream to logits, or to their loss."""
 
     kind = "head"
 
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        """[B, T, D] -> logits [B, T, V], or with targets [B, T] their mean cross-entropy in nats."""
+        if targets is None:
+            return super().forward(x)
+        return linear_cross_entropy(x.flatten(0, 1), self.weight, targets.flatten())
+
 
 class Decoder(nn.Module):
-    """Token ids [B, T] -> logits [B, T, V]. With a listener, `report` passes on the `tokens` first.
+    """Token ids [B, T] -> logits [B, T, V] or loss. With a listener, `report` passes on the `tokens` first.
 
     Args:
         vocab_size: number of token ids V.
@@ -267,12 +274,13 @@ class Decoder(nn.Module):
         if self.tied_embeddings:
             self.head.weight = self.embedding.weight
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Token ids [B, T] -> logits [B, T, V], or with targets [B, T] their mean cross-entropy in nats."""
         self.report(tokens=tokens)
         x = self.embedding_tap(self.positions(self.embedding(tokens)))
         for block in self.blocks:
             x = block(x)
-        return self.head(self.head_norm(x))
+        return self.head(self.head_norm(x), targets)
 
     def attention_maps(self, tokens: Tensor) -> Tensor:
         """Attention weights of every layer with `Attention`, and every head, for token ids [B, T].

@@ -126,21 +126,21 @@ class _Unhooked(nn.Module):
         self.module = module
         self.original = module.forward
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.original(x)
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        return self.original(*inputs)
 
 
 def _compute_locally(module: nn.Module, splits: Mapping[str, Split | None], mesh: DeviceMesh) -> None:
     """Run a module's forward on the local shards of its parameters."""
     inner = _Unhooked(module)
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(*inputs: Tensor | None) -> Tensor:
         parameters = {
             f"module.{name}": _local(splits[name], parameter, mesh)
             for name, parameter in module.named_parameters()
             if name in splits
         }
-        return torch.func.functional_call(inner, parameters, (x,))
+        return torch.func.functional_call(inner, parameters, inputs)
 
     module.forward = forward
 

@@ -18,10 +18,6 @@ from sinks.errors import UserError
 from sinks.models.decoder import Decoder
 from sinks.plan.layout import Precision
 
-# Logits are the largest tensor: the loss takes them to float32, keeps their log-softmax, and needs two gradients of
-# their size in the backward pass; three are alive at once.
-LOGITS_BYTES = 3 * 4
-
 
 @dataclass(frozen=True)
 class Kept:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from sinks.plan.activations import LOGITS_BYTES
 from sinks.plan.layout import Layout, Precision
 
 # Blocks that FSDP2 has gathered at once: the one that runs, and the next one, on its way.
@@ -41,7 +40,7 @@ class Memory:
         buffers: rotary angles.
         weight_copies: weights in the dtype of the matrix products, kept by autocast.
         activations: kept for the backward pass, logits apart.
-        logits: three float32 tensors of their size.
+        logits: of the loss and the head at work, at their peak.
         accumulates: whether gradients outlive a micro-batch.
     """
 
@@ -98,7 +97,7 @@ def device_memory(
         buffers: bytes of buffers.
         weight_copies: bytes autocast keeps.
         activations: bytes of a micro-batch.
-        logits: number of logits of a micro-batch.
+        logits: bytes of the loss and the head at work.
         accumulates: whether gradients outlive a micro-batch.
         averages: copies of the weights that are averaged over steps.
     """
@@ -116,6 +115,6 @@ def device_memory(
         buffers=buffers,
         weight_copies=weight_copies,
         activations=activations,
-        logits=logits * LOGITS_BYTES,
+        logits=logits,
         accumulates=accumulates,
     )

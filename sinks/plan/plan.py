@@ -6,6 +6,7 @@ from typing import Any
 
 from sinks.families import CausalLM
 from sinks.models.counting import SCORES, Flops, parameters_by_kind
+from sinks.models.cross_entropy import loss_memory
 from sinks.models.decoder import Architecture
 from sinks.parallel.tensor_parallel import check_divisible
 from sinks.plan.activations import decoder_memory
@@ -134,6 +135,9 @@ def plan_model(model: CausalLM, layout: Layout, precision: Precision, batch: Bat
     held = decoder_memory(lambda: model.make_decoder(architecture), batch.tokens, precision, device)
     activations = {choice: batch.rows * held.per_row.activations(choice) for choice in (False, True)}
     checkpointing = model.execution.activation_checkpointing
+    product = precision.autocast or precision.stored
+    tokens = batch.rows * batch.tokens
+    logits = loss_memory(tokens, architecture.d_model, batch.vocab_size, device, product, model.objective.whole_logits)
     return Plan(
         title=f"{type(model).__name__}, {model.architecture.n_layers} layers, d_model {model.architecture.d_model}",
         parameters=parameters_by_kind(whole),
@@ -144,7 +148,7 @@ def plan_model(model: CausalLM, layout: Layout, precision: Precision, batch: Bat
         batch=batch,
         memory=device_memory(
             pieces, layout, precision, held.buffers, held.weight_copies, activations[checkpointing],
-            logits=batch.rows * batch.tokens * batch.vocab_size, accumulates=batch.accumulated > 1,
+            logits=logits, accumulates=batch.accumulated > 1,
             averages=model.averaging.copies,
         ),
         activations=activations,

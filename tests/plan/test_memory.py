@@ -126,7 +126,7 @@ def test_shards_are_divided_and_replicas_are_not() -> None:
     one = device_memory(pieces, Layout(1, "one device"), mixed, **options)
     assert (one.parameters, one.gradients, one.optimizer) == (4000, 4000, 8000)
     assert (one.buckets, one.gathered) == (0, 0)
-    assert one.peak == one.at_the_loss == 4000 + 8000 + 10_000 + 7 * 12
+    assert one.peak == one.at_the_loss == 4000 + 8000 + 10_000 + 7
     ddp = device_memory(pieces, Layout(8, "ddp"), mixed, **options)
     assert (ddp.parameters, ddp.buckets) == (4000, 4000)
     sharded = device_memory(pieces, Layout(8, "sharded", replicas=2), mixed, **options)
