@@ -2,8 +2,9 @@
 
 torch's own writes the log-probabilities, their gradient and the gradient of the logits to memory, each as large as the
 logits. On a CPU only the last is written: a chunk's probabilities, which fit into the cache, are computed again in the
-backward pass. On a GPU the logits of a chunk are all there is: both gradients of the head are computed with the loss. Not by torch's own op, whose
-bfloat16 loss is rounded to bfloat16 (2.14), nor by Liger's, which waits for the GPU twice a step (0.8.5).
+backward pass. On a GPU the logits of a chunk are all there is: both gradients of the head are computed with the loss.
+Not by torch's own op, whose bfloat16 loss is rounded to bfloat16 (2.14), nor by Liger's, which waits for the GPU twice
+a step (0.8.5).
 """
 
 from collections.abc import Iterator
