@@ -29,14 +29,15 @@ class Stage:
 
 
 # In run order. Numbers of a wrong kernel are worthless; the training step decides most goals; the kernel tables explain
-# them; training turns every minute into tokens, so it has the largest weight; tiles and several GPUs can wait for
-# another run.
+# them; training turns every minute into tokens, so it has the largest weight; tiles, a candidate that has never run and
+# several GPUs can wait for another run.
 STAGES = (
     Stage("a", "correctness", "benchmarks.gpu_report.correctness", least=1.0, weight=0.10),
     Stage("d", "step", "benchmarks.gpu_report.step", least=2.0, weight=0.20),
     Stage("b", "kernels", "benchmarks.gpu_report.kernels", least=1.5, weight=0.15),
     Stage("e", "training", "benchmarks.gpu_report.training", least=3.0, weight=0.40),
     Stage("c", "tiles", "benchmarks.gpu_report.tiles", least=1.0, weight=0.10),
+    Stage("g", "specialized", "benchmarks.gpu_report.specialized", least=1.0, weight=0.05),
     Stage("f", "parallel", "benchmarks.gpu_report.parallel", least=1.0, weight=0.05),
 )
 

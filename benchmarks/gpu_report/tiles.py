@@ -1,6 +1,6 @@
 """Stage c: ranks the candidate tiles and prints the best as entries of `sink_kernels/tiles.py`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,18 @@ NOISE = 0.01
 
 
 def run(context: StageContext) -> Iterator[dict[str, Any]]:
+    """Rank the candidates of every kernel."""
+    return ranked(context, CANDIDATES)
+
+
+def ranked(context: StageContext, candidates: Mapping[tuple[str, int], Sequence[Tile]]) -> Iterator[dict[str, Any]]:
     """Time every tile of every kernel; the fastest is checked against float64 before it counts as best.
 
     The tiles of a kernel are compared with one another, so that one command measures all of them.
+
+    Args:
+        context: the stage's.
+        candidates: by kernel and head dimension; the table's own tile is timed beside them.
     """
     bench = Bench(context.device, context.dry)
     # Of a kernel without a time everything failed.
@@ -29,15 +38,15 @@ def run(context: StageContext) -> Iterator[dict[str, Any]]:
     rows = [row for row in context.before.get("rows", ()) if (row["kernel"], row["head_dim"]) in ranked_before]
     result: dict[str, Any] = {"rows": rows, "best": known, "left_out": []}
     for head_dim in (64,) if context.dry else HEAD_DIMS:
-        for kernel in (kernel for kernel, width in CANDIDATES if width == head_dim):
+        for kernel in (kernel for kernel, width in candidates if width == head_dim):
             if (kernel, head_dim) in ranked_before:
                 continue
             if context.late:
                 result["left_out"].append(f"{kernel} D {head_dim}")
                 continue
-            ranked = tiles.ranking(bench, kernel, head_dim)
-            result["rows"] += ranked
-            result["best"].append(best(ranked, lambda row: reason_against(row, context.dry, str(context.device))))
+            timed = tiles.ranking(bench, kernel, head_dim, candidates[kernel, head_dim])
+            result["rows"] += timed
+            result["best"].append(best(timed, lambda row: reason_against(row, context.dry, str(context.device))))
             yield result
     yield result
 
@@ -79,9 +88,13 @@ def reason_against(row: dict[str, Any], dry: bool, device: str) -> str | None:
 def entries(result: dict[str, Any]) -> str:
     """The best tiles as lines of a table in `sink_kernels/tiles.py`."""
     return "".join(
-        f'    ("{row["kernel"]}", {row["head_dim"]}): Tile({", ".join(map(str, row["best"]))}),\n'
+        f'    ("{row["kernel"]}", {row["head_dim"]}): Tile({_arguments(Tile(*row["best"]))}),\n'
         for row in sorted(result["best"], key=lambda row: (row["kernel"], row["head_dim"]))
     )
+
+
+def _arguments(tile: Tile) -> str:
+    return ", ".join(map(repr, tile[:4] if tile.schedule == "plain" else tile))
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -97,7 +110,7 @@ def markdown(result: dict[str, Any]) -> str:
         "```",
     ]
     lines += table(
-        "kernel | D | now: rows, columns, warps, stages | ms | best | ms | faster but wrong",
+        "kernel | D | now: rows, columns, warps, stages, schedule | ms | best | ms | faster but wrong",
         (
             (row["kernel"], row["head_dim"], row["now"], number(row["now_ms"], ".3f"), row["best"],
              number(row["best_ms"], ".3f"), "; ".join(f"{tile}: {why}" for tile, why in row["wrong"].items()) or "-")

@@ -1,6 +1,6 @@
 """Ranking the candidate tiles of each attention kernel on this machine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -8,16 +8,16 @@ from unittest import mock
 import torch
 from sink_kernels import attention_op
 from sink_kernels.options import Options
-from sink_kernels.tiles import CANDIDATES, Tile, capability_of, tile_for
+from sink_kernels.tiles import Tile, capability_of, tile_for
 
 from benchmarks.kernels.measure import Bench, attempt
 
 
-def ranking(bench: Bench, kernel: str, head_dim: int) -> list[dict[str, Any]]:
-    """One row per tile of a kernel at a head dimension, fastest first; needs a GPU or the interpreter."""
+def ranking(bench: Bench, kernel: str, head_dim: int, candidates: Iterable[Tile]) -> list[dict[str, Any]]:
+    """One row per tile, the table's and the candidates, fastest first; needs a GPU or the interpreter."""
     chosen = tile_for(kernel, head_dim, torch.bfloat16, capability_of(bench.device))
     timed: list[dict[str, Any]] = []
-    for tile in dict.fromkeys((chosen, *CANDIDATES[kernel, head_dim])):
+    for tile in dict.fromkeys((chosen, *candidates)):
         row = {"kernel": kernel, "head_dim": head_dim, "tile": list(tile)}
         timed.append({**row, "chosen": tile == chosen, **attempt(_measure, bench, kernel, head_dim, tile)})
     return sorted(timed, key=lambda row: row.get("ms", float("inf")))

@@ -73,7 +73,7 @@ def test_equals_the_reference_in_float64(dtype, normalizer, tile, case, machine,
             lambda x: torch.cat([x[:, :, :1], x], 2).flatten(2)[..., 1 : 1 + 40 * 64].unflatten(2, (40, 64)),
         ),
     ],
-    ids=str,
+    ids=("window", "softcap", "sigmoid", "first key", "entropy", "narrow", "float32", "steps of 130 bytes", "offset"),
 )
 def test_what_it_does_not_support_runs_the_other_kernel(case, stats, change, machine, use_tile, make_call):
     use_tile(SMALL)

@@ -109,7 +109,7 @@ def test_a_shape_is_measured_whole_by_one_command(
 def test_a_kernels_tiles_are_ranked_once(measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = {"backward_keys"}
 
-    def ranking(bench: Any, kernel: str, head_dim: int) -> list[Result]:
+    def ranking(bench: Any, kernel: str, head_dim: int, candidates: Any) -> list[Result]:
         measured(kernel)
         row = {"kernel": kernel, "head_dim": head_dim, "tile": [1, 2, 3, 4], "chosen": True}
         return [row | ({"refused": "no memory"} if kernel in failing else {"ms": 1.0})]
