@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from benchmarks.gpu_report.stage_context import StageContext
 from benchmarks.kernels.checks import (
@@ -17,10 +18,12 @@ from benchmarks.kernels.checks import (
     make_call,
     norm_checks,
     poisoned_memory,
+    relative_error,
     wrong,
 )
 from benchmarks.kernels.measure import reason_of
 from benchmarks.tables import table
+from sinks.models.cross_entropy import linear_cross_entropy
 
 Case = dict[str, Any]
 
@@ -41,9 +44,10 @@ def cases(dry: bool) -> list[Case]:
              "gate": "element", "heads": 2, "kv_heads": 1},
             {"kernel": "attention", "dtype": "float16", "normalizer": "sigmoid", "head_dim": 16, "tokens": 40,
              "gate": "head", "heads": 1, "kv_heads": 1},
-            {"kernel": "attention", "dtype": "bfloat16", "normalizer": "learnable_sink", "head_dim": 16, "tokens": 20,
+            {"kernel": "attention", "dtype": "float16", "normalizer": "learnable_sink", "head_dim": 16, "tokens": 20,
              "gate": "head", "heads": 2, "kv_heads": 1, "layout": "stride 2"},
             {"kernel": "norm", "dtype": "float32", "shape": [40, 64], "rank": 4, "pre_affine": True},
+            {"kernel": "loss", "dtype": "float32", "tokens": 40, "width": 16, "vocab_size": 50},
         ]  # fmt: skip
     found: list[Case] = []
     for dtype in ("bfloat16", "float32", "float16"):
@@ -83,6 +87,8 @@ def cases(dry: bool) -> list[Case]:
                 ([300, 1000], 40, True),
             )
         ]
+        # Several chunks and a partial one.
+        found += [{"kernel": "loss", "dtype": dtype, "tokens": 3000, "width": 512, "vocab_size": 151936}]
     return found
 
 
@@ -91,6 +97,8 @@ def describe(case: Case) -> str:
     if case["kernel"] == "norm":
         shape = " x ".join(map(str, case["shape"]))
         return f"GatedNorm {case['dtype']} {shape} rank {case['rank']}" + (" PreAffine" if case["pre_affine"] else "")
+    if case["kernel"] == "loss":
+        return f"loss of the head {case['dtype']} {case['tokens']} x {case['width']} V {case['vocab_size']}"
     parts = [case["normalizer"], case["dtype"], f"D {case['head_dim']}", f"T {case['tokens']}"]
     parts += [f"{case['heads']}/{case['kv_heads']} heads"]
     parts += [f"{case['gate']} gate"] if case["gate"] else []
@@ -107,6 +115,8 @@ def check(case: Case, device: str) -> dict[str, Any]:
         with poisoned_memory():
             if kernel == "norm":
                 found = norm_checks(**options, dtype=dtype, device=device, eps=1e-5, offset=0.5)
+            elif kernel == "loss":
+                found = loss_checks(**options, dtype=dtype, device=device)
             elif kernel == "graph":
                 found = graph_checks(make_call(**options, dtype=dtype).to(device), dtype)
             else:
@@ -118,6 +128,27 @@ def check(case: Case, device: str) -> dict[str, Any]:
     return {
         "case": describe(case),
         "checks": {name: {"error": c.error, "limit": c.limit, "passed": c.passed} for name, c in found.items()},
+    }
+
+
+def loss_checks(tokens: int, width: int, vocab_size: int, dtype: torch.dtype, device: str) -> dict[str, Check]:
+    """The loss and both gradients of the head, in chunks on a GPU, against whole logits in float64."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, width, generator=generator).to(device, torch.bfloat16) for n in (tokens, vocab_size))
+    targets = torch.randint(vocab_size, (tokens,), generator=generator).to(device)
+    results = []
+    for own in (dtype, torch.float64):
+        own_x, own_weight = x.to(own).requires_grad_(), (weight / width**0.5).to(own).requires_grad_()
+        if own == dtype:
+            loss = linear_cross_entropy(own_x, own_weight, targets)
+        else:
+            loss = F.cross_entropy(F.linear(own_x, own_weight), targets)
+        results.append([loss.detach(), *torch.autograd.grad(loss, (own_x, own_weight))])
+    of_loss, of_gradients = {torch.float32: (1e-5, 1e-4)}.get(dtype, (1e-4, 1e-2))  # TF32 is off
+    limits = {"loss": of_loss, "gradient of x": of_gradients, "gradient of the head": of_gradients}
+    return {
+        name: Check(relative_error(own, exact), limit)
+        for (name, limit), own, exact in zip(limits.items(), *results, strict=True)
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from sink_kernels.accelerators import OLDEST_CAPABILITY
-from sink_kernels.tiles import Tile, rows_a_block, tile_for
+from sink_kernels.tiles import CANDIDATES, SPECIALIZED, Tile, rows_a_block, tile_for
 
 from benchmarks.kernels.compile_report import GPUS, pinned
 
@@ -18,6 +18,8 @@ KERNELS = {
     "forward, sink": ("forward", ()),
     "forward, sink, gate": ("forward", ("gate",)),
     "forward, sink, gate, all statistics": ("forward", ("gate", "statistics")),
+    "candidate: scores ahead": ("forward", ("ahead",)),
+    "candidate: Gluon": ("forward", ("specialized",)),
     "backward, keys": ("backward_keys", ()),
     "backward, queries": ("backward_queries", ()),
     "key_mass": ("key_mass", ()),
@@ -37,6 +39,11 @@ def test_the_recorded_report_has_the_tiles_of_the_table() -> None:
         dtype = torch.float32 if "float32" in row["features"] else torch.bfloat16
         if row["kernel"] == "backward_rows":
             expected = Tile(rows_a_block(row["width"]), 0, 4, 1)
+        elif "specialized" in row["features"]:
+            expected = SPECIALIZED[row["kernel"], row["width"]][0]
+        elif "ahead" in row["features"]:
+            candidates = CANDIDATES[row["kernel"], row["width"]]
+            expected = next(tile for tile in candidates if tile.schedule == "ahead")
         else:
             expected = tile_for(row["kernel"], row["width"], dtype, capability)
         assert row["tile"] == expected._asdict(), row["name"]
