@@ -168,7 +168,7 @@ test-oldest: .venv-oldest/.installed  ## the kernel tests on the oldest supporte
 	@echo $(CURDIR)/kernels > $$(.venv-oldest/bin/python -c "import site; print(site.getsitepackages()[0])")/kernels.pth
 	@touch $@
 
-bench: $(VENV)/.installed  ## time a training step beside Hugging Face's Llama and litgpt's GPT, and what statistics cost
+bench: $(VENV)/.installed  ## time a training step beside Hugging Face's Llama, litgpt's GPT and torchtitan's Llama, and what statistics cost
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.attention_cpu
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training_step
 
