@@ -24,7 +24,12 @@ def check_local(folder: Path) -> None:
         raise UserError(
             f"{folder} has no {INDEX_FILE}: give a folder with train/ and val/, each written by litdata.optimize"
         )
-    for chunk in read_index(folder)["chunks"]:
+    chunks = read_index(folder)["chunks"]
+    with reading(folder):
+        unlisted = sorted({file.name for file in folder.glob("*.bin")} - {chunk["filename"] for chunk in chunks})
+    if unlisted:
+        raise UserError(f"{folder / unlisted[0]} is there, but {INDEX_FILE} does not list it: prepare the folder again")
+    for chunk in chunks:
         file = folder / chunk["filename"]
         with reading(file):
             size = file.stat().st_size if file.is_file() else None

@@ -91,7 +91,8 @@ class Run:
     @cached_property
     def precision(self) -> str | None:
         """The trainer's; None where the configuration states none."""
-        precision = (self.folder.config().get("trainer") or {}).get("precision")
+        trainer = self.folder.config().get("trainer")
+        precision = trainer.get("precision") if isinstance(trainer, Mapping) else None
         return None if precision is None else str(precision)
 
     @cached_property

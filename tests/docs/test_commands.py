@@ -38,6 +38,7 @@ REDUCED = {
     "probe": [*FEW_ROWS, "--threshold=1"],
     "quantize": [*FEW_ROWS, "--breakdown=false"],
     "evaluate": ["--limit=2"],
+    "accuracy": ["--rows=4", "--choices=2", "--continuation_tokens=2"],
 }
 # What a reader has under another name, and what this machine lacks.
 STAND_INS = {
@@ -45,6 +46,7 @@ STAND_INS = {
     "other/model.gguf": "other/second",
     "Qwen/Qwen3-0.6B": "path/to/model",
     "MODEL": "path/to/model",
+    "runs/text": "runs/new",
     "cuda": "cpu",
     "bfloat16": "float32",
     "chat": "2",  # the model here has no template
