@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from sinks.cli.analyze import collected
 from sinks.cli.parser import run_function
@@ -13,9 +13,6 @@ from sinks.errors import UserError, require
 from sinks.quantize.rounding import Method
 from sinks.quantize.schemes import Only, Reach
 from sinks.quantize.transforms import Name
-
-if TYPE_CHECKING:
-    pass
 
 # What is shown of a result, and what of a breakdown.
 RESULTS = ("loss", "accuracy", "quantized", "folds")

@@ -70,10 +70,14 @@ def _check_chunks(index: dict[str, Any]) -> None:
         raise ValueError(f"data_format is {config['data_format']}, which is not one of token ids")
     if not index["chunks"]:
         raise ValueError("it lists no chunk")
+    known: set[str] = set()
     for chunk in index["chunks"]:
         name, numbers = chunk["filename"], [chunk[key] for key in ("chunk_size", "dim", "chunk_bytes")]
         if not isinstance(name, str) or Path(name).name != name:
             raise ValueError(f"{name!r} is not the name of a chunk")
+        if name in known:
+            raise ValueError(f"{name} is listed twice")
+        known.add(name)
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError(f"sizes of {name} are {numbers}")
         items, tokens, size = numbers

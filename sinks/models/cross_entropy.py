@@ -42,6 +42,8 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         x, weight = (each.to(torch.get_autocast_dtype(kind)) for each in (x, weight))
     if without_logits(kind, x.dtype) and not torch.compiler.is_compiling():
+        if not torch.is_grad_enabled():  # which a Function cannot see: it would compute the gradients too
+            x, weight = x.detach(), weight.detach()
         return _Projected.apply(x, weight, targets)
     return cross_entropy(F.linear(x, weight), targets)
 

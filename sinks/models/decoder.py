@@ -13,7 +13,7 @@ from sinks.models.attention import Attention
 from sinks.models.attention_config import AttentionConfig
 from sinks.models.clips import ResidualClip
 from sinks.models.counting import Flops, linear_flops
-from sinks.models.cross_entropy import linear_cross_entropy
+from sinks.models.cross_entropy import cross_entropy, linear_cross_entropy
 from sinks.models.feed_forward import FeedForwardConfig
 from sinks.models.layers import Embedding, Linear
 from sinks.models.mixers import FeedForward, SequenceMixer, Sublayer
@@ -220,15 +220,9 @@ class Block(nn.Module):
 
 
 class Head(Linear):
-    """From the residual stream to logits, or to their loss."""
+    """From the residual stream to logits."""
 
     kind = "head"
-
-    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> logits [B, T, V], or with targets [B, T] their mean cross-entropy in nats."""
-        if targets is None:
-            return super().forward(x)
-        return linear_cross_entropy(x.flatten(0, 1), self.weight, targets.flatten())
 
 
 class Decoder(nn.Module):
@@ -280,7 +274,17 @@ class Decoder(nn.Module):
         x = self.embedding_tap(self.positions(self.embedding(tokens)))
         for block in self.blocks:
             x = block(x)
-        return self.head(self.head_norm(x), targets)
+        x = self.head_norm(x)
+        if targets is None:
+            return self.head(x)
+        if self._plain_head:
+            return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
+        return cross_entropy(self.head(x).flatten(0, 1), targets.flatten())
+
+    @property
+    def _plain_head(self) -> bool:
+        """Whether logits are the product with the head's weight and nobody sees them: no other module, no hook."""
+        return type(self.head) is Head and not (self.head._forward_pre_hooks or self.head._forward_hooks)
 
     def attention_maps(self, tokens: Tensor) -> Tensor:
         """Attention weights of every layer with `Attention`, and every head, for token ids [B, T].

@@ -1,11 +1,13 @@
 """A training step whose loss avoids the whole logits, as on a GPU, against one that has them."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sinks.families import CausalLM
 from sinks.models import cross_entropy
 from sinks.observe import Reader
 from sinks.observe.sites import sites_of
@@ -50,3 +52,44 @@ def test_loss_gradients_and_statistics_are_the_same(
         difference = (own_gradients[name] - gradient).norm() / gradient.norm().clamp_min(1e-12)
         assert difference < (0.02 if autocast else 1e-5), name
     torch.testing.assert_close(own_statistics, statistics, rtol=0, atol=0, equal_nan=True)
+
+
+class Capped(nn.Linear):
+    """Logits of at most 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).tanh()
+
+
+def replace(model: CausalLM) -> None:
+    decoder = model.decoder
+    assert decoder is not None
+    own = Capped(decoder.head.in_features, decoder.head.out_features, bias=False)
+    own.load_state_dict(decoder.head.state_dict())
+    decoder.head = own  # type: ignore[assignment]
+
+
+def hook(model: CausalLM) -> None:
+    assert model.decoder is not None
+    model.decoder.head.register_forward_hook(lambda head, inputs, logits: logits.tanh())
+
+
+def hook_before(model: CausalLM) -> None:
+    assert model.decoder is not None
+    model.decoder.head.register_forward_pre_hook(lambda head, inputs: (2 * inputs[0],))
+
+
+def parametrize(model: CausalLM) -> None:
+    assert model.decoder is not None
+    nn.utils.parametrizations.weight_norm(model.decoder.head)
+
+
+@pytest.mark.parametrize("change", [replace, hook, hook_before, parametrize])
+def test_a_head_of_ones_own_has_its_say(change: Callable[[CausalLM], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "without_logits", lambda device, dtype: True)
+    torch.manual_seed(0)
+    model = build("gated")
+    change(model)
+    rows = torch.randint(11, (3, 13))
+    expected = torch.nn.functional.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+    torch.testing.assert_close(model.loss(rows), expected)

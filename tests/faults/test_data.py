@@ -1,5 +1,6 @@
 """Damaged data, before a run and during it: one line, exit code 2, and nothing half-written left."""
 
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -55,6 +56,18 @@ def break_json(file: Path) -> None:
     file.write_text(file.read_text()[:40])
 
 
+def list_fewer(file: Path) -> None:
+    index = json.loads(file.read_text())
+    index["chunks"].pop()
+    file.write_text(json.dumps(index))
+
+
+def list_twice(file: Path) -> None:
+    index = json.loads(file.read_text())
+    index["chunks"].append(index["chunks"][0])
+    file.write_text(json.dumps(index))
+
+
 DAMAGE: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "flipped bytes": (CHUNK, flip, f"{CHUNK} is damaged: its sha256 is "),
     "truncated chunk": (CHUNK, truncate, f"{CHUNK} has 50 bytes, but must have "),
@@ -72,6 +85,8 @@ PLAIN = {
     "missing chunk": (CHUNK, Path.unlink, f"{CHUNK} is missing, though index.json lists it"),
     "broken index": (INDEX, break_json, f"{INDEX} cannot be read ("),
     "missing index": (INDEX, Path.unlink, "train has no index.json: "),
+    "unlisted chunk": (INDEX, list_fewer, ".bin is there, but index.json does not list it: "),
+    "chunk listed twice": (INDEX, list_twice, "is listed twice"),
 }
 
 

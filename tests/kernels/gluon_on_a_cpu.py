@@ -56,9 +56,14 @@ class Barrier:
             self.copies.clear()
 
 
-class Barriers(list[Barrier]):
-    def index(self, i: Any, *_: Any) -> Barrier:  # type: ignore[override]
-        return self[int(i)]
+class Barriers:
+    """One barrier per stage."""
+
+    def __init__(self, stages: int) -> None:
+        self.barriers = [Barrier() for _ in range(stages)]
+
+    def index(self, i: Any) -> Barrier:
+        return self.barriers[int(i)]
 
 
 class Shared:
@@ -225,7 +230,7 @@ class Machine:
 
         def allocate(dtype: Any, shape: list[int], layout: Any) -> Any:
             if dtype == torch.int64:
-                return Barriers(Barrier() for _ in range(shape[0])) if len(shape) == 2 else Barrier()
+                return Barriers(shape[0]) if len(shape) == 2 else Barrier()
             return Shared(torch.full(shape, torch.nan, dtype=dtype))
 
         def load(pointer: Pointer, mask: Any = None, other: float = 0.0) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Value, gradient and memory of the chunked cross-entropy."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -193,16 +195,35 @@ def test_of_the_head_it_is_as_exact_as_with_whole_logits(dtype: torch.dtype, on_
     assert all(own <= 1.5 * whole for own, whole in zip(*errors, strict=True))
 
 
-def test_of_the_head_one_gradient_alone_none_and_the_second_derivative(on_a_gpu: None) -> None:
+def test_of_the_head_one_gradient_alone_and_the_second_derivative(on_a_gpu: None) -> None:
     x, weight, targets = projected(torch.float64, rows=7)
     both = torch.autograd.grad(linear_cross_entropy(x, weight, targets), (x, weight))
     of_x = torch.autograd.grad(linear_cross_entropy(x, weight.detach(), targets), x)
     of_weight = torch.autograd.grad(linear_cross_entropy(x.detach(), weight, targets), weight)
     torch.testing.assert_close((*of_x, *of_weight), both)
-    with torch.no_grad():
-        assert not linear_cross_entropy(x, weight, targets).requires_grad
     assert torch.autograd.gradcheck(linear_cross_entropy, (x, weight, targets))
     assert torch.autograd.gradgradcheck(linear_cross_entropy, (x, weight, targets))
+
+
+def test_of_the_head_no_gradient_is_computed_where_none_is_wanted(
+    on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight, targets = projected(torch.float32)
+    expected = linear_cross_entropy(x, weight, targets)
+    given: list[tuple[object, object]] = []
+    original = module._add_gradients
+
+    def counted(*inputs: Any) -> Tensor:
+        given.append(inputs[3:5])
+        return original(*inputs)
+
+    monkeypatch.setattr(module, "_add_gradients", counted)
+    with torch.no_grad():
+        loss = linear_cross_entropy(x, weight, targets)
+    assert given
+    assert all(each == (None, None) for each in given)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, expected.detach())
 
 
 def test_of_the_head_under_autocast_it_is_that_of_the_rounded_product(on_a_gpu: None) -> None:

@@ -279,3 +279,26 @@ def test_curves_are_means_and_ranges_over_common_steps(tmp_path: Path) -> None:
     steps, values = training._over_seeds(load_ablation(tmp_path).variants[0].runs, key)
     assert steps.tolist() == [0, 10]  # what both logged; the later line of step 10 counts
     assert values.tolist() == [[1.0, 5.0], [3.0, 8.0]]
+
+
+@pytest.mark.parametrize(
+    ("device", "trainer", "expected"),
+    [
+        ("synthetic machine", {"precision": "32-true"}, []),
+        ("synthetic machine", {"precision": "bf16-mixed"}, ["2 precisions (32-true, bf16-mixed)"]),
+        ("another", {"precision": "32-true"}, ["2 devices (another, synthetic machine)"]),
+        ("another", {"precision": "bf16-mixed"}, ["2 devices", "2 precisions"]),
+        ("synthetic machine", [5], []),  # a damaged configuration states none
+    ],
+)
+def test_runs_of_several_devices_or_precisions_are_named_first(
+    device: str, trainer: object, expected: list[str], tmp_path: Path
+) -> None:
+    for name, own in (("baseline", {"precision": "32-true"}), ("other", trainer)):
+        folder = write_run(tmp_path / name / "seed0", name, 0, Levels())
+        folder.write_config(yaml.safe_dump({"seed_everything": 0, "trainer": own, "model": {"class_path": name}}))
+        if name == "other":
+            folder.write_provenance(folder.provenance() | {"device": device})
+    first = contents(compare(load_ablation(tmp_path)))["answer"][0]
+    assert ("by itself changes their numbers" in first) == bool(expected)
+    assert all(each in first for each in expected)
