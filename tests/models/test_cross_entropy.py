@@ -239,6 +239,14 @@ def test_of_the_head_under_autocast_it_is_that_of_the_rounded_product(on_a_gpu: 
         assert (own - exact).norm() <= 2**-7 * exact.norm()
 
 
+def test_whole_logits_are_avoided_on_a_gpu_but_in_float16() -> None:
+    """Whose gradients vanish before the loss is scaled."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        assert module.without_logits("cuda", dtype)
+        assert not module.without_logits("cpu", dtype)
+    assert not module.without_logits("cuda", torch.float16)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_of_the_head_the_memory_is_what_torch_tracks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the paper's 2B sizes, by tensors without memory; all logits at once would take 28 GiB."""

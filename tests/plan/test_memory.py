@@ -1,6 +1,9 @@
 """Memory against torch's own tracker, which follows every tensor of a training step that has no memory."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from sinks.errors import UserError
 from sinks.families import CausalLM
+from sinks.families.objectives import Distillation, Objective, OutlierPenalty
 from sinks.models.norms import RMSNorm
 from sinks.parallel.tensor_parallel import shard_plan
 from sinks.plan.activations import decoder_memory
@@ -138,3 +142,17 @@ def test_shards_are_divided_and_replicas_are_not() -> None:
     assert accumulating.at_the_loss == one.at_the_loss + 4000
     true = device_memory(pieces, Layout(1, "one device"), PRECISIONS["bf16-true"], **options)
     assert true.parameters == 2000
+
+
+@pytest.mark.parametrize(
+    "objective", [Distillation, partial(OutlierPenalty, objective=Distillation)], ids=["alone", "with a penalty"]
+)
+def test_an_objective_that_reads_logits_is_planned_with_all_of_them(objective: Callable[[], Objective]) -> None:
+    batch = Batch(VOCABULARY, TOKENS, ROWS, accumulated=1)
+
+    def logits(model: CausalLM) -> int:
+        return plan_model(model, Layout(1, "one device"), PRECISIONS["bf16-mixed"], batch, "cuda").memory.logits
+
+    options: dict[str, Any] = {"architecture": WIDE, "start_from": "runs/original"}
+    assert logits(CausalLM(VOCABULARY, TOKENS, objective=objective, **options)) == 3 * 4 * ROWS * TOKENS * VOCABULARY
+    assert logits(CausalLM(VOCABULARY, TOKENS, **options)) < 3 * 4 * ROWS * TOKENS * VOCABULARY
