@@ -17,10 +17,10 @@ SAMPLE = sorted(random.Random(1).sample(sorted(VARIANTS), 4))
 EAGER = "aot_eager_decomp_partition"
 
 
-def losses_and_gradients(name: str, **execution: bool) -> dict[str, Tensor]:
+def losses_and_gradients(name: str, dtype: torch.dtype = torch.float32, **execution: bool) -> dict[str, Tensor]:
     """Of what training minimizes, the second time that a model computes it."""
     torch.manual_seed(0)
-    model: CausalLM = build(name, execution=Execution(**execution))
+    model: CausalLM = build(name, execution=Execution(**execution)).to(dtype)
     rows = torch.randint(0, 11, (3, 13), generator=torch.Generator().manual_seed(1))
     for _ in range(2):
         model.zero_grad()
@@ -36,8 +36,11 @@ def test_a_checkpointed_block_gives_the_same_gradients_bit_for_bit(name: str) ->
     assert [n for n, value in plain.items() if not torch.equal(value, found[n])] == []
 
 
-def assert_compiled_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch, backend: str, **execution: bool) -> None:
+def assert_compiled_is_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch, backend: str, dtype: torch.dtype = torch.float32, **execution: bool
+) -> None:
     compiled = 0
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-11
 
     def compile_block(self: nn.Module) -> None:
         nonlocal compiled
@@ -46,12 +49,12 @@ def assert_compiled_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch, back
 
     monkeypatch.setattr(nn.Module, "compile", compile_block)
     torch.compiler.reset()
-    plain, found = losses_and_gradients(name), losses_and_gradients(name, compile=True, **execution)
+    plain, found = losses_and_gradients(name, dtype), losses_and_gradients(name, dtype, compile=True, **execution)
     assert compiled == 2
     assert plain.keys() == found.keys()
     for key, value in plain.items():
         difference, largest = (found[key] - value).abs().max(), value.abs().max()
-        assert difference <= 1e-5 * largest + 1e-7, f"{key}: {difference} of {largest}"
+        assert difference <= tolerance * (largest + 0.01), f"{key}: {difference} of {largest}"
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SAMPLE else [pytest.mark.slow]) for n in VARIANTS])
@@ -69,4 +72,5 @@ INDUCTOR = (
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INDUCTOR)
 def test_a_compiled_and_checkpointed_block_gives_the_same_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_compiled_is_the_same(name, monkeypatch, "inductor", activation_checkpointing=True)
+    # In float64: generated code rounds in another order, which gradients of a hybrid's convolutions amplify tenfold.
+    assert_compiled_is_the_same(name, monkeypatch, "inductor", torch.float64, activation_checkpointing=True)
