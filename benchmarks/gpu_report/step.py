@@ -339,7 +339,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"the same command, {'; '.join(rates)} TFLOP/s. Statistics: extra time of training with statistics every "
         f"{INTERVAL} steps. Of Hugging Face's Llama the layers are compiled, like our blocks: compiled as a whole "
         "before torch 2.14, it builds a T x T mask, so SDPA cannot use its fused causal kernels. Our loss is computed "
-        "a chunk of logits at a time, that of baseline models by torch of whole logits, which costs them time and memory.",
+        "a chunk of logits at a time, that of baseline models by torch of whole logits, at a cost of time and memory.",
     ]
     for name in dict.fromkeys(row["width"] for row in result["rows"]):
         lines += ["", f"## {name}"]
