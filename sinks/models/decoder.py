@@ -15,7 +15,7 @@ from sinks.models.clips import ResidualClip
 from sinks.models.counting import Flops, linear_flops
 from sinks.models.cross_entropy import cross_entropy, linear_cross_entropy
 from sinks.models.feed_forward import FeedForwardConfig
-from sinks.models.layers import Embedding, Linear
+from sinks.models.layers import Embedding, Linear, is_bare
 from sinks.models.mixers import FeedForward, SequenceMixer, Sublayer
 from sinks.models.norms import IdentityNorm, Norm, NormSite, OutputNormSite, output_norm_site
 from sinks.models.positions import LearnedPositions, Position, Rope
@@ -277,14 +277,9 @@ class Decoder(nn.Module):
         x = self.head_norm(x)
         if targets is None:
             return self.head(x)
-        if self._plain_head:
+        if is_bare(self.head, Head):
             return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
         return cross_entropy(self.head(x).flatten(0, 1), targets.flatten())
-
-    @property
-    def _plain_head(self) -> bool:
-        """Whether logits are the product with the head's weight and nobody sees them: no other module, no hook."""
-        return type(self.head) is Head and not (self.head._forward_pre_hooks or self.head._forward_hooks)
 
     def attention_maps(self, tokens: Tensor) -> Tensor:
         """Attention weights of every layer with `Attention`, and every head, for token ids [B, T].

@@ -10,7 +10,7 @@ from sink_kernels import gated_norm
 from torch import Tensor
 
 from sinks.errors import require
-from sinks.models.layers import Linear
+from sinks.models.layers import Linear, is_bare
 from sinks.models.norms import DyT, Norm, PreAffine, RMSNorm
 from sinks.models.taps import Tap
 
@@ -91,11 +91,9 @@ class GatedNorm(Norm):
 
     @property
     def _fused(self) -> bool:
-        """Whether the kernel computes what the modules would: it reads their weights, bypassing any wrapper or
-        replacement, such as a quantizer, and any hook."""
-        plain = type(self.down) is type(self.up) is Linear and type(self.norm) in (RMSNorm, PreAffine)
-        hooked = any(linear._forward_pre_hooks or linear._forward_hooks for linear in (self.down, self.up))
-        return self.one_kernel and plain and not hooked and self.gate_tap.edit is None
+        """Whether the kernel computes what the modules would: it reads their weights."""
+        bare = is_bare(self.down) and is_bare(self.up) and type(self.norm) in (RMSNorm, PreAffine)
+        return self.one_kernel and bare and self.gate_tap.edit is None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._fused:

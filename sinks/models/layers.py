@@ -40,3 +40,9 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.init_std)
+
+
+def is_bare(linear: nn.Module, kind: type[Linear] = Linear) -> bool:
+    """Whether calling it is the product with its weight and nothing more, so that the weight may be read in its place:
+    no wrapper or replacement, such as a quantizer, and no hook."""
+    return type(linear) is kind and not (linear._forward_pre_hooks or linear._forward_hooks)
