@@ -12,7 +12,8 @@ def at_scale(file: Path, ablation: dict[str, Any], scale: str | None) -> dict[st
 
     A scale has `configs`, and perhaps `steps` and `seeds`; they replace those of the file. `scaled` of a variant
     are factors of its own arguments, or else of numbers in these configurations. `published` are numbers that hold
-    at the published size alone: where a scale is `as_published`, they replace what is scaled or measured.
+    at the published size alone: where a scale is `as_published`, they replace what is scaled or measured. `{scale}` in
+    the ablation's `commands` becomes the scale's name.
 
     Args:
         file: of the ablation, for messages.
@@ -37,6 +38,8 @@ def at_scale(file: Path, ablation: dict[str, Any], scale: str | None) -> dict[st
         resolved |= {key: chosen[key] for key in ("configs", "steps", "seeds") if key in chosen}
         resolved["name"] = f"{ablation['name']}-{name}"
         resolved["title"] = f"{ablation.get('title', ablation['name'])}, {name}"
+        if "commands" in ablation:
+            resolved["commands"] = [command.replace("{scale}", name) for command in ablation["commands"]]
     resolved["variants"] = {
         variant: _variant(file, variant, about or {}, resolved, bool(chosen.get("as_published")))
         for variant, about in ablation["variants"].items()

@@ -30,6 +30,7 @@ def test_numbers_are_scaled_with_the_configurations() -> None:
     small = read_ablation(Path(FILE))
     assert small["name"] == "table1-backcopy"
     assert small["steps"] == 800
+    assert small["commands"] == ["make ablation-table1 SCALE=backcopy"]
     rate = small["variants"]["07-dyt-lr-5e-4"]["arguments"]["model.optimization.lr"]
     assert rate == pytest.approx(3e-3 * 5e-4 / 4.3e-3, rel=1e-3)
     clip = small["variants"]["10-clip-10"]
@@ -40,6 +41,7 @@ def test_numbers_are_scaled_with_the_configurations() -> None:
 
 def test_at_the_published_size_numbers_are_those_published() -> None:
     large = read_ablation(Path(FILE), "2b")
+    assert large["commands"] == ["make ablation-table1 SCALE=2b"]
     assert large["variants"]["07-dyt-lr-5e-4"]["arguments"] == {"model.optimization.lr": 5e-4}
     clip = large["variants"]["10-clip-10"]
     assert clip["arguments"] == {"model.residual_clip.threshold": 10}
