@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sinks.report import disagreements
+from sinks.report import disagreements, factorial
 from sinks.report.claims import Claim
 from sinks.report.outcomes import ATTENTION, LOSS, MEASURES, SINK_FROM, Comparison, VariantResult
 from sinks.report.wording import NAMES, listed, short
@@ -17,9 +17,10 @@ def question(comparison: Comparison) -> str:
 
 
 def answer(comparison: Comparison, claims: Iterable[Claim]) -> list[str]:
-    """Sentences: the baseline's sinks, which variants lower them, what happens to the loss, and what is against the
-    paper."""
-    found = [_baseline(comparison), *(_fallen(comparison, key) for key in NAMES), _losses(comparison)]
+    """Sentences: the baseline's sinks, which variants lower them, what happens to the loss, which effects do not add
+    up, and what is against the paper."""
+    fallen = [_fallen(comparison, key) for key in NAMES]
+    found = [_baseline(comparison), *fallen, _losses(comparison), factorial.sentence(comparison.ablation)]
     return [*filter(None, found), *disagreements.sentences(comparison, claims)]
 
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from sinks.report.ablation import Ablation, Run
-from sinks.report.figures.style import statistics_with
+from sinks.report.run_statistics import FIRST_TOKEN_MASS_BY_HEAD, statistics_with
 from sinks.report.tables import NONE, Table
 
-MASS = "attention/first_token_mass"
 THRESHOLD = 0.3
 NOTE = (
     f"The first validation at which the head's mean attention to the first token is above {THRESHOLD}; one that "
@@ -21,10 +20,10 @@ NOTE = (
 def births(run: Run) -> tuple[list[str], np.ndarray, np.ndarray] | None:
     """Names of the attention sites [L], steps of birth [L, H], infinite where a sink never was, and whether it is
     there at the end [L, H]; None without statistics of first-token mass."""
-    statistics = statistics_with(run, MASS)
+    statistics = statistics_with(run, FIRST_TOKEN_MASS_BY_HEAD)
     if statistics is None:
         return None
-    above = statistics.arrays[MASS] > THRESHOLD  # a NaN is not
+    above = statistics.arrays[FIRST_TOKEN_MASS_BY_HEAD] > THRESHOLD  # a NaN is not
     steps = np.where(above, statistics.steps[:, None, None].astype(np.float64), np.inf)
     return statistics.sites["attention"], steps.min(0), above[-1]
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sinks.report import transfer
-from sinks.report.figures.routes import EFFECTIVE_WEIGHT, mean_routes
 from sinks.report.outcomes import Comparison, VariantResult
+from sinks.report.routes import USED, routes
 from sinks.report.verdict import Result, combine, of_all
 
 # Of the correlation that two runs could have at most, the part from which on they do the same job.
@@ -78,8 +78,7 @@ def _at_queries(kind: str, agree: Sequence[float], repeated: Sequence[Sequence[f
 
 def _used(result: VariantResult, base: VariantResult) -> str:
     """The mean effective weight at the head of the baseline's sink, with and without the fix."""
-    name = EFFECTIVE_WEIGHT.split("/")[1]
-    before, after = (mean_routes(each.variant.runs, base.variant.runs) for each in (base, result))
-    if before is None or after is None or not math.isfinite(before[name]) or not math.isfinite(after[name]):
+    before, after = (routes(each.variant.runs, base.variant.runs).get(USED) for each in (base, result))
+    if before is None or after is None:
         return ""
-    return f" ({after[name]:.2f} of it used, the baseline {before[name]:.2f})"
+    return f" ({after.mean:.2f} of it used, the baseline {before.mean:.2f})"

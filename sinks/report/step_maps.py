@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from sinks.report.ablation import Run, Variant
-from sinks.report.figures.maps import FIRST_TOKEN_MASS_BY_HEAD
-from sinks.report.figures.style import name_of, statistics_with
+from sinks.report.figures.style import name_of
+from sinks.report.run_statistics import FIRST_TOKEN_MASS_BY_HEAD, statistics_with
 from sinks.report.svg import MAP
 
 MOST_STEPS = 20

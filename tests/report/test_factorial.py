@@ -9,7 +9,7 @@ import yaml
 from sinks.errors import UserError
 from sinks.record import RunFolder
 from sinks.report import load_ablation, write_report
-from sinks.report.factorial import table
+from sinks.report.factorial import sentence, table
 from tests.report.synthetic import Levels, write_run
 
 FACTORS = {"a": "first", "b": "second", "c": "third"}
@@ -50,6 +50,27 @@ def test_effects_and_interactions(tmp_path: Path) -> None:
     write_report(tmp_path)
     for file in ("report.md", "report.html"):
         assert "The factors, and whether they replace one another" in (tmp_path / file).read_text()
+
+
+def test_the_report_opens_with_what_does_not_add_up(tmp_path: Path) -> None:
+    """Of the planted loss the first two factors alone; five seeds are not tested."""
+    write(tmp_path / "tested", tuple(range(6)))
+    expected = "Effects of two factors do not add up in loss: first x second +0.3000 [+0.3000, +0.3000]."
+    assert sentence(load_ablation(tmp_path / "tested")) == expected
+    write_report(tmp_path / "tested")
+    assert expected in (tmp_path / "tested/report.md").read_text()
+    write(tmp_path / "few", tuple(range(5)))
+    assert sentence(load_ablation(tmp_path / "few")) == "6 seeds or more tell whether effects of two factors add up."
+    write(tmp_path / "less", (0,), COMBINATIONS[:-1])
+    assert sentence(load_ablation(tmp_path / "less")) == ""
+
+
+def test_interactions_within_noise_are_not_told(tmp_path: Path) -> None:
+    write(tmp_path, tuple(range(6)))
+    for seed in range(6):
+        folder = RunFolder(tmp_path / f"a-b/seed{seed}")
+        folder.finish(folder.summary() | {"val_loss": planted(["a", "b"], seed) - 0.3 + 0.2 * (-1) ** seed})
+    assert sentence(load_ablation(tmp_path)) == "6 seeds can tell no interaction of two factors."
 
 
 def test_only_seeds_with_every_combination_count(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import pytest
 from sinks.record import RunFolder, Statistics
 from sinks.report import compare, load_ablation
 from sinks.report.ablation import Run
-from sinks.report.figures.routes import ROUTES, routes
-from sinks.report.figures.style import statistics_with
+from sinks.report.figures.routes import routes
+from sinks.report.routes import ROUTES, table
+from sinks.report.run_statistics import statistics_with
+from sinks.report.tables import PLUS_MINUS
 from tests.report.synthetic import Levels, write_ablation
 
 
@@ -32,6 +34,12 @@ def test_bars_are_means_over_seeds_at_the_baselines_strongest_head(tmp_path: Pat
     lost = [bar.get_width() for bar in axis.containers[1]]
     assert [u + x for u, x in zip(used, lost, strict=True)] == pytest.approx([1.0, 1.0])
     assert len(axis.containers) == 2 < len(ROUTES)  # what no run has is not drawn
+    shown = table(compare(load_ablation(root)))
+    assert shown is not None
+    assert [row[0] for row in shown.rows] == ["baseline", "gate"]
+    for row, values in zip(shown.rows, expected.values(), strict=True):
+        half = (max(values) - min(values)) / 2
+        assert row[1] == f"{np.mean(values):.3f} {PLUS_MINUS} {half:.3f}"
 
 
 def test_without_a_baseline_there_is_no_figure(tmp_path: Path) -> None:
@@ -54,7 +62,7 @@ def test_a_variant_is_compared_at_the_same_layer(
         sites = found.sites | {"attention": [f"blocks.{layer}.attention"]}
         return dataclasses.replace(found, arrays=arrays, sites=sites)
 
-    monkeypatch.setattr(import_module("sinks.report.figures.routes"), "statistics_with", of_one_layer)
+    monkeypatch.setattr(import_module("sinks.report.routes"), "statistics_with", of_one_layer)
     figure = routes(compare(load_ablation(root)))
     assert figure is not None
     assert len(figure.axes[0].get_yticks()) == bars

@@ -6,8 +6,9 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from sinks.report.ablation import Run
-from sinks.report.figures.style import FAINT, LEGEND, Drawing, name_of, new_figure, statistics_with, styled
+from sinks.report.figures.style import FAINT, LEGEND, Drawing, name_of, new_figure, styled
 from sinks.report.outcomes import RESIDUAL, Comparison
+from sinks.report.run_statistics import statistics_with
 
 MEAN_ABS = "residual/mean_abs"
 SITE_FAMILIES = [

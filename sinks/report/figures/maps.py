@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from sinks.errors import UserError
 from sinks.record import Statistics
 from sinks.report.ablation import Variant
-from sinks.report.figures.style import INK, WIDTH, Drawing, name_of, new_figure, statistics_with, styled
+from sinks.report.figures.style import INK, WIDTH, Drawing, name_of, new_figure, styled
 from sinks.report.outcomes import Comparison
+from sinks.report.run_statistics import FIRST_TOKEN_MASS_BY_HEAD, statistics_with
 
-FIRST_TOKEN_MASS_BY_HEAD = "attention/first_token_mass"
 MAP_COLORS = "Blues"
 
 

@@ -22,9 +22,7 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 from matplotlib.transforms import Affine2D
 
-from sinks.record import RunFolder, Statistics
-from sinks.record.folder import NotRecorded
-from sinks.report.ablation import Ablation, Run, Side, Variant
+from sinks.report.ablation import Ablation, Side, Variant
 
 WIDTH = 9.0  # inches; at 900 pixels of a page, 10 pt text is 14 pixels high
 INK = "#222222"
@@ -193,17 +191,6 @@ def new_figure(height: float, **grid: Any) -> tuple[Drawing, np.ndarray]:
     figure = Drawing(figsize=(WIDTH, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure, np.atleast_1d(figure.subplots(**grid))
-
-
-def statistics_with(run: Run | RunFolder, name: str, stage: str = "validation") -> Statistics | None:
-    """A stage's statistics, if the run wrote them and the array has a finite value at the last step."""
-    folder = run.folder if isinstance(run, Run) else run
-    try:
-        statistics = folder.statistics(stage)
-    except NotRecorded:
-        return None
-    array = statistics.arrays.get(name)
-    return statistics if array is not None and np.isfinite(array[-1:]).any() else None
 
 
 def name_of(variant: Variant, width: int = 34) -> str:
