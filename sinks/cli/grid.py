@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -254,7 +255,8 @@ def grid(
         f"{at_once} at a time",
         file=sys.stderr,
     )
-    shown = content | {"seeds": chosen_seeds, "steps": length, "file": str(ablation)}
+    all_seeds = sorted({*chosen_seeds, *_seeds_in(root, content["variants"])})
+    shown = content | {"seeds": all_seeds, "steps": length, "file": str(ablation)}
     write_atomically(root / "ablation.yaml", yaml.safe_dump(shown, sort_keys=False))
     failed = []
     if done < len(plan):
@@ -269,6 +271,12 @@ def grid(
     print(root)
     if failed:
         raise SystemExit(1)
+
+
+def _seeds_in(root: Path, variants: Iterable[str]) -> set[int]:
+    """Those of runs that earlier grids left in the folder."""
+    names = (folder.name.removeprefix("seed") for variant in variants for folder in (root / variant).glob("seed*"))
+    return {int(name) for name in names if name.isdecimal()}
 
 
 def cores() -> int:

@@ -143,6 +143,11 @@ def test_a_grid_takes_over_what_is_finished_elsewhere(
     taken = RunFolder(tmp_path / "runs/second/same/seed0")
     assert taken.summary() == source.summary() | {"variant": "same"}
     assert sorted(p.name for p in before.iterdir()) == sorted(p.name for p in source.path.iterdir())
+    # Runs of other seeds stay part of the ablation.
+    (tmp_path / "runs/second/same/seed7").mkdir()
+    (tmp_path / "runs/second/other/seed8").mkdir(parents=True)
+    assert main(grid) == 0
+    assert yaml.safe_load((tmp_path / "runs/second/ablation.yaml").read_text())["seeds"] == [0, 7]
     # Without recorded results, from the runs of another ablation; what differs in an option is another run.
     ablation(tmp_path / "third.yaml", "third", {"alike": {}, "other": {"model.optimization.lr": "1e-4"}})
     plan = planned(read_ablation(tmp_path / "third.yaml"), tmp_path / "runs/third", ["alike", "other"], [0, 1], 6)
