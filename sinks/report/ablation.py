@@ -16,7 +16,9 @@ from sinks.record.yaml_file import read_yaml
 from sinks.report.measured import PROBES, QUANTIZATION, results
 
 Side = Literal["none", "attention", "residual", "both", "unknown"]
-Mechanism = Literal["none", "unnormalized", "clipped", "absorbed", "gated", "unknown"]
+Mechanism = Literal["none", "unnormalized", "clipped", "absorbed", "gated", "projected", "unknown"]
+# Not the paper's: it expects nothing of a variant with one of these (exclusive self-attention), and claims nothing.
+NOT_THE_PAPERS: frozenset[Mechanism] = frozenset({"projected"})
 
 OLD_SPELLINGS = {"unnormalised": "unnormalized"}
 # Summary keys that reveal a run's mechanism when no ablation file states it.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from sinks.report import four_bits, gated_units, same_job
-from sinks.report.ablation import Mechanism, Side
+from sinks.report.ablation import NOT_THE_PAPERS, Mechanism, Side
 from sinks.report.measured import has_roles
 from sinks.report.outcomes import ATTENTION, LOSS, RESIDUAL, Comparison, Outcome, VariantResult, words_of
 from sinks.report.tables import MEASURES, with_interval
@@ -90,7 +90,8 @@ def _over(
 ) -> Result:
     """The combined judgment of every variant of a mechanism and side."""
     on_side = [r for r in comparison.results if r.variant.side in sides and r is not comparison.baseline]
-    chosen = [r for r in on_side if kind in r.variant.mechanisms and without not in r.variant.mechanisms]
+    papers = [r for r in on_side if not r.variant.mechanisms & NOT_THE_PAPERS]
+    chosen = [r for r in papers if kind in r.variant.mechanisms and without not in r.variant.mechanisms]
     if not chosen:
         return _none_of(on_side)
     return of_all(judge(result) for result in chosen)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sinks.report.ablation import Mechanism, Run, Variant
+from sinks.report.ablation import NOT_THE_PAPERS, Mechanism, Run, Variant
 from sinks.report.causes import scheme
 from sinks.report.gated_units import feed_forward
 from sinks.report.loss import LossCall, LossResult, judge_losses
@@ -42,7 +42,7 @@ def verdict(comparison: Comparison, mechanism: Mechanism) -> Result:
         for result in comparison.results
         if result.variant.side in ("residual", "both")
         and mechanism in result.variant.mechanisms
-        and not result.variant.mechanisms & {"unnormalized", "clipped"}
+        and not result.variant.mechanisms & {"unnormalized", "clipped", *NOT_THE_PAPERS}
         and not (mechanism == "gated" and "absorbed" in result.variant.mechanisms)
         and (reference := _reference(comparison, result)) is not None
     ]

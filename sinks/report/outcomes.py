@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
-from sinks.report.ablation import Ablation, Side, Variant
+from sinks.report.ablation import NOT_THE_PAPERS, Ablation, Side, Variant
 from sinks.report.loss import LossCall, LossResult, Noise, judge_losses
 from sinks.report.measured import masked_change
 from sinks.report.spread import Move, Spread, move
@@ -183,6 +183,8 @@ def compare(ablation: Ablation) -> Comparison:
 
 def expectation(variant: Variant) -> Expectation:
     """The changes that the paper expects; clipping the residual or removing its normalizer should hurt."""
+    if variant.mechanisms & NOT_THE_PAPERS:
+        return {}
     harms = variant.mechanisms & {"clipped", "unnormalized"} and "gated" not in variant.mechanisms
     return HARM if harms and variant.side in ("residual", "both") else FIX.get(variant.side, {})
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from sinks.report import compare, four_bits, gated_units, load_ablation, same_job
+from sinks.report.claims import claims
 from sinks.report.outcomes import Comparison
 from tests.report.synthetic import Levels, write_run
 
@@ -90,6 +91,27 @@ GATES: dict[str, dict[str, Any]] = {
     "both": {"side": "both", "mechanism": "gated", "label": "Both"},
     "pre": {"side": "residual", "mechanism": "absorbed", "label": "PreAffine"},
 }
+
+
+def test_claims_are_not_judged_by_what_the_paper_does_not_have(tmp_path: Path) -> None:
+    """Exclusive self-attention alone and beside each gate: neither it nor the pair stands for a gate."""
+    others = {"x": ("attention", "projected"), "x-gate": ("attention", ["gated", "projected"]),
+              "x-norm": ("residual", ["gated", "projected"]), "x-both": ("both", ["gated", "projected"])}  # fmt: skip
+    variants = {"baseline": GATES["baseline"]} | {n: {"side": s, "mechanism": m} for n, (s, m) in others.items()}
+    judged = {claim.claim: claim for claim in claims(write(tmp_path, variants, {}))}
+    for start in (
+        "A parameter can absorb",
+        "A norm gate",
+        "An output gate",
+        "Both gates",
+        "Without outliers",
+        "Where a par",
+    ):
+        found = [claim for words, claim in judged.items() if words.startswith(start)]
+        assert found
+        for claim in found:
+            assert claim.verdict == "cannot tell"
+            assert claim.evidence.startswith("No such variant was run"), claim
 
 
 def quantized(root: Path, costs: Mapping[str, Sequence[float]], **about: Any) -> None:

@@ -163,6 +163,7 @@ def test_the_worst_mark_decides(side: str, attention: Change, residual: Change, 
         ("attention", {"unnormalized"}, FIX["attention"]),
         ("residual", {"absorbed"}, FIX["residual"]),
         ("none", {"gated"}, {}),
+        ("both", {"gated", "projected"}, {}),
         ("unknown", {"clipped"}, {}),
     ],
 )
