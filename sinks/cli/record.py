@@ -4,12 +4,12 @@ from pathlib import Path
 
 
 def record(directory: Path, out: Path) -> None:
-    """Copy what reports read of every finished run, some ten kilobytes each, and ablation.yaml.
+    """Copy what reports read of every finished run, some ten kilobytes each, and of the ablation.
 
     `sinks report` builds the report from the copies, and `sinks grid --recorded` takes them as finished runs.
 
     Args:
-        directory: holds the runs as <variant>/seed<k>/, and perhaps ablation.yaml.
+        directory: holds the runs as <variant>/seed<k>/, and perhaps ablation.yaml and transfer.json.
         out: gets them as runs/<variant>/seed<k>/; copies of other seeds that it has stay.
     """
     import shutil
@@ -19,7 +19,7 @@ def record(directory: Path, out: Path) -> None:
     from sinks.record.fingerprint import reject_another_run
     from sinks.record.recorded import LARGEST
     from sinks.record.recorded import record as copy
-    from sinks.report import load_ablation
+    from sinks.report import load_ablation, transfer
 
     ablation = load_ablation(directory)
     pairs = []
@@ -32,8 +32,9 @@ def record(directory: Path, out: Path) -> None:
         reject_another_run(target, own, option="out")
         pairs.append((run.folder, target, str(Path("runs") / directory.resolve().name / place)))
     sizes = {target: copy(source, target, name) for source, target, name in pairs}
-    if (directory / "ablation.yaml").is_file():
-        shutil.copy(directory / "ablation.yaml", out)
+    for name in ("ablation.yaml", transfer.FILE):
+        if (directory / name).is_file():
+            shutil.copy(directory / name, out)
     for target, size in sizes.items():
         if size > LARGEST:
             print(f"note: {target.path} has {size / 1000:.0f} kB, more than {LARGEST // 1000}")

@@ -46,6 +46,7 @@ def recorded(tmp_path: Path) -> tuple[Path, Path]:
     (runs / "baseline/seed0/checkpoints/last.ckpt").write_bytes(b"0" * 10**6)
     (runs / "baseline/seed0/probes").mkdir()
     (runs / "baseline/seed0/probes/a.json").write_text(json.dumps(PROBE))
+    (runs / "transfer.json").write_text(json.dumps({"queries": {}, "comparisons": []}))
     assert main(["record", str(runs), str(tmp_path / "results/backcopy")]) == 0
     return runs, tmp_path / "results/backcopy"
 
@@ -74,6 +75,8 @@ def test_a_recorded_run_is_small_and_names_no_place_of_the_machine(recorded: tup
     residual = PROBE["residual"] | {"loss": 1.23457, "edits": {"all|ordinary|direct|sink": kept, "head|none": None}}
     assert json.loads((run.path / "probes/a.json").read_text()) == PROBE | {"residual": residual}
     assert not (run.path / "checkpoints").exists()
+    for name in ("ablation.yaml", "transfer.json"):
+        assert (results / name).read_bytes() == (runs / name).read_bytes()
 
 
 def test_of_many_validations_some_are_kept_the_first_and_the_last_too(tmp_path: Path) -> None:
