@@ -13,7 +13,7 @@ def with_axes(file: Path, ablation: dict[str, Any]) -> dict[str, Any]:
     `axes` maps the name of an axis to `values`: a label to the options it sets, e.g. `{x2: {model.optimization.lr:
     6e-3}}`. Factors of numbers in the configurations are `scaled`: `{x2: {scaled: {model.optimization.lr: 2}}}`. A
     variant may leave an axis out: `without: [alpha]`. What it is compared with, e.g. `against: baseline`, is that at
-    the same point.
+    the same point. Each says which variant of the file it is of (`of`) and at which point (`at`), for the report.
 
     Raises:
         UserError: if an axis has no values, or a variant leaves out one that is not there.
@@ -49,6 +49,8 @@ def _name(
 def _at(name: str, about: dict[str, Any], point: tuple[tuple[str, str, dict[str, Any]], ...]) -> dict[str, Any]:
     """A variant at one point of its axes."""
     found = {key: value for key, value in about.items() if key != "without"}
+    if point:
+        found |= {"of": about.get("label", name), "at": {axis: label for axis, label, _ in point}}
     for axis, label, options in point:
         plain = {option: value for option, value in options.items() if option != "scaled"}
         factors = options.get("scaled", {})

@@ -58,6 +58,8 @@ VARIANT_SHAPES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "published": (dict, object),
     "without": (list, str),
     "has": (list, str),
+    "of": (str, object),
+    "at": (dict, str),
 }
 
 
@@ -150,6 +152,8 @@ class Variant:
         steps: optimizer steps that its own arguments request; None where they are the ablation's.
         has: the ablation's factors that it combines; None if the ablation file does not say.
         against: name of the variant that it is compared with, if not the ablation's baseline; its own for none.
+        of: label of the variant whose point it is, in an ablation with axes.
+        at: axis -> its value at that point.
     """
 
     name: str
@@ -168,6 +172,8 @@ class Variant:
     steps: int | None = None
     has: frozenset[str] | None = None
     against: str | None = None
+    of: str = ""
+    at: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shown(self) -> list[Run]:
@@ -413,6 +419,8 @@ def _variant(
         steps=(description.get("arguments") or {}).get("trainer.max_steps"),
         has=frozenset(description["has"]) if "has" in description else None,
         against=description.get("against"),
+        of=str(description.get("of") or ""),
+        at=description.get("at") or {},
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sinks.report import disagreements, factorial
+from sinks.report import disagreements, factorial, sweep
 from sinks.report.claims import Claim
 from sinks.report.outcomes import ATTENTION, LOSS, MEASURES, SINK_FROM, Comparison, VariantResult
 from sinks.report.wording import NAMES, listed, short
@@ -20,7 +20,8 @@ def answer(comparison: Comparison, claims: Iterable[Claim]) -> list[str]:
     """Sentences: the baseline's sinks, which variants lower them, what happens to the loss, which effects do not add
     up, and what is against the paper."""
     fallen = [_fallen(comparison, key) for key in NAMES]
-    found = [_baseline(comparison), *fallen, _losses(comparison), factorial.sentence(comparison.ablation)]
+    found = [_baseline(comparison), *fallen, _losses(comparison), sweep.sentence(comparison)]
+    found += [factorial.sentence(comparison.ablation)]
     return [*filter(None, found), *disagreements.sentences(comparison, claims)]
 
 

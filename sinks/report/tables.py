@@ -57,6 +57,7 @@ MEASURES = [
 ]
 # Beside first-token mass, where `sinks probe` measured it.
 MASKED_COLUMN = Column(MASKED, f"{DELTA} loss, token 0 masked", "masked", 3)
+SPIKES_COLUMN = Column("loss_spikes_per_10k", "loss spikes per 10,000 steps", "spikes", 0)
 # Columns of the second table, shown only if a variant has them.
 FURTHER = [
     Column("residual_max_abs", "largest |h|", "max |h|", 1),
@@ -67,6 +68,7 @@ FURTHER = [
     Column("gate_mean", "attention gate, mean", "gate", 2),
     Column("norm_gate_mean", "norm gate, mean", "norm gate", 2),
     Column("clipped_share", "values clipped, %", "clipped %", 2, 100.0),
+    SPIKES_COLUMN,
 ]
 
 

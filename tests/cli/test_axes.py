@@ -36,10 +36,14 @@ def test_every_variant_has_every_combination() -> None:
         "arguments": {"a": 0, "norm_rank": 8},
         "scaled": {"lr": 2},
         "config": "c",
+        "of": "Gated norm",
+        "at": {"lr": "x2", "rank": "8"},
     }
     halved = {"v": {"scaled": {"lr": 0.5, "clip": 3}, "without": ["rank"]}}
     assert expanded(halved)["v-lr-x2"]["scaled"] == {"lr": 1.0, "clip": 3}
-    assert found["plain-lr-x1"] == {"label": "plain, lr x1", "scaled": {"lr": 1}}
+    assert found["plain-lr-x1"] == {
+        "label": "plain, lr x1", "scaled": {"lr": 1}, "of": "plain", "at": {"lr": "x1"},
+    }  # fmt: skip
     assert found["bare"] == {}
     assert gated["arguments"] == {"a": 0}
 
