@@ -1,15 +1,18 @@
 """Variants along the axes of an ablation: loss and loss spikes at each value of the first axis."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sinks.report.outcomes import LOSS, Comparison, VariantResult
 from sinks.report.tables import LOSS_COLUMN, NONE, SPIKES_COLUMN, Column, Table
 from sinks.report.wording import listed
+from sinks.stats.paired import Paired, pooled_sd, smallest_effect
 
 NOTE = (
     "Mean and half range over the seeds that did not diverge, at each value of the first axis: a row for each variant "
     "and value of the others. A difference within the half ranges is none, and one seed has no half range."
 )
+
+DEVIATION = "Standard deviation of a paired loss difference, and the smallest difference that so many seeds see"
 
 
 def tables(comparison: Comparison) -> list[tuple[str, Table]]:
@@ -17,20 +20,23 @@ def tables(comparison: Comparison) -> list[tuple[str, Table]]:
     rows = _rows(comparison)
     if all(len(points) < 2 for points in rows.values()):
         return []
-    values = list(dict.fromkeys(value for points in rows.values() for value in points))
-    axis = next(iter(_along(comparison)[0].variant.at))
+    along = _along(comparison)
+    axis, values = next(iter(along[0].variant.at)), list(dict.fromkeys(v for points in rows.values() for v in points))
     headings = ["variant", *(f"{axis} {value}" for value in values)]
-    return [
+    found = [
         (
             column.heading.capitalize(),
-            Table(
-                headings,
-                [[name, *(_cell(points.get(value), column) for value in values)] for name, points in rows.items()],
-            ),
+            Table(headings, [[name, *(_cell(points.get(v), column) for v in values)] for name, points in rows.items()]),
         )
         for column in (LOSS_COLUMN, SPIKES_COLUMN)
-        if any(column.key in result.spreads for result in _along(comparison))
+        if any(column.key in result.spreads for result in along)
     ]
+    deviations = {name: [_difference(points.get(v)) for v in values] for name, points in rows.items()}
+    if any(each is not None and each.sd for row in deviations.values() for each in row):
+        cells = [[name, *(_sd([each] if each else []) for each in row)] for name, row in deviations.items()]
+        pooled = [_sd([row[i] for row in deviations.values() if row[i]]) for i in range(len(values))]
+        found.append((DEVIATION, Table(headings, [*cells, ["pooled", *pooled]])))
+    return found
 
 
 def sentence(comparison: Comparison) -> str:
@@ -77,3 +83,17 @@ def _cell(result: VariantResult | None, column: Column) -> str:
         return NONE
     diverged = [f"{len(result.variant.diverged)} diverged"] if result.variant.diverged else []
     return ", ".join([column.cell(result)] * bool(result.variant.runs) + diverged) or NONE
+
+
+def _difference(result: VariantResult | None) -> Paired | None:
+    """To the baseline of the same point, or of the ablation; None where the variant changes nothing."""
+    return result.loss.difference if result and result.loss and result.loss.difference.sd else None
+
+
+def _sd(found: Sequence[Paired | None]) -> str:
+    """Pooled, and what the fewest seeds of them see with a power of 80 %."""
+    known = [each for each in found if each is not None]
+    pooled = pooled_sd(known)
+    if pooled is None:
+        return NONE
+    return f"{pooled[0]:.2g}, {smallest_effect(pooled[0], min(each.n for each in known)):.2g}"

@@ -1,13 +1,16 @@
 """The tables of an ablation with axes, and where each variant's loss is lowest."""
 
+import math
 from pathlib import Path
 
+import pytest
 import yaml
 
 from sinks.cli.axes import with_axes
 from sinks.record import RunFolder
 from sinks.report import compare, load_ablation, write_report
-from sinks.report.sweep import sentence, tables
+from sinks.report.sweep import DEVIATION, sentence, tables
+from sinks.stats.paired import smallest_effect
 from tests.report.synthetic import Levels, write_run
 
 AXES = {
@@ -26,7 +29,8 @@ def write(root: Path, diverged: tuple[tuple[str, int], ...] = ()) -> None:
     content = with_axes(Path("f"), {"name": "sweep", "axes": AXES, "variants": VARIANTS, "baseline": "baseline-lr-x1"})
     for name in content["variants"]:
         for seed in range(2):
-            more = {"val_loss": LOSSES[name] + 0.01 * seed, "loss_spikes_per_10k": 100.0}
+            varies = 0.01 * (3 if "dyt" in name else 1) * (2 if "x2" in name else 1)
+            more = {"val_loss": LOSSES[name] + varies * seed, "loss_spikes_per_10k": 100.0}
             write_run(root / name / f"seed{seed}", name, seed, Levels(), statistics=False, **more)
             if (name, seed) in diverged:
                 folder = RunFolder(root / name / f"seed{seed}")
@@ -37,16 +41,25 @@ def write(root: Path, diverged: tuple[tuple[str, int], ...] = ()) -> None:
 def test_rows_are_variants_and_columns_the_first_axis(tmp_path: Path) -> None:
     write(tmp_path)
     comparison = compare(load_ablation(tmp_path))
-    (heading, loss), (other, spikes) = tables(comparison)
-    assert (heading, other) == ("Validation loss", "Loss spikes per 10,000 steps")
+    (heading, loss), (other, spikes), (last, deviation) = tables(comparison)
+    assert (heading, other, last) == ("Validation loss", "Loss spikes per 10,000 steps", DEVIATION)
     assert loss.headings == ["variant", "lr x1", "lr x2"]
     assert loss.rows == [
-        ["Baseline", "1.505 ± 0.005", "1.405 ± 0.005"],
-        ["DyT, alpha small", "1.705 ± 0.005", "1.605 ± 0.005"],
-        ["DyT, alpha large", "1.655 ± 0.005", "1.305 ± 0.005"],
+        ["Baseline", "1.505 ± 0.005", "1.410 ± 0.010"],
+        ["DyT, alpha small", "1.715 ± 0.015", "1.630 ± 0.030"],
+        ["DyT, alpha large", "1.665 ± 0.015", "1.330 ± 0.030"],
     ]
+    # Differences of the two seeds to the baseline's, over sqrt(2): 0.01, 0.02, 0.05.
+    assert [[name, *(cell.split(",")[0] for cell in cells)] for name, *cells in deviation.rows] == [
+        ["Baseline", "-", "0.0071"],
+        ["DyT, alpha small", "0.014", "0.035"],
+        ["DyT, alpha large", "0.014", "0.035"],
+        ["pooled", "0.014", "0.029"],
+    ]
+    see = float(deviation.rows[1][1].split(",")[1])
+    assert see == pytest.approx(smallest_effect(0.02 / math.sqrt(2), 2), abs=0.005)
     assert spikes.rows[0] == ["Baseline", "100 ± 0", "100 ± 0"]
-    lowest = "The loss of each variant is lowest at Baseline, lr x2 (1.405); and DyT, lr x2, alpha large (1.305)."
+    lowest = "The loss of each variant is lowest at Baseline, lr x2 (1.410); and DyT, lr x2, alpha large (1.330)."
     assert sentence(comparison) == f"{lowest} No run diverged."
     write_report(tmp_path)
     for file in ("report.md", "report.html"):
@@ -61,9 +74,9 @@ def test_a_point_at_which_a_seed_diverged_is_not_the_lowest(tmp_path: Path) -> N
     comparison = compare(load_ablation(tmp_path))
     rows = tables(comparison)[0][1].rows
     assert rows[0] == ["Baseline", "1.505 ± 0.005", "2 diverged"]
-    assert rows[2] == ["DyT, alpha large", "1.655 ± 0.005", "1.300, 1 diverged"]
+    assert rows[2] == ["DyT, alpha large", "1.665 ± 0.015", "1.300, 1 diverged"]
     assert sentence(comparison) == (
-        "The loss of each variant is lowest at Baseline, lr x1 (1.505); and DyT, lr x2, alpha small (1.605). "
+        "The loss of each variant is lowest at Baseline, lr x1 (1.505); and DyT, lr x2, alpha small (1.630). "
         "Diverged: Baseline, lr x2 (2 of 2); and DyT, lr x2, alpha large (1 of 2)."
     )
 
