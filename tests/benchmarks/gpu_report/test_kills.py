@@ -62,6 +62,8 @@ def in_a_session(folder: Path) -> int:
         with contextlib.suppress(BaseException):
             code = Report(folder / "out", 10, dry=True, archive=folder / "report.tar.gz").run(ROWS)
         os._exit(code)
+    # Before it has one, it looks as if all in it had ended.
+    assert eventually(lambda: os.getsid(process) == process)
     return process
 
 
