@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sinks.report import transfer
+from sinks.report.ablation import NOT_THE_PAPERS
 from sinks.report.outcomes import Comparison, VariantResult
 from sinks.report.routes import USED, routes
 from sinks.report.verdict import Result, combine, of_all
@@ -33,7 +34,9 @@ def verdict(comparison: Comparison) -> Result:
     found = [
         _judge(result, base, content, quantity)
         for result in comparison.results
-        if base is not None and result is not base and not result.variant.mechanisms & {"none", "clipped"}
+        if base is not None
+        and result is not base
+        and not result.variant.mechanisms & {"none", "clipped", *NOT_THE_PAPERS}
         for quantity in QUANTITIES.get(result.variant.side, ())
         if _of(content, result.variant.name, "baseline", quantity, ALL)
     ]

@@ -17,11 +17,10 @@ DEVIATION = "Standard deviation of a paired loss difference, and the smallest di
 
 def tables(comparison: Comparison) -> list[tuple[str, Table]]:
     """Heading and table of each measure that the runs have; empty unless variants share a row."""
-    rows = _rows(comparison)
+    axis, rows = _rows(comparison)
     if all(len(points) < 2 for points in rows.values()):
         return []
-    along = _along(comparison)
-    axis, values = next(iter(along[0].variant.at)), list(dict.fromkeys(v for points in rows.values() for v in points))
+    values = list(dict.fromkeys(value for points in rows.values() for value in points))
     headings = ["variant", *(f"{axis} {value}" for value in values)]
     found = [
         (
@@ -29,13 +28,13 @@ def tables(comparison: Comparison) -> list[tuple[str, Table]]:
             Table(headings, [[name, *(_cell(points.get(v), column) for v in values)] for name, points in rows.items()]),
         )
         for column in (LOSS_COLUMN, SPIKES_COLUMN)
-        if any(column.key in result.spreads for result in along)
+        if any(column.key in result.spreads for points in rows.values() for result in points.values())
     ]
-    deviations = {name: [_difference(points.get(v)) for v in values] for name, points in rows.items()}
-    if any(each is not None and each.sd for row in deviations.values() for each in row):
-        cells = [[name, *(_sd([each] if each else []) for each in row)] for name, row in deviations.items()]
-        pooled = [_sd([row[i] for row in deviations.values() if row[i]]) for i in range(len(values))]
-        found.append((DEVIATION, Table(headings, [*cells, ["pooled", *pooled]])))
+    differences = {name: [_difference(points.get(value)) for value in values] for name, points in rows.items()}
+    cells = [[name, *(_sd([each]) for each in row)] for name, row in differences.items()]
+    pooled = ["pooled", *(_sd(column) for column in zip(*differences.values(), strict=True))]
+    if any(cell != NONE for cell in pooled[1:]):
+        found.append((DEVIATION, Table(headings, [*cells, pooled])))
     return found
 
 
@@ -44,12 +43,13 @@ def sentence(comparison: Comparison) -> str:
     if not tables(comparison):
         return ""
     variants: dict[str, list[VariantResult]] = {}
-    for result in _along(comparison):
-        variants.setdefault(result.variant.of, []).append(result)
+    for result in comparison.results:
+        if result.variant.at:
+            variants.setdefault(result.variant.of, []).append(result)
     lowest = [best for points in variants.values() if len(points) > 1 and (best := _lowest(points))]
     diverged = [
         f"{result.variant.label} ({number} of {number + len(result.variant.runs)})"
-        for result in _along(comparison)
+        for result in comparison.results
         if (number := len(result.variant.diverged))
     ]
     named = listed(f"{best.variant.label} ({LOSS_COLUMN.mean(best)})" for best in lowest)
@@ -57,19 +57,16 @@ def sentence(comparison: Comparison) -> str:
     return f"The loss of each variant is lowest at {named}. {ended}" if lowest else ended
 
 
-def _along(comparison: Comparison) -> list[VariantResult]:
-    """The results at points of axes."""
-    return [result for result in comparison.results if result.variant.at]
-
-
-def _rows(comparison: Comparison) -> Mapping[str, Mapping[str, VariantResult]]:
-    """Name of a row -> value of the first axis -> result there."""
+def _rows(comparison: Comparison) -> tuple[str, Mapping[str, Mapping[str, VariantResult]]]:
+    """The first axis; and name of a row -> value of that axis -> result there."""
+    axis = next((name for result in comparison.results for name in result.variant.at), "")
     found: dict[str, dict[str, VariantResult]] = {}
-    for result in _along(comparison):
-        (_, value), *others = result.variant.at.items()
-        name = ", ".join([result.variant.of, *(f"{axis} {label}" for axis, label in others)])
-        found.setdefault(name, {})[value] = result
-    return found
+    for result in comparison.results:
+        others = {name: value for name, value in result.variant.at.items() if name != axis}
+        if axis in result.variant.at:
+            name = ", ".join([result.variant.of, *(f"{other} {value}" for other, value in others.items())])
+            found.setdefault(name, {})[result.variant.at[axis]] = result
+    return axis, found
 
 
 def _lowest(points: list[VariantResult]) -> VariantResult | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sinks.families import CausalLM
 from sinks.models import cross_entropy
+from sinks.models.decoder import Head
 from sinks.observe import Reader
 from sinks.observe.sites import sites_of
 from tests.families.variants import SMALL, build
@@ -54,7 +55,7 @@ def test_loss_gradients_and_statistics_are_the_same(
     torch.testing.assert_close(own_statistics, statistics, rtol=0, atol=0, equal_nan=True)
 
 
-class Capped(nn.Linear):
+class Capped(Head):
     """Logits of at most 1."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,9 +65,9 @@ class Capped(nn.Linear):
 def replace(model: CausalLM) -> None:
     decoder = model.decoder
     assert decoder is not None
-    own = Capped(decoder.head.in_features, decoder.head.out_features, bias=False)
+    own = Capped(decoder.head.in_features, decoder.head.out_features, init_std=0.1)
     own.load_state_dict(decoder.head.state_dict())
-    decoder.head = own  # type: ignore[assignment]
+    decoder.head = own
 
 
 def hook(model: CausalLM) -> None:

@@ -171,12 +171,15 @@ def test_without_measurements_the_command_is_named(tmp_path: Path) -> None:
 
 
 def compared(root: Path, with_baseline: Sequence[float], ceilings: tuple[float, float] | None) -> Comparison:
-    write(root, {name: GATES[name] for name in ("baseline", "gate")}, {})
+    exclusive = {"side": "attention", "mechanism": "projected"}
+    write(root, {name: GATES[name] for name in ("baseline", "gate")} | {"exclusive": exclusive}, {})
     shared = {"quantity": "weight", "queries": "all"}
     entries = [shared | {"variant": "gate", "against": "baseline", "best": value} for value in with_baseline]
     for name, ceiling in zip(("baseline", "gate"), ceilings or (), strict=False):
         entries.append(shared | {"variant": name, "against": "itself", "best": ceiling})
-    # Of other queries and quantities: they decide nothing.
+    # Of what the paper does not have, and of other queries and quantities: they decide nothing.
+    entries.append(shared | {"variant": "exclusive", "against": "baseline", "best": -1.0})
+    entries.append(shared | {"variant": "exclusive", "against": "itself", "best": 0.9})
     entries.append({"variant": "gate", "against": "baseline", "quantity": "weight", "queries": "some", "best": -1.0})
     entries.append({"variant": "gate", "against": "baseline", "quantity": "scale", "queries": "all", "same_site": -1.0})
     content = {"baseline": "baseline", "queries": {"all": 9, "some": 3}, "comparisons": entries}

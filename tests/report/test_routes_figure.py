@@ -66,3 +66,25 @@ def test_a_variant_is_compared_at_the_same_layer(
     figure = routes(compare(load_ablation(root)))
     assert figure is not None
     assert len(figure.axes[0].get_yticks()) == bars
+
+
+def test_a_run_whose_effective_weight_is_not_defined_has_no_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its other routes would be drawn as if nothing were used."""
+    root = write_ablation(tmp_path, {"baseline": Levels(first=0.9), "gate": Levels(first=0.1)}, heads=3)
+
+    def without_a_median(run: Run, name: str) -> Statistics | None:
+        found = statistics_with(run, name)
+        if found is None or run.folder.path.parent.name != "gate":
+            return found
+        name = "attention/effective_weight"
+        return dataclasses.replace(found, arrays=found.arrays | {name: np.full_like(found.arrays[name], np.nan)})
+
+    monkeypatch.setattr(import_module("sinks.report.routes"), "statistics_with", without_a_median)
+    comparison = compare(load_ablation(root))
+    figure, shown = routes(comparison), table(comparison)
+    assert figure is not None
+    assert shown is not None
+    assert len(figure.axes[0].get_yticks()) == 1
+    assert [row[0] for row in shown.rows] == ["baseline"]

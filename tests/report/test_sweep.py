@@ -81,6 +81,19 @@ def test_a_point_at_which_a_seed_diverged_is_not_the_lowest(tmp_path: Path) -> N
     )
 
 
+def test_a_variant_without_the_first_axis_has_no_row(tmp_path: Path) -> None:
+    """Its own axis would stand under the values of another."""
+    other = {"of": "Plain", "side": "none"}
+    content = {"name": "s", "variants": {
+        "a1": {"of": "A", "at": {"lr": "x1"}}, "a2": {"of": "A", "at": {"lr": "x2"}},
+        "p1": other | {"at": {"alpha": "x1"}}, "p2": other | {"at": {"alpha": "x2"}},
+    }}  # fmt: skip
+    for name in content["variants"]:
+        write_run(tmp_path / name / "seed0", name, 0, Levels(), statistics=False)
+    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    assert [row[0] for row in tables(compare(load_ablation(tmp_path)))[0][1].rows] == ["A"]
+
+
 def test_without_axes_there_is_no_table(tmp_path: Path) -> None:
     write_run(tmp_path / "baseline/seed0", "baseline", 0, Levels(), statistics=False)
     comparison = compare(load_ablation(tmp_path))
