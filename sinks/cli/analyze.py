@@ -139,7 +139,7 @@ def _print(folder: "RunFolder", rows: int, asked: int, unchanged: bool) -> None:
             "attention/first_token_mass",
             "uniform attention {attention/first_token_mass_uniform:.3g}",
         ),
-        ("sink heads", "attention/sink_ratio_0.3", "fraction with a mass above 0.3"),
+        ("sink heads", "attention/sink_ratio_0.3", "of heads and rows, with a mass above 0.3, query 0 included"),
         ("residual sink R", "residual/sink_score", "consistency {residual/sink_consistency:.3g}"),
         ("largest |h|", "residual/max_abs", "token 0 {residual/max_abs_first_token:.5g}"),
     ):
